@@ -1,0 +1,87 @@
+r"""The state of the limit: the overlaps that close the dynamics, and their exact random start at dimension d."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
+
+from odes.arguments import require
+from odes.problem import Problem
+
+
+class Overlaps(eqx.Module):
+    r"""The overlaps of an adapter of rank r.
+
+    - `up` (K, r): U itself;
+    - `cross` (r, f): $X = V F^T$, for a single-index problem the columns m = v·ω* and s = v·w0;
+    - `down_gram` (r, r): $R = V V^T$.
+    """
+
+    up: Float[Array, "K r"]
+    cross: Float[Array, "r f"]
+    down_gram: Float[Array, "r r"]
+
+
+class Covariances(eqx.Module):
+    r"""The covariances of the preactivations: `Q` (K, K) $= WW^T$, `M` (K, P) $= WT^T$, `P` (P, P) $= TT^T$."""
+
+    Q: Float[Array, "K K"]
+    M: Float[Array, "K P"]
+    P: Float[Array, "P P"]
+
+
+def covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
+    r"""The preactivations' covariances at given overlaps.
+
+    $Q = A\Gamma A^T + \kappa(AX^TU^T + UXA^T) + \kappa^2 URU^T$, $M = (A\Gamma + \kappa UX)\tilde B^T$, $P = \tilde B\Gamma\tilde B^T$; for a
+    single-index problem $Q = \rho^2 + 2\kappa us + \kappa^2u^2q$ and $M = \rho c + \kappa um$.
+    """
+    step = problem.adapter.kappa * overlaps.up
+    linear = problem.frozen @ overlaps.cross.T @ step.T
+    frozen = problem.frozen @ problem.frame_gram
+    return Covariances(
+        Q=frozen @ problem.frozen.T + linear + linear.T + step @ overlaps.down_gram @ step.T,
+        M=(frozen + step @ overlaps.cross) @ problem.target.T,
+        P=problem.target @ problem.frame_gram @ problem.target.T,
+    )
+
+
+def pretrained(problem: Problem) -> Overlaps:
+    """The point where the search phase begins: U = 0, no overlap, orthonormal rows of V (the limit d -> infinity)."""
+    rank = problem.adapter.rank
+    dtype = problem.frame_gram.dtype
+    return Overlaps(
+        up=jnp.zeros((problem.units[0], rank), dtype),
+        cross=jnp.zeros((rank, problem.frame_size), dtype),
+        down_gram=jnp.eye(rank, dtype=dtype),
+    )
+
+
+def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ScalarLike = 0.0) -> Overlaps:
+    r"""The overlaps of a random start at dimension d, drawn exactly: rows of V uniform on the sphere, every entry of U = `up`.
+
+    The components of a Gaussian row in span F are normal; the remainders of the r rows lie in d - rank F dimensions
+    and their Gram matrix is Wishart, drawn by Bartlett's decomposition; then the rows are normalised. The overlaps X are
+    N(0, Γ/d) to leading order. Costs O(r^2) at any d.
+
+    **Raises** ValueError if d is below rank F + r, where the r rows would not be independent of the frame.
+    """
+    rank, dtype = problem.adapter.rank, problem.frame_gram.dtype
+    eigenvalues, vectors = jnp.linalg.eigh(problem.frame_gram)
+    spans = eigenvalues > 1e3 * jnp.finfo(dtype).eps * eigenvalues[-1]
+    freedom = problem.sgd.dimension - jnp.sum(spans)
+    require("dimension", freedom, f"at least the number of directions (left for the {rank} rows)", lambda x: x >= rank)
+    inside_key, below_key, diagonal_key = jax.random.split(key, 3)
+    inside = jax.random.normal(inside_key, (rank, problem.frame_size), dtype) * spans
+    below = jnp.tril(jax.random.normal(below_key, (rank, rank), dtype), -1)
+    diagonal = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - np.arange(rank), dtype=dtype))
+    outside = below + jnp.diag(diagonal)
+    gram = inside @ inside.T + outside @ outside.T
+    lengths = jnp.sqrt(jnp.diagonal(gram))
+    scales = jnp.sqrt(jnp.where(spans, eigenvalues, 0))
+    return Overlaps(
+        up=jnp.full((problem.units[0], rank), up, dtype),
+        cross=inside @ (vectors * scales).T / lengths[:, None],
+        down_gram=gram / (lengths[:, None] * lengths),
+    )

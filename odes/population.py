@@ -1,0 +1,143 @@
+r"""The population loss in terms of the overlaps, its gradient, and the covariance of the gradient's noise.
+
+Student $\hat y = \sum_k a_k \sigma(\lambda_k)$, teacher $y = \sum_j b_j \phi(\lambda^*_j) + \sqrt\Delta z$, preactivations jointly Gaussian with
+covariances $Q = \langle\lambda\lambda^T\rangle$ (K x K), $M = \langle\lambda\lambda^{*T}\rangle$ (K x P), $P = \langle\lambda^*\lambda^{*T}\rangle$ (P x P).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, ScalarLike
+
+from odes.activations import Activation, both_are
+from odes.gaussian import PairMoments, gaussian_average, pair_moments, polar_rule, self_moments, tensor_rule
+
+
+class PopulationGradient(eqx.Module):
+    r"""The population loss and its gradient, $\nabla_W \ell = D W - C T$.
+
+    - `loss`: $\ell = \frac12 E[(\hat y - y)^2]$ without the label noise's $\Delta/2$;
+    - `C` (K, P): $C_{kj} = a_k b_j E[\sigma'(\lambda_k)\phi'(\lambda^*_j)] = -\partial\ell/\partial M$;
+    - `D` (K, K): $D_{kl} = a_k a_l E[\sigma'(\lambda_k)\sigma'(\lambda_l)] + \delta_{kl} E[a_k e\, \sigma''(\lambda_k)] = \partial\ell/\partial Q + (\partial\ell/\partial Q)^T$,
+      with the error $e = \hat y - y$.
+    """
+
+    loss: Float[Array, ""]
+    C: Float[Array, "K P"]
+    D: Float[Array, "K K"]
+
+
+def _all_pairs(f: Activation, h: Activation, p: Array, q: Array, c: Array) -> PairMoments:
+    """`pair_moments` for every entry of the covariance c (n, m), variances p (n,) and q (m,)."""
+    over_columns = jax.vmap(lambda a, b, ab: pair_moments(f, h, a, b, ab), in_axes=(None, 0, 0))
+    return jax.vmap(over_columns, in_axes=(0, None, 0))(p, q, c)
+
+
+def _within(f: Activation, covariance: Array) -> PairMoments:
+    """`pair_moments` of one link function at all pairs of its own preactivations, covariance (n, n)."""
+    variances = jnp.diagonal(covariance)
+    diagonal = jax.vmap(lambda p: self_moments(f, p))(variances)
+    if covariance.shape[0] == 1:
+        return jax.tree.map(lambda x: x[:, None], diagonal)
+    same = jnp.eye(covariance.shape[0], dtype=bool)
+    pairs = _all_pairs(f, f, variances, variances, covariance)
+    return jax.tree.map(lambda one, two: jnp.where(same, one[:, None], two), diagonal, pairs)
+
+
+def population_gradient(
+    student: Activation,
+    teacher: Activation,
+    Q: Float[Array, "K K"],
+    M: Float[Array, "K P"],
+    P: Float[Array, "P P"],
+    *,
+    readout: Float[Array, " K"],
+    teacher_readout: Float[Array, " P"],
+) -> PopulationGradient:
+    r"""The loss and its gradient at the covariances (Q, M, P), any numbers K and P of units.
+
+    $$\ell = \tfrac12 \sum_{kl} a_k a_l E[\sigma_k\sigma_l] - \sum_{kj} a_k b_j E[\sigma_k\phi_j] + \tfrac12 \sum_{ij} b_i b_j E[\phi_i\phi_j]$$
+
+    and C, D as in [`PopulationGradient`][], all from averages of pairs (`odes.gaussian.pair_moments`), so that relu
+    is exact. Source: Saad & Solla 1995; Goldt et al. 2019.
+    """
+    ss, pp = _within(student, Q), _within(teacher, P)
+    sp = _all_pairs(student, teacher, jnp.diagonal(Q), jnp.diagonal(P), M)
+    aa = readout[:, None] * readout
+    ab = readout[:, None] * teacher_readout
+    bb = teacher_readout[:, None] * teacher_readout
+    loss = 0.5 * jnp.sum(aa * ss.value) - jnp.sum(ab * sp.value) + 0.5 * jnp.sum(bb * pp.value)
+    error_curvature = jnp.sum(aa * ss.curvature, axis=1) - jnp.sum(ab * sp.curvature, axis=1)
+    return PopulationGradient(loss, ab * sp.cross, aa * ss.cross + jnp.diag(error_curvature))
+
+
+class NoiseMoments(eqx.Module):
+    r"""The four averages from which the noise of one student unit on one teacher unit is put together.
+
+    `ss` $= E[\sigma(\lambda)^2\sigma'(\lambda)^2]$, `sp` $= E[\sigma(\lambda)\phi(\lambda^*)\sigma'(\lambda)^2]$,
+    `pp` $= E[\phi(\lambda^*)^2\sigma'(\lambda)^2]$, `slope` $= E[\sigma'(\lambda)^2]$.
+    """
+
+    ss: Float[Array, ""]
+    sp: Float[Array, ""]
+    pp: Float[Array, ""]
+    slope: Float[Array, ""]
+
+
+def noise_moments(
+    student: Activation, teacher: Activation, q: ScalarLike, m: ScalarLike, p: ScalarLike
+) -> NoiseMoments:
+    r"""The [`NoiseMoments`][] at var λ = q, cov(λ, λ*) = m, var λ* = p.
+
+    Closed forms for erf (the factor σ'^2 tilts the Gaussian: $\Sigma^{-1} \to \Sigma^{-1} + 4 e e^T$) and for relu; exact
+    quadrature for polynomials, the polar rule otherwise.
+    """
+    q, m, p = (jnp.asarray(a, jnp.result_type(float)) for a in (q, m, p))
+    if both_are(student, teacher, "erf"):
+        shrink = 1 / (1 + 4 * q)
+        slope, tilted_p = (4 / np.pi) * jnp.sqrt(shrink), p - 4 * m**2 * shrink
+        tilted = [(q * shrink,) * 3, (q * shrink, tilted_p, m * shrink), (tilted_p,) * 3]
+        ss, sp, pp = (slope * pair_moments(student, teacher, *covariance).value for covariance in tilted)
+        return NoiseMoments(ss, sp, pp, slope)
+    if both_are(student, teacher, "relu"):
+        pair = pair_moments(student, teacher, q, p, m)
+        return NoiseMoments(q / 2, pair.value, p * pair.cross + m * pair.curvature, jnp.full_like(q, 0.5))
+
+    def integrand(x, y):
+        slope, image, target = student.derivative(x) ** 2, student(x), teacher(y)
+        return jnp.stack([image**2 * slope, image * target * slope, target**2 * slope, slope])
+
+    if student.hermite is not None and teacher.hermite is not None:
+        degree, teacher_degree = len(student.hermite) - 1, len(teacher.hermite) - 1
+        rule = tensor_rule(2 * max(degree, teacher_degree) + 2 * max(degree - 1, 0))
+    else:
+        rule = polar_rule
+    smooth = not (student.kinked or teacher.kinked)
+    return NoiseMoments(*gaussian_average(integrand, q, p, m, rule=rule, smooth=smooth))
+
+
+def gradient_noise(
+    student: Activation,
+    teacher: Activation,
+    Q: Float[Array, "K K"],
+    M: Float[Array, "K P"],
+    P: Float[Array, "P P"],
+    *,
+    readout: Float[Array, " K"],
+    teacher_readout: Float[Array, " P"],
+    label_noise: ScalarLike,
+) -> Float[Array, "K K"]:
+    r"""$N_{kl} = a_k a_l E[(e^2 + \Delta)\sigma'(\lambda_k)\sigma'(\lambda_l)]$, for K = P = 1; $\Delta$ is `label_noise`.
+
+    One sample's gradient with respect to w_k is g_k x, g_k = a_k e σ'(λ_k); N is the second moment of g and so of the
+    gradient in every direction to which no weight points.
+
+    **Raises** ValueError for more units, whose averages need K + P variables.
+    """
+    if M.shape != (1, 1):
+        raise ValueError(f"Argument `M` must have shape (1, 1) for the SGD noise, but has shape {M.shape}")
+    a, b = readout[0], teacher_readout[0]
+    moments = noise_moments(student, teacher, Q[0, 0], M[0, 0], P[0, 0])
+    square = a**2 * moments.ss - 2 * a * b * moments.sp + b**2 * moments.pp
+    return jnp.reshape(a**2 * (square + label_noise * moments.slope), (1, 1))

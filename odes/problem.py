@@ -1,0 +1,282 @@
+r"""The learning problem: teacher, frozen pretrained weights, LoRA adapter, SGD. Frozen, checked when made."""
+
+import dataclasses
+from typing import Any, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, ScalarLike
+
+from odes.activations import Activation, activation as parse_activation
+from odes.arguments import concrete, non_negative, positive, require, require_shape
+
+
+def _array(value: Any) -> Array:
+    return jnp.asarray(value, jnp.result_type(float))
+
+
+class Adapter(eqx.Module):
+    r"""A LoRA adapter, $W = W_0 + \kappa\, U V$ with U (K x r) and V (r x d).
+
+    - `rank`: r.
+    - `scale`: LoRA's α; $\kappa = \alpha / r$. None means α = r, so κ = 1.
+    - `lr_ratio`: $\chi = \eta_U/\eta$, the learning rate of U over that of V (LoRA+); 0 leaves U as it starts.
+    - `normalized`: whether every row of V is rescaled to unit length after each step.
+
+    >>> float(Adapter(rank=4, scale=8.0).kappa)
+    2.0
+    """
+
+    rank: int = eqx.field(static=True)
+    scale: Float[Array, ""]
+    lr_ratio: Float[Array, ""]
+    normalized: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        rank: int = 1,
+        *,
+        scale: ScalarLike | None = None,
+        lr_ratio: ScalarLike = 1.0,
+        normalized: bool = True,
+    ):
+        self.rank = rank
+        self.scale = _array(rank if scale is None else scale)
+        self.lr_ratio = _array(lr_ratio)
+        self.normalized = normalized
+        require("rank", rank, "an integer of at least 1", lambda x: (x >= 1) & (x == np.round(x)))
+        require("scale", self.scale, "positive and finite", positive)
+        require("lr_ratio", self.lr_ratio, "non-negative and finite", non_negative)
+
+    @property
+    def kappa(self) -> Float[Array, ""]:
+        """The LoRA scaling κ = α / r."""
+        return self.scale / self.rank
+
+
+class SGD(eqx.Module):
+    r"""One-pass stochastic gradient descent on the loss $(\hat y - y)^2/2$.
+
+    - `learning_rate`: η. Time is t = η * step everywhere.
+    - `batch_size`: B fresh samples a step; infinity is gradient flow.
+    - `dimension`: d.
+    - `label_noise`: Δ, the variance of the noise on the labels.
+
+    >>> float(SGD(learning_rate=0.2, batch_size=500, dimension=1000).noise_scale)
+    0.4
+    """
+
+    learning_rate: Float[Array, ""]
+    batch_size: Float[Array, ""]
+    dimension: Float[Array, ""]
+    label_noise: Float[Array, ""]
+
+    def __init__(
+        self,
+        *,
+        learning_rate: ScalarLike = 0.2,
+        batch_size: ScalarLike = 500,
+        dimension: ScalarLike = 1000,
+        label_noise: ScalarLike = 0.0,
+    ):
+        self.learning_rate = _array(learning_rate)
+        self.batch_size = _array(batch_size)
+        self.dimension = _array(dimension)
+        self.label_noise = _array(label_noise)
+        require("learning_rate", self.learning_rate, "positive and finite", positive)
+        require("batch_size", self.batch_size, "at least 1", lambda x: x >= 1)
+        require("dimension", self.dimension, "at least 2 and finite", lambda x: (x >= 2) & np.isfinite(x))
+        require("label_noise", self.label_noise, "non-negative and finite", non_negative)
+
+    @property
+    def noise_scale(self) -> Float[Array, ""]:
+        """θ = η d / B, the one combination of SGD's parameters that is left in the limit; 0 is gradient flow."""
+        return self.learning_rate * self.dimension / self.batch_size
+
+    def samples_per_dimension(self, t: Float[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+        """n / d = t / θ, the fresh samples seen by time t over the dimension (infinite for gradient flow)."""
+        return _array(t) / self.noise_scale
+
+    def steps(self, t: Float[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+        """t / η, the number of SGD steps that reach time t."""
+        return _array(t) / self.learning_rate
+
+
+class Problem(eqx.Module):
+    r"""A student $\sum_k a_k \sigma(w_k \cdot x)$ with $W = W_0 + \kappa UV$ learns $\sum_j b_j \phi(t_j \cdot x)$, $x \sim \mathcal N(0, I_d)$.
+
+    Every fixed direction is a row of the frame F (f x d), of which only the Gram matrix is needed:
+
+    - `frame_gram` (f, f): $\Gamma = F F^T$, positive semi-definite;
+    - `frozen` (K, f): A in $W_0 = A F$; `target` (P, f): $\tilde B$ in $T = \tilde B F$;
+    - `readout` (K,): a; `teacher_readout` (P,): b; ones unless given;
+    - `student`, `teacher`: the link functions σ, φ; `adapter`; `sgd`.
+
+    For one student and one teacher unit use [`Problem.single_index`][] or [`Problem.mixture`][].
+
+    **Raises** ValueError naming the argument whose shape or value is not allowed.
+    """
+
+    student: Activation
+    teacher: Activation
+    frame_gram: Float[Array, "f f"]
+    frozen: Float[Array, "K f"]
+    target: Float[Array, "P f"]
+    readout: Float[Array, " K"]
+    teacher_readout: Float[Array, " P"]
+    adapter: Adapter
+    sgd: SGD
+
+    def __init__(
+        self,
+        student: str | Activation,
+        *,
+        frame_gram: Float[ArrayLike, "f f"],
+        frozen: Float[ArrayLike, "K f"],
+        target: Float[ArrayLike, "P f"],
+        teacher: str | Activation | None = None,
+        readout: Float[ArrayLike, " K"] | None = None,
+        teacher_readout: Float[ArrayLike, " P"] | None = None,
+        adapter: Adapter | None = None,
+        sgd: SGD | None = None,
+    ):
+        self.student = parse_activation(student)
+        self.teacher = self.student if teacher is None else parse_activation(teacher)
+        self.frame_gram, self.frozen, self.target = _array(frame_gram), _array(frozen), _array(target)
+        units, frame = np.shape(self.frozen) if np.ndim(self.frozen) == 2 else (0, 0)
+        teachers = np.shape(self.target)[0] if np.ndim(self.target) else 0
+        require_shape("frozen", self.frozen, "(K, f)", (max(units, 1), max(frame, 1)))
+        require_shape("target", self.target, "(P, f)", (max(teachers, 1), frame))
+        require_shape("frame_gram", self.frame_gram, "(f, f)", (frame, frame))
+        self.readout = _array(jnp.ones(units) if readout is None else readout)
+        self.teacher_readout = _array(jnp.ones(teachers) if teacher_readout is None else teacher_readout)
+        require_shape("readout", self.readout, "(K,)", (units,))
+        require_shape("teacher_readout", self.teacher_readout, "(P,)", (teachers,))
+        require(
+            "frame_gram",
+            self.frame_gram,
+            "symmetric and positive semi-definite",
+            lambda g: np.allclose(g, g.T) and np.linalg.eigvalsh(g).min() > -1e-10 * max(np.trace(g), 1),
+        )
+        self.adapter = Adapter() if adapter is None else adapter
+        self.sgd = SGD() if sgd is None else sgd
+
+    @classmethod
+    def single_index(
+        cls,
+        activation: str | Activation,
+        *,
+        strength: ScalarLike,
+        alignment: ScalarLike = 1.0,
+        teacher: str | Activation | None = None,
+        adapter: Adapter | None = None,
+        sgd: SGD | None = None,
+    ) -> "Problem":
+        r"""One student and one teacher unit, $w_0 = \rho\,(c\,\omega^* + \sqrt{1 - c^2}\,\xi)$ with unit $\omega^* \perp \xi$.
+
+        `strength` is ρ = |w0| > 0, `alignment` is c in [-1, 1]; c = 1 is the aligned family w0 = μ ω* with μ = ρ. The
+        frame has rows (ω*, w0), so the adapter's overlaps are m = v·ω* and s = v·w0. `teacher` None means the same
+        link function as the student's.
+
+        >>> Problem.single_index("erf", strength=0.5, alignment=0.6).frame_gram.tolist()
+        [[1.0, 0.3], [0.3, 0.25]]
+        """
+        strength, alignment = _array(strength), _array(alignment)
+        require("strength", strength, "positive and finite", positive)
+        require("alignment", alignment, "between -1 and 1", lambda c: np.abs(c) <= 1)
+        overlap = strength * alignment
+        gram = jnp.stack([jnp.stack([jnp.ones_like(overlap), overlap]), jnp.stack([overlap, strength**2])])
+        return cls(
+            activation,
+            frame_gram=gram,
+            frozen=[[0.0, 1.0]],
+            target=[[1.0, 0.0]],
+            teacher=teacher,
+            adapter=adapter,
+            sgd=sgd,
+        )
+
+    @classmethod
+    def mixture(
+        cls,
+        activation: str | Activation,
+        *,
+        mu: ScalarLike,
+        teacher: str | Activation | None = None,
+        adapter: Adapter | None = None,
+        sgd: SGD | None = None,
+    ) -> "Problem":
+        r"""[`Problem.single_index`][] with $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$: $\rho^2 = \mu^2 + (1-\mu)^2$, $c = \mu/\rho$.
+
+        >>> float(Problem.mixture("erf", mu=0.5).strength)
+        0.7071067811865476
+        """
+        mu = _array(mu)
+        require("mixture", mu, "finite", np.isfinite)
+        strength, alignment = mixture_coordinates(mu)
+        return cls.single_index(
+            activation, strength=strength, alignment=alignment, teacher=teacher, adapter=adapter, sgd=sgd
+        )
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """(K, P), the numbers of student and of teacher units."""
+        return self.frozen.shape[0], self.target.shape[0]
+
+    @property
+    def frame_size(self) -> int:
+        """f, the number of fixed directions."""
+        return self.frame_gram.shape[0]
+
+    @property
+    def is_single_index(self) -> bool:
+        """Whether the problem has one student unit, one teacher unit and the frame (ω*, w0)."""
+        return self.units == (1, 1) and self.frame_size == 2
+
+    def require_single_index(self) -> None:
+        """Raises ValueError unless the problem has one student and one teacher unit in the frame (ω*, w0)."""
+        if not self.is_single_index:
+            raise ValueError(
+                f"Argument `problem` must be single-index (K = P = 1, f = 2), but has K, P = {self.units}, f = {self.frame_size}"
+            )
+
+    @property
+    def strength(self) -> Float[Array, ""]:
+        """ρ = |w0| of a single-index problem."""
+        self.require_single_index()
+        return jnp.sqrt(self.frame_gram[1, 1])
+
+    @property
+    def alignment(self) -> Float[Array, ""]:
+        """c = cos(w0, ω*) of a single-index problem."""
+        return self.frame_gram[0, 1] / self.strength
+
+    def at(self, *, strength: ScalarLike, alignment: ScalarLike) -> Self:
+        """The same single-index problem with other pretrained weights."""
+        self.require_single_index()
+        return Problem.single_index(
+            self.student,
+            strength=strength,
+            alignment=alignment,
+            teacher=self.teacher,
+            adapter=self.adapter,
+            sgd=self.sgd,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that defines the problem, as plain lists, numbers and names that JSON can hold."""
+        values: dict[str, Any] = {"student": self.student.name, "teacher": self.teacher.name}
+        for field in ("frame_gram", "frozen", "target", "readout", "teacher_readout"):
+            values[field] = np.asarray(getattr(self, field)).tolist()
+        for part in (self.adapter, self.sgd):
+            for field in dataclasses.fields(part):
+                values[field.name] = np.asarray(getattr(part, field.name)).tolist()
+        return values
+
+
+def mixture_coordinates(mu: ScalarLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(strength, alignment) of w0 = μ ω* + (1 - μ) ξ."""
+    mu = _array(mu)
+    strength = jnp.sqrt(mu**2 + (1 - mu) ** 2)
+    return strength, mu / strength

@@ -1,0 +1,40 @@
+"""The high-dimensional limit of LoRA fine-tuning: closed equations for the overlaps, and their integration."""
+
+from odes.activations import Activation, activation
+from odes.escape import Escape
+from odes.flow import flow, gradient_at, noise_at
+from odes.gaussian import PairMoments, gaussian_average, pair_moments, self_moments
+from odes.overlaps import Covariances, Overlaps, covariances, pretrained, random_overlaps
+from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
+from odes.problem import SGD, Adapter, Problem
+from odes.solve import Solution, log_times, solve
+from odes.storage import load
+
+__all__ = [
+    "SGD",
+    "Activation",
+    "Adapter",
+    "Covariances",
+    "Escape",
+    "NoiseMoments",
+    "Overlaps",
+    "PairMoments",
+    "PopulationGradient",
+    "Problem",
+    "Solution",
+    "activation",
+    "covariances",
+    "flow",
+    "gaussian_average",
+    "gradient_at",
+    "load",
+    "log_times",
+    "noise_at",
+    "noise_moments",
+    "pair_moments",
+    "population_gradient",
+    "pretrained",
+    "random_overlaps",
+    "self_moments",
+    "solve",
+]

@@ -14,6 +14,7 @@ sum), two erf and two relu, and the rules for everything else.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -185,32 +186,42 @@ def mean_derivatives(series: tuple[float, ...], p: Array) -> Float[Array, " n"]:
 
     $E[f^{(k)}(x)] = \sum_i a_{k+2i} \frac{(k+2i)!}{2^i\, i!} (p-1)^i$, from $E[\mathrm{He}_{2i}(x)] = (2i-1)!!\,(p-1)^i$.
     """
-    return jnp.stack([jnp.polyval(jnp.asarray(row, p.dtype), p - 1) for row in _mean_derivative_coefficients(series)])
+    coefficients = jnp.asarray(_mean_derivative_coefficients(series), p.dtype)
+    total = coefficients[:, -1]
+    for i in reversed(range(coefficients.shape[1] - 1)):
+        total = coefficients[:, i] + total * (p - 1)
+    return total
 
 
 @functools.cache
-def _mean_derivative_coefficients(series: tuple[float, ...]) -> tuple[np.ndarray, ...]:
-    """For each k the coefficients of E[f^(k)(x)] in powers of p - 1, highest power first."""
-    factorial = [1]
-    for n in range(1, len(series)):
-        factorial.append(factorial[-1] * n)
-    return tuple(
-        np.array([series[k + 2 * i] * (factorial[k + 2 * i] / (2**i * factorial[i])) for i in range((len(series) - k + 1) // 2)])[::-1]
-        for k in range(len(series))
-    )
+def _mean_derivative_coefficients(series: tuple[float, ...]) -> np.ndarray:
+    """Row k holds the coefficients of E[f^(k)(x)] in powers of p - 1, lowest power first."""
+    degree = len(series) - 1
+    coefficients = np.zeros((degree + 1, degree // 2 + 1))
+    for k in range(degree + 1):
+        for i in range((degree - k) // 2 + 1):
+            weight = math.factorial(k + 2 * i) // math.factorial(i) / 2**i
+            coefficients[k, i] = series[k + 2 * i] * weight
+    return coefficients
 
 
 def _polynomial_moments(f: tuple[float, ...], h: tuple[float, ...], p: Array, q: Array, c: Array) -> PairMoments:
     """E[f(x) h(y)] = sum_k c^k / k! E[f^(k)(x)] E[h^(k)(y)] (Mehler)."""
     left, right = mean_derivatives(f, p), mean_derivatives(h, q)
-
-    def mehler(a: Array, b: Array) -> Array:
-        total = jnp.zeros_like(c)
-        for k in reversed(range(min(a.size, b.size))):
-            total = a[k] * b[k] + total * c / (k + 1)
-        return total
-
-    return PairMoments(mehler(left, right), mehler(left[1:], right[1:]), mehler(left[2:], right))
+    terms = min(left.size, right.size)
+    pad = jnp.zeros(terms + 2, p.dtype)
+    left, right = jnp.concatenate([left, pad]), jnp.concatenate([right, pad])
+    products = jnp.stack(
+        [
+            left[:terms] * right[:terms],
+            left[1 : terms + 1] * right[1 : terms + 1],
+            left[2 : terms + 2] * right[:terms],
+        ]
+    )
+    total = jnp.zeros(3, p.dtype)
+    for k in reversed(range(terms)):
+        total = products[:, k] + total * (c / (k + 1))
+    return PairMoments(*total)
 
 
 def _erf_moments(p: Array, q: Array, c: Array) -> PairMoments:

@@ -1,7 +1,7 @@
 r"""The learning problem: teacher, frozen pretrained weights, LoRA adapter, SGD. Frozen, checked when made."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from odes.activations import Activation, activation as parse_activation
-from odes.arguments import concrete, non_negative, positive, require, require_shape
+from odes.arguments import non_negative, positive, require, require_shape
 
 
 def _array(value: Any) -> Array:
@@ -185,11 +185,15 @@ class Problem(eqx.Module):
         strength, alignment = _array(strength), _array(alignment)
         require("strength", strength, "positive and finite", positive)
         require("alignment", alignment, "between -1 and 1", lambda c: np.abs(c) <= 1)
-        overlap = strength * alignment
-        gram = jnp.stack([jnp.stack([jnp.ones_like(overlap), overlap]), jnp.stack([overlap, strength**2])])
+        return cls._with_gram(activation, strength * alignment, strength**2, teacher, adapter, sgd)
+
+    @classmethod
+    def _with_gram(cls, activation, overlap, square, teacher, adapter, sgd) -> "Problem":
+        """The single-index problem with w0·ω* = overlap and |w0|^2 = square, both already checked arrays."""
+        one = jnp.ones_like(overlap)
         return cls(
             activation,
-            frame_gram=gram,
+            frame_gram=jnp.stack([jnp.stack([one, overlap]), jnp.stack([overlap, square])]),
             frozen=[[0.0, 1.0]],
             target=[[1.0, 0.0]],
             teacher=teacher,
@@ -214,10 +218,7 @@ class Problem(eqx.Module):
         """
         mu = _array(mu)
         require("mixture", mu, "finite", np.isfinite)
-        strength, alignment = mixture_coordinates(mu)
-        return cls.single_index(
-            activation, strength=strength, alignment=alignment, teacher=teacher, adapter=adapter, sgd=sgd
-        )
+        return cls._with_gram(activation, mu, mu**2 + (1 - mu) ** 2, teacher, adapter, sgd)
 
     @property
     def units(self) -> tuple[int, int]:
@@ -252,18 +253,6 @@ class Problem(eqx.Module):
         """c = cos(w0, ω*) of a single-index problem."""
         return self.frame_gram[0, 1] / self.strength
 
-    def at(self, *, strength: ScalarLike, alignment: ScalarLike) -> Self:
-        """The same single-index problem with other pretrained weights."""
-        self.require_single_index()
-        return Problem.single_index(
-            self.student,
-            strength=strength,
-            alignment=alignment,
-            teacher=self.teacher,
-            adapter=self.adapter,
-            sgd=self.sgd,
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Everything that defines the problem, as plain lists, numbers and names that JSON can hold."""
         values: dict[str, Any] = {"student": self.student.name, "teacher": self.teacher.name}
@@ -274,9 +263,16 @@ class Problem(eqx.Module):
                 values[field.name] = np.asarray(getattr(part, field.name)).tolist()
         return values
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Problem":
+        """The problem that `to_dict` described; activations of your own are not known by name.
 
-def mixture_coordinates(mu: ScalarLike) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(strength, alignment) of w0 = μ ω* + (1 - μ) ξ."""
-    mu = _array(mu)
-    strength = jnp.sqrt(mu**2 + (1 - mu) ** 2)
-    return strength, mu / strength
+        >>> problem = Problem.mixture("erf", mu=0.3, sgd=SGD(label_noise=0.1))
+        >>> Problem.from_dict(problem.to_dict()).to_dict() == problem.to_dict()
+        True
+        """
+        names = ("frame_gram", "frozen", "target", "teacher", "readout", "teacher_readout")
+        adapter, sgd = ({f.name: values[f.name] for f in dataclasses.fields(part)} for part in (Adapter, SGD))
+        return cls(
+            values["student"], **{name: values[name] for name in names}, adapter=Adapter(**adapter), sgd=SGD(**sgd)
+        )

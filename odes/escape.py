@@ -1,0 +1,51 @@
+r"""What counts as escape from the search phase: one definition for theory, ODE and simulators."""
+
+import difflib
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, ScalarLike
+
+from odes.arguments import require
+from odes.flow import gradient_at
+from odes.overlaps import Overlaps, covariances, pretrained
+from odes.problem import Problem
+
+CRITERIA = {
+    "loss": "the population loss has fallen to `threshold` times its value at w0",
+    "overlap": "|w.omega* - w0.omega*| has reached `threshold` times |1 - w0.omega*|",
+}
+
+
+class Escape(eqx.Module):
+    r"""The first time at which a run has left the search phase.
+
+    - `criterion` "loss": $\ell(t) \le \vartheta\,\ell(w_0)$; blind to signs, rank and basis;
+    - `criterion` "overlap" (single-index): $|w\cdot\omega^* - w_0\cdot\omega^*| \ge \vartheta\,|1 - w_0\cdot\omega^*|$;
+    - `threshold`: ϑ in (0, 1).
+
+    **Raises** ValueError for an unknown criterion or a threshold outside (0, 1).
+    """
+
+    criterion: str = eqx.field(static=True)
+    threshold: Float[Array, ""]
+
+    def __init__(self, criterion: str = "loss", threshold: ScalarLike = 0.5):
+        if criterion not in CRITERIA:
+            near = difflib.get_close_matches(criterion, CRITERIA, n=1, cutoff=0.3)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"Argument `criterion` must be one of {list(CRITERIA)}, but is {criterion!r}{hint}")
+        self.criterion = criterion
+        self.threshold = jnp.asarray(threshold, jnp.result_type(float))
+        require("threshold", self.threshold, "between 0 and 1, both excluded", lambda x: np.logical_and(x > 0, x < 1))
+
+    def margin(self, problem: Problem, overlaps: Overlaps) -> Float[Array, ""]:
+        """Positive before escape, zero at it, in units of the criterion's value at w0."""
+        start = pretrained(problem)
+        if self.criterion == "loss":
+            return gradient_at(problem, overlaps).loss / gradient_at(problem, start).loss - self.threshold
+        problem.require_single_index()
+        at_start = covariances(problem, start).M[0, 0]
+        travelled = covariances(problem, overlaps).M[0, 0] - at_start
+        return self.threshold - jnp.abs(travelled / (1 - at_start))

@@ -1,0 +1,291 @@
+r"""Integration of the closed equations: `solve(problem, start, t1=...)` gives a `Solution`."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix as optx
+from jaxtyping import Array, ArrayLike, Float, Int, ScalarLike
+
+from odes.arguments import concrete, positive, require
+from odes.escape import Escape
+from odes.flow import flow, gradient_at
+from odes.overlaps import Overlaps, covariances
+from odes.problem import Problem
+from odes.storage import write_dataset
+
+
+class Solution(eqx.Module):
+    """A solved trajectory of the overlaps.
+
+    - `t` (T,): the output times; `overlaps`: an [`odes.Overlaps`][] with T in front of every shape; `loss` (T,).
+        Times that the integration did not reach (after the escape with `until_escape`, or after a failure) are NaN in
+        `overlaps` and `loss`.
+    - `escape_time`: when the escape criterion was met; NaN if it was not by t1 or if none was given.
+    - `final`: the overlaps where the integration ended, at time `t_final`.
+    - `steps_taken`, `steps_rejected`: the integrator's, over the whole run; `result`: how it fared.
+    - `problem`, `escape`: what was solved.
+    """
+
+    t: Float[Array, " T"]
+    overlaps: Overlaps
+    loss: Float[Array, " T"]
+    escape_time: Float[Array, ""]
+    t_final: Float[Array, ""]
+    final: Overlaps
+    steps_taken: Int[Array, ""]
+    steps_rejected: Int[Array, ""]
+    result: diffrax.RESULTS
+    problem: Problem
+    escape: Escape | None
+    _legs: tuple[diffrax.Solution, ...]
+
+    @property
+    def m(self) -> Float[Array, "T r"]:
+        """Overlap of every adapter row with the target, v·ω* (single-index)."""
+        self.problem.require_single_index()
+        return self.overlaps.cross[..., 0]
+
+    @property
+    def s(self) -> Float[Array, "T r"]:
+        """Overlap of every adapter row with the frozen weights, v·w0 (single-index)."""
+        self.problem.require_single_index()
+        return self.overlaps.cross[..., 1]
+
+    @property
+    def u(self) -> Float[Array, "T r"]:
+        """The up-projection of the one student unit, one entry per adapter row (single-index)."""
+        self.problem.require_single_index()
+        return self.overlaps.up[..., 0, :]
+
+    @property
+    def target_overlap(self) -> Float[Array, " T"]:
+        """w·ω* of the whole student (single-index)."""
+        self.problem.require_single_index()
+        return jax.vmap(lambda o: covariances(self.problem, o).M[0, 0])(self.overlaps)
+
+    @property
+    def successful(self) -> bool:
+        """Whether the integrator reached the end (t1, or the escape if asked to stop there)."""
+        return bool(diffrax.is_okay(self.result))
+
+    @property
+    def message(self) -> str:
+        """How the integrator fared, in words."""
+        if self.result == diffrax.RESULTS.successful:
+            return "reached t1"
+        if self.result == diffrax.RESULTS.event_occurred:
+            return "stopped at the escape"
+        return str(diffrax.RESULTS[self.result]).splitlines()[0] or "failed"
+
+    def evaluate(self, t: ScalarLike) -> Overlaps:
+        """The overlaps at any time from 0 to `t_final`, by the integrator's interpolant; needs `solve(..., dense=True)`."""
+        if any(leg.interpolation is None for leg in self._legs):
+            raise ValueError("Argument `dense` of `solve` must be True for `Solution.evaluate`")
+        values = [leg.evaluate(t) for leg in self._legs]
+        if len(values) == 1:
+            return values[0]
+        before = ~(t > self.escape_time)
+        return jax.tree.map(lambda a, b: jnp.where(before, a, b), *values)
+
+    def to_dataset(self):
+        """The trajectory as an `xarray.Dataset`, with the problem and the integrator's report among its attributes."""
+        import xarray
+
+        rank, units = self.problem.adapter.rank, self.problem.units[0]
+        return xarray.Dataset(
+            {
+                "up": (("time", "unit", "rank"), np.asarray(self.overlaps.up)),
+                "cross": (("time", "rank", "frame"), np.asarray(self.overlaps.cross)),
+                "down_gram": (("time", "rank", "rank_"), np.asarray(self.overlaps.down_gram)),
+                "loss": ("time", np.asarray(self.loss)),
+                "escape_time": ((), np.asarray(self.escape_time)),
+            },
+            coords={"time": np.asarray(self.t), "unit": np.arange(units), "rank": np.arange(rank)},
+            attrs={"result": self.message, "steps_taken": int(self.steps_taken)},
+        )
+
+    def save(self, path: str) -> None:
+        """Writes `to_dataset()` to a netCDF file, whole or not at all, with all that made it; [`odes.load`][] reads it."""
+        write_dataset(self.to_dataset(), path, kind="solution", problem=self.problem.to_dict())
+
+    def plot(self, ax=None):
+        """Draws the loss against time on `ax` (a new one if None), the escape marked; returns the axes."""
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        (line,) = ax.plot(self.t, self.loss)
+        if bool(jnp.isfinite(self.escape_time)):
+            ax.axvline(float(self.escape_time), color=line.get_color(), linestyle=":", linewidth=1)
+        ax.set(xlabel=r"time $t = \eta \times$ step", ylabel=r"population loss $\ell$", yscale="log")
+        return ax
+
+    def __str__(self) -> str:
+        if self.t_final.ndim:
+            return f"Solution of {self.t_final.size} problems, batch shape {self.t_final.shape}"
+        escaped = "no escape" if self.escape is not None else "no escape criterion"
+        if bool(jnp.isfinite(self.escape_time)):
+            escaped = f"escape at t = {float(self.escape_time):.6g}"
+        return (
+            f"Solution to t = {float(self.t_final):g}: {self.message}; {escaped}; "
+            f"{int(self.steps_taken)} steps ({int(self.steps_rejected)} rejected), {self.t.size} output times"
+        )
+
+
+def log_times(t1: ScalarLike, n: int, *, first: ScalarLike | None = None) -> Float[Array, " n"]:
+    """n output times, 0 and then evenly spaced in log t from `first` (t1 / 1000 unless given) to t1.
+
+    >>> log_times(100.0, 4, first=1.0).round(9).tolist()
+    [0.0, 1.0, 10.0, 100.0]
+    """
+    first = t1 / 1000 if first is None else first
+    return jnp.concatenate([jnp.zeros(1), jnp.geomspace(first, t1, n - 1)])
+
+
+def _check_tolerances(rtol: ScalarLike, atol: ScalarLike) -> None:
+    require("rtol", rtol, "positive and finite", positive)
+    require("atol", atol, "positive and finite", positive)
+    dtype = jnp.result_type(float)
+    smallest = float(50 * jnp.finfo(dtype).eps)
+    if concrete(rtol) and rtol < smallest:
+        mend = "; jax.config.update('jax_enable_x64', True) makes it float64" if dtype == jnp.float32 else ""
+        raise ValueError(f"Argument `rtol` must be at least {smallest:.1e} in {dtype}, but is {rtol}{mend}")
+
+
+def solve(
+    problem: Problem,
+    start: Overlaps,
+    *,
+    t1: ScalarLike,
+    times: Float[ArrayLike, " T"] | None = None,
+    escape: Escape | None = None,
+    until_escape: bool = False,
+    dense: bool = False,
+    rtol: ScalarLike = 1e-8,
+    atol: ScalarLike = 1e-10,
+    solver: diffrax.AbstractSolver | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    max_steps: int = 2**18,
+) -> Solution:
+    """Integrates the overlaps' closed equations ([`odes.flow`][]) from `start` at t = 0 to `t1`.
+
+    - `times` (T,): increasing output times in [0, t1]; 201 even ones unless given ([`odes.log_times`][] for others).
+    - `escape`: locate the escape by root finding; the run goes on to t1, or ends there if `until_escape`.
+    - `dense`: keep the interpolant for `Solution.evaluate`.
+    - `rtol`, `atol`: tolerances of the adaptive step size (a PID controller, PI-tuned).
+    - `solver`: a Diffrax solver, Tsit5 unless given (`diffrax.Kvaerno5()` where t1 is thousands of the fastest time
+        scale, as for He6 at t1 = 10); `adjoint`: how gradients pass through (Diffrax's default unless given).
+
+    A failing integration does not raise: the solution says so and holds NaN where it did not get. Works under jit, vmap
+    and grad; `escape_time` is differentiable by the implicit function theorem.
+
+    **Raises** ValueError for t1 <= 0, times outside [0, t1] or not increasing, and tolerances that the floating point
+    type cannot reach.
+
+    >>> from odes import Escape, Problem, random_overlaps
+    >>> problem = Problem.single_index("erf", strength=0.5)
+    >>> start = random_overlaps(problem, jax.random.key(0))
+    >>> print(solve(problem, start, t1=400.0, escape=Escape()))  # doctest: +ELLIPSIS
+    Solution to t = 400: reached t1; escape at t = ...; ... output times
+    """
+    require("t1", t1, "positive and finite", positive)
+    _check_tolerances(rtol, atol)
+    times = jnp.linspace(0, t1, 201) if times is None else jnp.asarray(times, jnp.result_type(float))
+    if concrete(times) and concrete(t1):
+        inside = "increasing, between 0 and t1"
+        require("times", times, inside, lambda x: (x[0] >= 0) & (x[-1] <= float(t1)) & np.all(np.diff(x) > 0))
+    noise_scale = problem.sgd.noise_scale
+    return _solve(
+        problem,
+        start,
+        jnp.asarray(t1, times.dtype),
+        times,
+        escape,
+        (jnp.asarray(rtol, times.dtype), jnp.asarray(atol, times.dtype)),
+        until_escape=until_escape,
+        dense=dense,
+        noise=not (concrete(noise_scale) and np.all(np.asarray(noise_scale) == 0)),
+        solver=diffrax.Tsit5() if solver is None else solver,
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=max_steps,
+    )
+
+
+@eqx.filter_jit
+def _solve(
+    problem: Problem,
+    start: Overlaps,
+    t1: Array,
+    times: Array,
+    escape: Escape | None,
+    tolerances: tuple[Array, Array],
+    *,
+    until_escape: bool,
+    dense: bool,
+    noise: bool,
+    solver: diffrax.AbstractSolver,
+    adjoint: diffrax.AbstractAdjoint,
+    max_steps: int,
+) -> Solution:
+    def integrate(t0: Array, y0: Overlaps, ts: Array, event: diffrax.Event | None) -> diffrax.Solution:
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: flow(args, y, noise=noise)),
+            solver,
+            t0=t0,
+            t1=t1,
+            dt0=None,
+            y0=y0,
+            args=problem,
+            saveat=diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)), dense=dense),
+            stepsize_controller=diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4),
+            adjoint=adjoint,
+            event=event,
+            max_steps=max_steps,
+            throw=False,
+        )
+
+    zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
+    if escape is None:
+        legs = (integrate(zero, start, times, None),)
+        escape_time = never
+    else:
+        root_finder = optx.Newton(rtol=tolerances[0], atol=tolerances[0])
+        event = diffrax.Event(lambda t, y, args, **kw: escape.margin(args, y), root_finder, direction=False)
+        legs = (integrate(zero, start, times, event),)
+        reached = legs[0].ts[1][0]
+        escaped = legs[0].result == diffrax.RESULTS.event_occurred
+        already = escape.margin(problem, start) <= 0
+        escape_time = jnp.where(already, zero, jnp.where(escaped, reached, never))
+        if not until_escape:
+            resume = jnp.where(escaped, reached, t1)
+            legs += (integrate(resume, _last(legs[0]), jnp.clip(times, resume, t1), None),)
+
+    overlaps, result = legs[0].ys[0], legs[0].result
+    if len(legs) == 2:
+        late = times > legs[0].ts[1][0]
+        overlaps = jax.tree.map(lambda a, b: jnp.where(_column(late, a), b, a), overlaps, legs[1].ys[0])
+        result = diffrax.RESULTS.where(result == diffrax.RESULTS.event_occurred, legs[1].result, result)
+    overlaps = jax.tree.map(lambda y: jnp.where(jnp.isfinite(y), y, jnp.nan), overlaps)
+    return Solution(
+        t=times,
+        overlaps=overlaps,
+        loss=jax.vmap(lambda o: gradient_at(problem, o).loss)(overlaps),
+        escape_time=escape_time,
+        t_final=legs[-1].ts[1][0],
+        final=_last(legs[-1]),
+        steps_taken=sum(leg.stats["num_steps"] for leg in legs),
+        steps_rejected=sum(leg.stats["num_rejected_steps"] for leg in legs),
+        result=result,
+        problem=problem,
+        escape=escape,
+        _legs=tuple(eqx.tree_at(lambda s: (s.ts, s.ys), leg, (None, None)) for leg in legs),
+    )
+
+
+def _last(leg: diffrax.Solution) -> Overlaps:
+    return jax.tree.map(lambda y: y[0], leg.ys[1])
+
+
+def _column(mask: Array, like: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

@@ -1,0 +1,99 @@
+r"""Critical strengths: where the gradient at the pretrained weights vanishes and the search phase lasts forever."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, ScalarLike
+
+from odes import Activation, Problem, gradient_at, pretrained
+from odes.arguments import require
+
+_GOLDEN = 0.6180339887498949
+_ZERO = 1e-9
+
+
+class CriticalPoints(eqx.Module):
+    r"""The zeros of the gradient along a family of pretrained weights; unused places hold NaN.
+
+    - `strength` (n,): the family's parameter at each zero, increasing;
+    - `prefactor` (n,): A in $\tau \simeq A / (\mu - \mu_c)^2$; NaN where D <= 0, where τ stays finite.
+    """
+
+    strength: Float[Array, " n"]
+    prefactor: Float[Array, " n"]
+
+
+@eqx.filter_jit
+def critical_points(
+    student: str | Activation,
+    *,
+    low: ScalarLike,
+    high: ScalarLike,
+    teacher: str | Activation | None = None,
+    alignment: ScalarLike | None = 1.0,
+    resolution: int = 512,
+    size: int = 24,
+) -> CriticalPoints:
+    r"""All strengths in [low, high] where $\nabla_W\ell(w_0) = C\omega^* - Dw_0$ vanishes, and how τ diverges at each.
+
+    The family is $w_0 = \mu\,(c\,\omega^* + \sqrt{1-c^2}\,\xi)$ with c = `alignment`, or, if `alignment` is None,
+    $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$. The local minima of the gradient's length on `resolution` points are refined by
+    golden sections and Gauss-Newton steps to rounding error and kept where the length is zero. Near a simple zero
+
+    $$\tau \simeq \frac{D}{|\partial_\mu(C\omega^* - Dw_0)|^2}\,\frac{1}{(\mu - \mu_c)^2} \quad (D > 0),$$
+
+    whatever χκ² is. Works under jit, vmap and grad (the zeros by the implicit function theorem), so the number of
+    places, `size`, is fixed. Two zeros closer than (high - low)/resolution may be found as one.
+
+    >>> critical_points("He3", low=0.1, high=0.9).strength[0].round(12).tolist()
+    0.320724347323
+    """
+    require("low", low, "positive", lambda x: x > 0)
+
+    def at(mu: Array) -> tuple[Array, Array]:
+        """The gradient's components along ω* and ξ, and D."""
+        if alignment is None:
+            problem, along, across = Problem.mixture(student, mu=mu, teacher=teacher), mu, 1 - mu
+        else:
+            problem = Problem.single_index(student, strength=mu, alignment=alignment, teacher=teacher)
+            cosine = jnp.asarray(alignment, mu.dtype)
+            along, across = mu * cosine, mu * jnp.sqrt(1 - cosine**2)
+        gradient = gradient_at(problem, pretrained(problem))
+        C, D = gradient.C[0, 0], gradient.D[0, 0]
+        return jnp.stack([C - D * along, -D * across]), jnp.stack([C, D * along, D * across, D])
+
+    def length(mu: Array) -> Array:
+        return jnp.linalg.norm(at(mu)[0])
+
+    def section(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, right = bracket
+        inner = jnp.stack([right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)])
+        inner_lengths = jax.vmap(jax.vmap(length))(inner)
+        go_left = inner_lengths[0] < inner_lengths[1]
+        return jnp.where(go_left, left, inner[0]), jnp.where(go_left, inner[1], right)
+
+    def gauss_newton(mu: Array) -> Array:
+        residual, slope = jax.jvp(lambda x: at(x)[0], (mu,), (jnp.ones_like(mu),))
+        steepness = slope @ slope
+        return mu - residual @ slope / jnp.where(steepness > 0, steepness, 1)
+
+    low, high = (jnp.asarray(x, jnp.result_type(float)) for x in (low, high))
+    spacing = (high - low) / (resolution - 1)
+    grid = low + spacing * jnp.arange(-1, resolution + 1)
+    grid = jnp.maximum(grid, low / 2)
+    lengths = jax.lax.stop_gradient(jax.vmap(length)(grid))
+    lowest = (lengths[1:-1] <= lengths[:-2]) & (lengths[1:-1] < lengths[2:])
+    (places,) = jnp.nonzero(lowest, size=size, fill_value=-1)
+    brackets = grid[places], grid[places + 2]
+    left, right = jax.lax.fori_loop(0, 16, section, jax.lax.stop_gradient(brackets))
+    step = jax.vmap(gauss_newton)
+    polished = jax.lax.fori_loop(0, 4, lambda _, mu: step(mu), (left + right) / 2)
+    zeros = step(jax.lax.stop_gradient(polished))
+    (residuals, parts), (slopes, _) = jax.vmap(lambda mu: jax.jvp(at, (mu,), (jnp.ones_like(mu),)))(zeros)
+    inside = (zeros >= low - 1e-9) & (zeros <= high + 1e-9)
+    vanishing = jnp.linalg.norm(residuals, axis=1) < _ZERO * jnp.linalg.norm(parts[:, :3], axis=1)
+    found = (places >= 0) & inside & vanishing
+    D = parts[:, 3]
+    prefactors = jnp.where(found & (D > 0), D / jnp.sum(slopes**2, axis=1), jnp.nan)
+    order = jnp.argsort(jnp.where(found, zeros, jnp.inf))
+    return CriticalPoints(jnp.where(found, zeros, jnp.nan)[order], prefactors[order])

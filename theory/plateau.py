@@ -1,0 +1,73 @@
+r"""The plateau of negative D: where U settles before any overlap has grown, and how the plateau is left."""
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from odes import Adapter, Overlaps, Problem, flow, gradient_at, pretrained
+
+
+class Plateau(eqx.Module):
+    r"""The plateau of a problem with D(w0) < 0; all NaN if D(w0) >= 0 or if D has no zero at larger norm.
+
+    - `up`: $u_p = |u|$ on the plateau, where D vanishes at $Q = \rho^2 + \kappa^2u_p^2$, $M = \rho c$;
+    - `rate`: the largest real part of the eigenvalues of the flow's Jacobian at $u = u_p$ and no overlap; `tau` = 1/rate;
+    - `drift`: $\kappa u_pC$, the speed at which the overlap m starts to grow on the plateau.
+    """
+
+    up: Float[Array, ""]
+    rate: Float[Array, ""]
+    tau: Float[Array, ""]
+    drift: Float[Array, ""]
+
+
+def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
+    r"""The plateau of a single-index problem whose D is negative at w0 (even Hermite links at small strength).
+
+    Without overlap u obeys $\dot u = -\chi\kappa^2D(\rho^2 + \kappa^2u^2, \rho c)\,u$: it leaves 0 if D < 0 and settles where D
+    vanishes. If C is zero there (no alignment) the plateau is a fixed point and its overlaps grow as $e^{t/\tau}$. If not,
+    the overlap also drifts, $\dot m = \kappa u_pC$ at m = 0, and leaves the plateau after a time near
+    $\tau\log(1 + 1/(\tau\kappa u_pC))$, which does not grow with d.
+
+    **Raises** ValueError unless the problem is single-index.
+    """
+    problem.require_single_index()
+    adapter = problem.adapter
+    single = Adapter(1, scale=adapter.kappa, lr_ratio=adapter.lr_ratio, normalized=adapter.normalized)
+    problem = eqx.tree_at(lambda p: p.adapter, problem, single, is_leaf=lambda x: isinstance(x, Adapter))
+    start = pretrained(problem)
+
+    def with_up(step: Array) -> Overlaps:
+        return Overlaps(jnp.reshape(step / problem.adapter.kappa, (1, 1)), start.cross, start.down_gram)
+
+    def curvature(step: Array) -> Array:
+        return gradient_at(problem, with_up(step)).D[0, 0]
+
+    steps = jnp.linspace(0, 10 * jnp.maximum(1, problem.strength), resolution) ** 2 / 10
+    values = jax.vmap(curvature)(steps)
+    crosses = (values[:-1] < 0) & (values[1:] >= 0)
+    place = jnp.argmax(crosses)
+    exists = (values[0] < 0) & crosses[place]
+
+    def halve(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, right = bracket
+        middle = (left + right) / 2
+        below = curvature(middle) < 0
+        return jnp.where(below, middle, left), jnp.where(below, right, middle)
+
+    left, right = jax.lax.fori_loop(0, 40, halve, jax.lax.stop_gradient((steps[place], steps[place + 1])))
+    step = (left + right) / 2
+    for _ in range(2):
+        value, slope = jax.value_and_grad(curvature)(jax.lax.stop_gradient(step))
+        slope = jnp.where(exists, slope, 1)
+        step = jax.lax.stop_gradient(step) - value / jax.lax.stop_gradient(slope)
+
+    settled = with_up(step)
+    flat, unravel = jax.flatten_util.ravel_pytree(settled)
+    jacobian = jax.jacfwd(lambda y: jax.flatten_util.ravel_pytree(flow(problem, unravel(y)))[0])(flat)
+    rate = jnp.max(jnp.real(jnp.linalg.eigvals(jnp.where(exists, jacobian, jnp.eye(flat.size)))))
+    drift = step * gradient_at(problem, settled).C[0, 0]
+    up = step / problem.adapter.kappa
+    return Plateau(*(jnp.where(exists, x, jnp.nan) for x in (up, rate, 1 / rate, drift)))

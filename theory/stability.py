@@ -1,0 +1,72 @@
+r"""Linear stability of the pretrained weights: the rate of the search phase and its time scale tau."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, ScalarLike
+
+from odes import Problem, gradient_at, noise_at, pretrained
+
+
+class SearchPhase(eqx.Module):
+    r"""The search phase of a single-index problem, linearised at U = 0 and no overlap.
+
+    - `C` $= E[\sigma'(\lambda)\phi'(\lambda^*)]$ and `D` $= E[\sigma'^2] + E[(\sigma - \phi)\sigma'']$, at w0;
+    - `G` $= |\nabla_W\ell(w_0)|^2 = (C - D\rho c)^2 + D^2\rho^2(1 - c^2)$;
+    - `noise` $= E[(e^2 + \Delta)\sigma'^2]$ and `loss`, at w0;
+    - `rate` λ₊ and `tau` = 1/λ₊.
+    """
+
+    C: Float[Array, ""]
+    D: Float[Array, ""]
+    G: Float[Array, ""]
+    noise: Float[Array, ""]
+    loss: Float[Array, ""]
+    rate: Float[Array, ""]
+    tau: Float[Array, ""]
+
+
+def escape_rate(D: ScalarLike, G: ScalarLike, *, kappa: ScalarLike = 1.0, lr_ratio: ScalarLike = 1.0) -> Float[Array, ""]:
+    r"""The growth rate of the unstable mode,
+
+    $$\lambda_+ = \tfrac12\left(-\chi\kappa^2D + \sqrt{\chi^2\kappa^4D^2 + 4\chi\kappa^2G}\right),$$
+
+    the larger root of $\lambda^2 + \chi\kappa^2D\lambda - \chi\kappa^2G = 0$, evaluated without cancellation. κ and the learning rate
+    ratio χ enter only as χκ². As χ grows, λ₊ tends to G/D if D > 0.
+    """
+    speed = jnp.asarray(lr_ratio * kappa**2, jnp.result_type(float))
+    damping, drive = speed * D, speed * G
+    root = jnp.sqrt(damping**2 + 4 * drive)
+    damped = damping > 0
+    return jnp.where(damped, 2 * drive / jnp.where(damped, damping + root, 1), (root - damping) / 2)
+
+
+def search_phase(problem: Problem) -> SearchPhase:
+    r"""C, D, G, the noise, the loss, and the rate and time scale of the search phase of a single-index problem.
+
+    Linear theory in the limit d -> infinity: with $p = v\cdot(C\omega^* - Dw_0)$ for a row v of the adapter,
+    $\dot u = \chi\kappa(p - \kappa Du)$ and $\dot p = \kappa Gu$, so that overlaps grow as $e^{\lambda_+t}$ ([`escape_rate`][]). `tau`
+    is infinite where G = 0. Use `jax.vmap` for sweeps.
+
+    >>> from odes import Problem
+    >>> float(search_phase(Problem.single_index("linear", strength=0.5)).tau)  # doctest: +ELLIPSIS
+    4.828427124...
+
+    **Raises** ValueError unless the problem is single-index.
+    """
+    problem.require_single_index()
+    start = pretrained(problem)
+    gradient = gradient_at(problem, start)
+    C, D = gradient.C[0, 0], gradient.D[0, 0]
+    overlap, square = problem.frame_gram[0, 1], problem.frame_gram[1, 1]
+    G = (C - D * overlap) ** 2 + D**2 * jnp.maximum(square - overlap**2, 0)
+    rate = escape_rate(D, G, kappa=problem.adapter.kappa, lr_ratio=problem.adapter.lr_ratio)
+    return SearchPhase(C, D, G, noise_at(problem, start)[0, 0], gradient.loss, rate, 1 / rate)
+
+
+def sweep(problems: Problem) -> SearchPhase:
+    """[`search_phase`][] of a batch of problems (every array with the same leading axis), compiled once."""
+    return _sweep(problems)
+
+
+_sweep = eqx.filter_jit(jax.vmap(search_phase))

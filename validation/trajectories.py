@@ -1,0 +1,122 @@
+"""What a finite-d simulation gives, whichever simulator ran it: overlaps of every seed at recorded steps."""
+
+from collections.abc import Iterable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
+
+from odes import Escape, Overlaps, Problem, covariances, gradient_at
+from odes.arguments import require
+from odes.storage import write_dataset
+
+
+class Simulation(eqx.Module):
+    """Overlaps of independently trained seeds.
+
+    - `t` (T,): the recorded times, η * step; `overlaps`: an [`odes.Overlaps`][] with (seeds, T) in front of every shape;
+    - `loss` (seeds, T): the population loss of the realised overlaps;
+    - `problem`; `method`: the simulator's name.
+    """
+
+    t: Float[Array, " T"]
+    overlaps: Overlaps
+    loss: Float[Array, "seeds T"]
+    problem: Problem
+    method: str = eqx.field(static=True)
+
+    @property
+    def m(self) -> Float[Array, "seeds T r"]:
+        """Overlap of every adapter row with the target, v·ω* (single-index)."""
+        self.problem.require_single_index()
+        return self.overlaps.cross[..., 0]
+
+    @property
+    def u(self) -> Float[Array, "seeds T r"]:
+        """The up-projection, one entry per adapter row (single-index)."""
+        self.problem.require_single_index()
+        return self.overlaps.up[..., 0, :]
+
+    @property
+    def target_overlap(self) -> Float[Array, "seeds T"]:
+        """w·ω* of the whole student (single-index)."""
+        self.problem.require_single_index()
+        return _over_seeds_and_times(lambda o: covariances(self.problem, o).M[0, 0])(self.overlaps)
+
+    def escape_times(self, escape: Escape | None = None) -> Float[Array, " seeds"]:
+        """When each seed met the criterion, interpolated linearly between records; NaN where it did not."""
+        escape = Escape() if escape is None else escape
+        margin = _over_seeds_and_times(lambda o: escape.margin(self.problem, o))(self.overlaps)
+        out = margin <= 0
+        after = jnp.argmax(out, axis=1)
+        before = jnp.maximum(after - 1, 0)
+        rows = np.arange(margin.shape[0])
+        drop = margin[rows, before] - margin[rows, after]
+        fraction = jnp.where(drop > 0, margin[rows, before] / jnp.where(drop > 0, drop, 1), 0)
+        located = self.t[before] + fraction * (self.t[after] - self.t[before])
+        return jnp.where(out.any(axis=1), located, jnp.nan)
+
+    def to_dataset(self):
+        """Overlaps and loss of every seed as an `xarray.Dataset`."""
+        import xarray
+
+        return xarray.Dataset(
+            {
+                "up": (("seed", "time", "unit", "rank"), np.asarray(self.overlaps.up)),
+                "cross": (("seed", "time", "rank", "frame"), np.asarray(self.overlaps.cross)),
+                "down_gram": (("seed", "time", "rank", "rank_"), np.asarray(self.overlaps.down_gram)),
+                "loss": (("seed", "time"), np.asarray(self.loss)),
+            },
+            coords={"time": np.asarray(self.t)},
+            attrs={"method": self.method},
+        )
+
+    def save(self, path: str) -> None:
+        """Writes `to_dataset()` to a netCDF file, whole or not at all, with all that made it; [`odes.load`][] reads it."""
+        write_dataset(self.to_dataset(), path, kind="simulation", problem=self.problem.to_dict())
+
+    def plot(self, ax=None):
+        """Draws the mean loss over seeds against time on `ax` (a new one if None), one standard deviation shaded."""
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        mean, spread = self.loss.mean(axis=0), self.loss.std(axis=0)
+        (line,) = ax.plot(self.t, mean, marker="o", linestyle="none", markersize=3)
+        ax.fill_between(self.t, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+        ax.set(xlabel=r"time $t = \eta \times$ step", ylabel=r"population loss $\ell$")
+        return ax
+
+    def __str__(self) -> str:
+        seeds, records = self.loss.shape
+        d = float(self.problem.sgd.dimension)
+        return f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(self.t[-1]):g}, {records} records"
+
+
+def _over_seeds_and_times(function):
+    return jax.jit(jax.vmap(jax.vmap(function)))
+
+
+def even_steps(t1: float, learning_rate: float, records: int) -> np.ndarray:
+    """`records` + 1 step numbers, evenly spaced from 0 to the first step at or after time t1, without repetition."""
+    last = int(np.ceil(t1 / learning_rate - 1e-9))
+    return np.unique(np.linspace(0, last, records + 1).round().astype(int))
+
+
+def checked_steps(steps: ArrayLike) -> np.ndarray:
+    """The recorded steps as increasing, non-negative integers."""
+    array = np.asarray(steps)
+    require("steps", array, "a list of increasing whole numbers from 0", lambda x: x.ndim == 1 and np.all(x >= 0))
+    require("steps", array, "a list of increasing whole numbers from 0", lambda x: np.all(np.diff(x) > 0))
+    return array.astype(int)
+
+
+def collect(problem: Problem, records: Iterable[Overlaps], steps: np.ndarray, *, method: str) -> Simulation:
+    """A [`Simulation`][] from the overlaps (seeds, ...) at each recorded step."""
+    dtype = jnp.result_type(float)
+    snapshots = [jax.tree.map(np.asarray, overlaps) for overlaps in records]
+    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x, axis=1), dtype), *snapshots)
+    loss = _over_seeds_and_times(lambda o: gradient_at(problem, o).loss)(stacked)
+    return Simulation(problem.sgd.learning_rate * steps, stacked, loss, problem, method)

@@ -3,9 +3,9 @@ r"""Linear stability of the pretrained weights: the rate of the search phase and
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
-from odes import Problem, gradient_at, noise_at, pretrained
+from odes import SGD, Activation, Adapter, Problem, gradient_at, noise_at, pretrained
 
 
 class SearchPhase(eqx.Module):
@@ -64,9 +64,25 @@ def search_phase(problem: Problem) -> SearchPhase:
     return SearchPhase(C, D, G, noise_at(problem, start)[0, 0], gradient.loss, rate, 1 / rate)
 
 
-def sweep(problems: Problem) -> SearchPhase:
-    """[`search_phase`][] of a batch of problems (every array with the same leading axis), compiled once."""
-    return _sweep(problems)
+@eqx.filter_jit
+def sweep(
+    student: str | Activation,
+    *,
+    strength: Float[ArrayLike, " n"],
+    alignment: Float[ArrayLike, " n"] | ScalarLike = 1.0,
+    teacher: str | Activation | None = None,
+    adapter: Adapter | None = None,
+    sgd: SGD | None = None,
+) -> SearchPhase:
+    """[`search_phase`][] at n pretrained strengths (and alignments), compiled once for each link function and n.
 
+    >>> sweep("relu", strength=jnp.array([0.5, 0.8])).tau.round(6).tolist()
+    [9.656854, 51.925824]
+    """
 
-_sweep = eqx.filter_jit(jax.vmap(search_phase))
+    def at(rho: Array, cosine: Array) -> SearchPhase:
+        return search_phase(
+            Problem.single_index(student, strength=rho, alignment=cosine, teacher=teacher, adapter=adapter, sgd=sgd)
+        )
+
+    return jax.vmap(at)(*jnp.broadcast_arrays(jnp.asarray(strength), jnp.asarray(alignment)))

@@ -110,7 +110,7 @@ def simulate_direct(
     - `up`: the value of every entry of U at the start; `shared_start`: whether all seeds start from the same V, so that
         they differ by their data alone;
     - `dtype`: "float32" or "float64", of the whole simulation;
-    - `progress`: show a progress bar on standard error.
+    - `progress`: show a progress bar on standard error if that is a terminal.
 
     **Raises** ValueError for fewer than one seed, steps that do not increase, an infinite or fractional batch or
     dimension, and a dimension below the number of fixed directions plus the rank.
@@ -131,8 +131,8 @@ def simulate_direct(
 
     def records() -> Iterator[Overlaps]:
         current, done = weights, 0
-        bar = tqdm(total=int(steps[-1]), unit="step", disable=not progress, desc=f"{seeds} seeds, d = {dimension}")
-        with bar:
+        hide = None if progress else True
+        with tqdm(total=int(steps[-1]), unit="step", disable=hide, desc=f"{seeds} seeds, d = {dimension}") as bar:
             for step in steps:
                 current, overlaps = _advance(
                     cast, directions, current, run_keys, jnp.asarray(done), jnp.asarray(step), batch
@@ -142,7 +142,7 @@ def simulate_direct(
                 done = int(step)
                 yield overlaps
 
-    return collect(problem, records(), steps, method="direct")
+    return collect(problem, records(), steps, method="direct", dtype=dtype)
 
 
 def _whole(name: str, value: Array) -> int:

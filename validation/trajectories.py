@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpy.typing import ArrayLike
 
 from odes import Escape, Overlaps, Problem, covariances, gradient_at
@@ -19,7 +19,7 @@ class Simulation(eqx.Module):
 
     - `t` (T,): the recorded times, η * step; `overlaps`: an [`odes.Overlaps`][] with (seeds, T) in front of every shape;
     - `loss` (seeds, T): the population loss of the realised overlaps;
-    - `problem`; `method`: the simulator's name.
+    - `problem`; `method`: the simulator's name; `dtype`: the floating point type of its arithmetic.
     """
 
     t: Float[Array, " T"]
@@ -27,6 +27,7 @@ class Simulation(eqx.Module):
     loss: Float[Array, "seeds T"]
     problem: Problem
     method: str = eqx.field(static=True)
+    dtype: str = eqx.field(static=True)
 
     @property
     def m(self) -> Float[Array, "seeds T r"]:
@@ -45,6 +46,11 @@ class Simulation(eqx.Module):
         """w·ω* of the whole student (single-index)."""
         self.problem.require_single_index()
         return _over_seeds_and_times(lambda o: covariances(self.problem, o).M[0, 0])(self.overlaps)
+
+    @property
+    def diverged(self) -> Bool[Array, " seeds"]:
+        """Which seeds left the range of floating point numbers (the learning rate was too large for them)."""
+        return ~jnp.isfinite(self.loss).all(axis=1)
 
     def escape_times(self, escape: Escape | None = None) -> Float[Array, " seeds"]:
         """When each seed met the criterion, interpolated linearly between records; NaN where it did not."""
@@ -71,7 +77,7 @@ class Simulation(eqx.Module):
                 "loss": (("seed", "time"), np.asarray(self.loss)),
             },
             coords={"time": np.asarray(self.t)},
-            attrs={"method": self.method},
+            attrs={"method": self.method, "simulation_dtype": self.dtype},
         )
 
     def save(self, path: str) -> None:
@@ -113,10 +119,9 @@ def checked_steps(steps: ArrayLike) -> np.ndarray:
     return array.astype(int)
 
 
-def collect(problem: Problem, records: Iterable[Overlaps], steps: np.ndarray, *, method: str) -> Simulation:
+def collect(problem: Problem, records: Iterable[Overlaps], steps: np.ndarray, *, method: str, dtype: str) -> Simulation:
     """A [`Simulation`][] from the overlaps (seeds, ...) at each recorded step."""
-    dtype = jnp.result_type(float)
     snapshots = [jax.tree.map(np.asarray, overlaps) for overlaps in records]
-    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x, axis=1), dtype), *snapshots)
+    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x, axis=1), jnp.result_type(float)), *snapshots)
     loss = _over_seeds_and_times(lambda o: gradient_at(problem, o).loss)(stacked)
-    return Simulation(problem.sgd.learning_rate * steps, stacked, loss, problem, method)
+    return Simulation(problem.sgd.learning_rate * steps, stacked, loss, problem, method, dtype)

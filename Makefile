@@ -1,0 +1,32 @@
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
+
+.PHONY: demo test test-slow lint benchmark
+
+$(BIN)/searchphase: pyproject.toml $(CONSTRAINTS)
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable .
+	touch $@
+
+$(VENV)/.test: $(BIN)/searchphase
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[test]"
+	touch $@
+
+demo: $(BIN)/searchphase
+	$(BIN)/searchphase demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow --durations=10
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+benchmark: $(VENV)/.test
+	$(BIN)/python benchmarks/run.py

@@ -1,0 +1,69 @@
+"""The command `searchphase`: parses the flags, runs one command, turns bad input into one line and exit code 2."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+
+import jax
+import tyro
+
+from validation.commands import COMMANDS
+from validation.options import BadInput
+
+_FLAGS = {"dimension": "dim"}
+"""Arguments whose flag has another name."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs `searchphase` with `args` (the process's own unless given).
+
+    Returns the exit code: 0 done, 1 the check said no, 2 bad input.
+    """
+    jax.config.update("jax_enable_x64", True)
+    args = list(sys.argv[1:] if args is None else args)
+    name = args[0] if args and args[0] in COMMANDS else None
+    try:
+        command = _parse(args)
+        return command.run()
+    except (BadInput, ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith("Argument `"):
+            raise
+        message = re.sub(r"Argument `(\w+)`", _flag, str(error)).replace("\n", " ")
+        print(f"searchphase{f' {name}' if name else ''}: {message}", file=sys.stderr)
+        return 2
+
+
+def _flag(match: re.Match) -> str:
+    return "--" + _FLAGS.get(match[1], match[1]).replace("_", "-")
+
+
+def _parse(args: list[str]):
+    """The command's dataclass, filled from `args`; BadInput with one line where tyro would print a box."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="searchphase",
+                description="Escape times and training dynamics of LoRA fine-tuning in high dimension.",
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise BadInput(_one_line(printed.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The message inside tyro's box, up to its first rule, without the frame."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│ ").strip()
+        if not text or set(text) <= set("─╰╯╭╮"):
+            break
+        lines.append(text)
+    message = " ".join(lines).removeprefix("Error parsing ")
+    return f"{message.rstrip('.')} (see --help)"

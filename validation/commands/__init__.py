@@ -1,0 +1,9 @@
+"""The commands of `searchphase`, each a dataclass of flags with a `run` method that returns the exit code."""
+
+from validation.commands.demo import Demo
+from validation.commands.escape import Escape
+from validation.commands.simulate import Simulate
+from validation.commands.solve import Solve
+
+COMMANDS = {"escape": Escape, "solve": Solve, "simulate": Simulate, "demo": Demo}
+"""The commands by name."""

@@ -1,0 +1,131 @@
+"""`searchphase escape`: the search phase of pretrained weights, analytically."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from odes import Problem, activation
+from odes.storage import write_dataset
+from theory import critical_points, escape_law, plateau, sweep
+from validation.options import EscapeOptions, ModelOptions, OptionalFloat, OutputOptions, TrainingOptions, save_figure
+from validation.report import print_json, table
+from validation.style import STRENGTH_LABEL, TAU_LABEL, figure_style
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Escape(OutputOptions, EscapeOptions, ModelOptions):
+    """Rate and time scale of the search phase, critical strengths and, at a dimension, the law of the escape time."""
+
+    dim: OptionalFloat = None
+    """Dimension d; gives the mean and spread of the escape time over random starts (needs more time)."""
+    batch_size: float = float("inf")
+    """Fresh samples per SGD step; inf is gradient flow."""
+    learning_rate: float = 0.2
+    """Learning rate eta of the down-matrix; time is t = eta * step."""
+    label_noise: float = 0.0
+    """Variance of the noise on the labels."""
+
+    def run(self) -> int:
+        self.check_paths()
+        places = np.asarray(self.pretrained())
+        student = activation(self.activation)
+        teacher = student if self.teacher is None else activation(self.teacher)
+        escape, adapter = self.escape, self.adapter
+        sgd = TrainingOptions(
+            dim=1000 if self.dim is None else self.dim,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            label_noise=self.label_noise,
+        ).sgd
+        phase = sweep(
+            student, strength=places[:, 0], alignment=places[:, 1], teacher=teacher, adapter=adapter, sgd=sgd
+        )
+
+        def problem_at(place) -> Problem:
+            return Problem.single_index(
+                student, strength=place[0], alignment=place[1], teacher=teacher, adapter=adapter, sgd=sgd
+            )
+
+        columns: dict[str, Any] = {"strength": places[:, 0], "alignment": places[:, 1]}
+        columns |= {name: np.asarray(getattr(phase, name)) for name in ("C", "D", "G", "noise", "loss", "rate", "tau")}
+        columns["plateau"] = [None] * len(places)
+        if np.any(columns["D"] < 0):
+            settled = jax.jit(jax.vmap(lambda place: plateau(problem_at(place))))(places)
+            for i in np.flatnonzero(np.isfinite(settled.up)):
+                names = ("up", "rate", "tau", "drift")
+                columns["plateau"][i] = {name: float(getattr(settled, name)[i]) for name in names}
+        for name in ("mean", "std"):
+            columns[f"escape_time_{name}"] = np.full(len(places), np.nan)
+        if self.dim is not None:
+            law = jax.jit(jax.vmap(lambda place: escape_law(problem_at(place), escape)))(places)
+            columns["escape_time_mean"], columns["escape_time_std"] = np.asarray(law.mean), np.asarray(law.std)
+        points = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        critical = self.critical(student, teacher, places)
+        self.report(points, critical)
+        if self.output:
+            self.save(columns, critical, problem_at(places[0]))
+        if self.plot:
+            self.draw(points, critical)
+        return 0
+
+    def critical(self, student, teacher, places: np.ndarray) -> list[dict[str, float]]:
+        """The zeros of the gradient up to the largest strength asked for, and at least to 1, along each family."""
+        families = [None] if self.mixture else [float(c) for c in dict.fromkeys(places[:, 1])]
+        high = 1.0 if self.mixture else max(1.0, float(places[:, 0].max()))
+        found = []
+        for alignment in families:
+            zeros = critical_points(student, low=0.01, high=high, teacher=teacher, alignment=alignment)
+            for strength, prefactor in zip(zeros.strength.tolist(), zeros.prefactor.tolist(), strict=True):
+                if np.isfinite(strength):
+                    found.append({"strength": strength, "alignment": alignment, "prefactor": prefactor})
+        return found
+
+    def report(self, points: list[dict], critical: list[dict]) -> None:
+        if self.json:
+            zeros = [zero["strength"] for zero in critical]
+            print_json({"points": points, "critical_strengths": zeros, "divergences": critical})
+            return
+        hidden = set() if self.dim else {"escape_time_mean", "escape_time_std"}
+        if not any(point["plateau"] for point in points):
+            hidden.add("plateau")
+        rows = [{name: value for name, value in point.items() if name not in hidden} for point in points]
+        for row in rows:
+            if row.get("plateau"):
+                row["plateau"] = "|u| = {up:.4g}, rate {rate:.4g}, drift {drift:.4g}".format(**row["plateau"])
+        print(table(rows))
+        for zero in critical:
+            family = "mixture mu" if zero["alignment"] is None else f"alignment {zero['alignment']:g}, strength"
+            grows = f": tau ~ {zero['prefactor']:.4g} / (distance)^2" if np.isfinite(zero["prefactor"]) else ""
+            print(f"gradient vanishes at {family} {zero['strength']:.12g}{grows}")
+
+    def save(self, columns: dict, critical: list[dict], first: Problem) -> None:
+        import xarray
+
+        numbers = {name: ("point", np.asarray(values)) for name, values in columns.items() if name != "plateau"}
+        for name in ("up", "rate", "tau", "drift"):
+            values = [np.nan if p is None else p[name] for p in columns["plateau"]]
+            numbers[f"plateau_{name}"] = ("point", np.asarray(values))
+        zeros = xarray.Dataset(numbers | {"critical_strength": ("zero", [zero["strength"] for zero in critical])})
+        write_dataset(zeros, self.output, kind="escape", problem=first.to_dict())
+
+    def draw(self, points: list[dict], critical: list[dict]) -> None:
+        with figure_style():
+            import matplotlib.pyplot as plt
+
+            figure, ax = plt.subplots(figsize=(3.4, 2.5))
+            alignments = [None] if self.mixture else list(dict.fromkeys(p["alignment"] for p in points))
+            for alignment in alignments:
+                chosen = [p for p in points if alignment is None or p["alignment"] == alignment]
+                x = [p["strength"] * (p["alignment"] if self.mixture else 1) for p in chosen]
+                label = "mixture" if alignment is None else f"alignment {alignment:g}"
+                ax.plot(x, [p["tau"] for p in chosen], marker="." if len(x) < 30 else "", label=label)
+            low, high = ax.get_xlim()
+            for zero in critical:
+                if low <= zero["strength"] <= high:
+                    ax.axvline(zero["strength"], color="0.6", linestyle=":", linewidth=0.8)
+            ax.set(yscale="log", xlabel=STRENGTH_LABEL, ylabel=TAU_LABEL, title=self.activation)
+            if len(alignments) > 1:
+                ax.legend()
+            save_figure(figure, self.plot)

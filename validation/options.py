@@ -1,0 +1,185 @@
+"""The command line's options: one dataclass per group of flags, shared by the commands that take them."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from odes import SGD, Adapter, Escape, Problem, activation
+from odes.storage import write_whole
+from theory import search_phase
+
+Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="X [X ...]|LOW:HIGH:N", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used; the message says what and how to mend it."""
+
+
+def numbers(flag: str, words: tuple[str, ...]) -> np.ndarray:
+    """The numbers that a list of words stands for, each a number or an even range LOW:HIGH:N.
+
+    >>> numbers("--strength", ("0.1:0.5:3", "0.9")).tolist()
+    [0.1, 0.3, 0.5, 0.9]
+    """
+    values: list[float] = []
+    for word in words:
+        parts = word.split(":")
+        try:
+            if len(parts) == 1:
+                values.append(float(word))
+            else:
+                low, high, count = float(parts[0]), float(parts[1]), int(parts[2])
+                if len(parts) != 3 or count < 1 or not math.isfinite(low + high):
+                    raise ValueError
+                values.extend(np.linspace(low, high, count))
+        except (ValueError, IndexError):
+            raise BadInput(f"{flag} takes numbers or ranges LOW:HIGH:N such as 0.1:0.9:9, not {word!r}") from None
+    if not values:
+        raise BadInput(f"{flag} takes at least one number")
+    return np.asarray(values)
+
+
+def check_writable(flag: str, path: str | None, suffixes: tuple[str, ...]) -> None:
+    """Raises BadInput, before any work is done, if a result could not be written to `path` afterwards."""
+    if path is None:
+        return
+    if Path(path).suffix not in suffixes:
+        raise BadInput(f"{flag} must end in {' or '.join(suffixes)}, but is {path!r}")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise BadInput(f"{flag} names a file in {str(folder)!r}, which is not a folder")
+    if not os.access(folder, os.W_OK) or Path(path).is_dir():
+        raise BadInput(f"{flag} cannot be written: {path!r}")
+
+
+def end_time(t1: float | None, problem: Problem) -> float:
+    """`--t1`, or 20 times the search phase's time scale if it was not given."""
+    if t1 is None:
+        t1 = 20 * float(search_phase(problem).tau)
+        if not np.isfinite(t1):
+            raise BadInput("--t1 must be given, because the search phase never ends here (tau is infinite)")
+    if not (np.isfinite(t1) and t1 > 0):
+        raise BadInput(f"--t1 must be positive and finite, but is {t1:g}")
+    return t1
+
+
+def save_figure(figure, path: str) -> None:
+    """Writes a figure whole or not at all."""
+    write_whole(path, figure.savefig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    activation: str = "erf"
+    """Student's link function: linear, relu, erf, sigmoid, tanh, He1 ... He20, sums ("He2+0.5*He4"), squares ("erf^2")."""
+    teacher: OptionalText = None
+    """Teacher's link function; the student's unless given."""
+    strength: Numbers = ()
+    """Length of the pretrained weights, rho = |w0| (0.5 unless given)."""
+    alignment: Numbers = ()
+    """Their cosine with the target, c (1 unless given: w0 = mu * target with mu = rho)."""
+    mixture: Numbers = ()
+    """Instead of strength and alignment: w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
+    rank: int = 1
+    """Rank r of the adapter."""
+    scale: OptionalFloat = None
+    """LoRA's alpha, kappa = alpha / r; r unless given, so kappa = 1."""
+    lr_ratio: float = 1.0
+    """Learning rate of the up-matrix over that of the down-matrix (LoRA+)."""
+    free_rows: bool = False
+    """Let the rows of the down-matrix change length (they are rescaled to unit length after each step unless given)."""
+
+    @property
+    def adapter(self) -> Adapter:
+        return Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
+
+    def pretrained(self) -> list[tuple[float, float]]:
+        """Every (strength, alignment) that the flags ask for."""
+        if self.mixture:
+            if self.strength or self.alignment:
+                raise BadInput("--mixture sets strength and alignment: give it alone, or give those two")
+            mus = numbers("--mixture", self.mixture)
+            if not np.all(np.isfinite(mus)):
+                raise BadInput(f"--mixture must be finite, but is {' '.join(self.mixture)}")
+            return [(rho, mu / rho) for mu, rho in zip(mus, np.hypot(mus, 1 - mus), strict=True)]
+        strengths = numbers("--strength", self.strength or ("0.5",))
+        alignments = numbers("--alignment", self.alignment or ("1",))
+        for flag, values, allowed, good in (
+            ("--strength", strengths, "positive and finite", np.isfinite(strengths) & (strengths > 0)),
+            ("--alignment", alignments, "between -1 and 1", np.abs(alignments) <= 1),
+        ):
+            if not good.all():
+                raise BadInput(f"{flag} must be {allowed}, but is {values[~good][0]:g}")
+        return [(rho, cosine) for cosine in alignments for rho in strengths]
+
+    def problem(self, sgd: SGD) -> Problem:
+        """The one problem that the flags ask for."""
+        places = self.pretrained()
+        if len(places) != 1:
+            raise BadInput(f"--strength, --alignment and --mixture take one value here, but stand for {len(places)}")
+        strength, alignment = places[0]
+        return Problem.single_index(
+            activation(self.activation),
+            strength=strength,
+            alignment=alignment,
+            teacher=self.teacher,
+            adapter=self.adapter,
+            sgd=sgd,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    dim: float = 1000
+    """Dimension d of the inputs."""
+    batch_size: float = 500
+    """Fresh samples per SGD step; inf is gradient flow."""
+    learning_rate: float = 0.2
+    """Learning rate eta of the down-matrix; time is t = eta * step."""
+    label_noise: float = 0.0
+    """Variance of the noise on the labels."""
+    seed: int = 0
+    """Seed of the random numbers."""
+
+    @property
+    def sgd(self) -> SGD:
+        return SGD(
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            dimension=self.dim,
+            label_noise=self.label_noise,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EscapeOptions:
+    criterion: str = "loss"
+    """What counts as escape: "loss" (fallen to the threshold times its start) or "overlap" (w.target has come that far)."""
+    threshold: float = 0.5
+    """The fraction of the criterion, between 0 and 1."""
+
+    @property
+    def escape(self) -> Escape:
+        return Escape(self.criterion, self.threshold)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    json: bool = False
+    """Print JSON instead of a table."""
+    output: OptionalPath = None
+    """Also write the result, with all that made it, to this netCDF file (.nc)."""
+    plot: OptionalPath = None
+    """Also draw the result to this file (.png, .pdf or .svg)."""
+
+    def check_paths(self) -> None:
+        check_writable("--output", self.output, (".nc",))
+        check_writable("--plot", self.plot, (".png", ".pdf", ".svg"))

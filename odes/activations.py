@@ -61,17 +61,19 @@ class Activation(eqx.Module):
     - `function`: the elementwise JAX function; its derivative is taken by JAX.
     - `kinked`: whether f or one of its derivatives jumps at x = 0 (as relu does). Kinks elsewhere are not
         resolved by the Gaussian averages.
+    - `growth`: the power of |x| with which f grows at infinity at most; Gaussian averages reach as far as it needs.
     - `hermite`: (a_0, ..., a_n) with f = sum_k a_k He_k if f is a polynomial, else None.
     """
 
     name: str = eqx.field(static=True)
     function: Callable = eqx.field(static=True)
     kinked: bool = eqx.field(static=True, default=False)
+    growth: int = eqx.field(static=True, default=1)
     hermite: tuple[float, ...] | None = eqx.field(static=True, default=None)
 
     @classmethod
     def from_function(
-        cls, function: Callable, *, name: str | None = None, kinked: bool = False
+        cls, function: Callable, *, name: str | None = None, kinked: bool = False, growth: int = 1
     ) -> "Activation":
         """Makes an activation of your own elementwise JAX function.
 
@@ -84,7 +86,7 @@ class Activation(eqx.Module):
         probe = jax.eval_shape(function, jax.ShapeDtypeStruct((3,), jnp.zeros(()).dtype))
         if getattr(probe, "shape", None) != (3,):
             raise ValueError("Argument `function` must be elementwise: it must map shape (3,) to shape (3,)")
-        return cls(name or getattr(function, "__name__", "custom"), function, kinked)
+        return cls(name or getattr(function, "__name__", "custom"), function, kinked, growth)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """f(x), elementwise."""
@@ -103,7 +105,7 @@ class Activation(eqx.Module):
         name = f"{self.name}^2" if self.name in ATOMS else f"({self.name})^2"
         if self.hermite is not None:
             return _polynomial(name, hermite_e.hermemul(self.hermite, self.hermite))
-        return Activation(name, Square(self.function), self.kinked)
+        return Activation(name, Square(self.function), self.kinked, 2 * self.growth)
 
 
 def _relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -112,7 +114,7 @@ def _relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _polynomial(name: str, coefficients) -> Activation:
     series = tuple(float(a) for a in coefficients)
-    return Activation(name, HermiteSeries(series), hermite=series)
+    return Activation(name, HermiteSeries(series), growth=len(series) - 1, hermite=series)
 
 
 ATOMS: dict[str, Activation] = {
@@ -206,7 +208,7 @@ def _combination(terms: list[tuple[float, Activation]]) -> Activation:
             total = hermite_e.hermeadd(total, c * np.asarray(f.hermite))
         return _polynomial(name, total)
     combination = LinearCombination(tuple((c, f.function) for c, f in terms))
-    return Activation(name, combination, any(f.kinked for _, f in terms))
+    return Activation(name, combination, any(f.kinked for _, f in terms), max(f.growth for _, f in terms))
 
 
 def activation(name: str | Activation) -> Activation:

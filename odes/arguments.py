@@ -38,11 +38,11 @@ def require_shape(name: str, value: Any, symbols: str, shape: tuple[int, ...]) -
         )
 
 
-def positive(value: np.ndarray) -> np.ndarray:
+def positive(value: np.ndarray) -> Any:
     """Positive and finite."""
     return np.isfinite(value) & (value > 0)
 
 
-def non_negative(value: np.ndarray) -> np.ndarray:
+def non_negative(value: np.ndarray) -> Any:
     """Non-negative and finite."""
     return np.isfinite(value) & (value >= 0)

@@ -67,5 +67,5 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
     if adapter.normalized:
         growth = jnp.diagonal(d_gram) / 2
         d_cross -= growth[:, None] * cross
-        d_gram -= (growth[:, None] + growth) * down_gram
+        d_gram -= jnp.add.outer(growth, growth) * down_gram
     return Overlaps(d_up, d_cross, d_gram)

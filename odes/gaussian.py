@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, ScalarLike
 
 from odes.activations import Activation, both_are
 
-_RADIAL_NODES, _RADIAL_END, _RADIAL_SCALE = 48, 10.0, 0.1
+_RADIAL_NODES, _RADIAL_END, _RADIAL_SCALE = 56, 9.0, 0.12
 _ANGULAR_NODES, _ANGULAR_SCALE = 64, 1 / 60
 
 Nodes = tuple[Array, ...]
@@ -44,17 +44,15 @@ def _graded_legendre(n: int, end: float, scale: float) -> tuple[np.ndarray, np.n
     return scale * np.sinh(s), scale * np.cosh(s) * length * weights / 2
 
 
-@functools.cache
-def _radial() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes r on [0, infinity) and weights for the measure exp(-r^2/2) dr."""
-    r, weights = _graded_legendre(_RADIAL_NODES, _RADIAL_END, _RADIAL_SCALE)
+def _radial(degree: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes r on [0, infinity) and weights for exp(-r^2/2) dr times functions that grow like r^degree at most."""
+    r, weights = _graded_legendre(_RADIAL_NODES + degree, _RADIAL_END + math.sqrt(degree), _RADIAL_SCALE)
     return r, weights * np.exp(-(r**2) / 2)
 
 
-@functools.cache
-def _angular() -> tuple[np.ndarray, np.ndarray]:
+def _angular(degree: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights on [0, 1], graded towards both ends."""
-    t, weights = _graded_legendre(_ANGULAR_NODES // 2, 0.5, _ANGULAR_SCALE)
+    t, weights = _graded_legendre(_ANGULAR_NODES // 2 + degree // 2, 0.5, _ANGULAR_SCALE)
     return np.concatenate([t, 1 - t]), np.concatenate([weights, weights])
 
 
@@ -69,31 +67,44 @@ def correlation_angle(p: Array, q: Array, c: Array) -> Array:
     return jnp.arctan2(_safe_sqrt(p * q - c**2), c)
 
 
-def line_rule(p: Array) -> Nodes:
-    """Nodes x (96,) and weights for E[F(x)], var x = p: two graded half lines, so a kink at 0 is harmless."""
-    r, weights = (jnp.asarray(a, p.dtype) for a in _radial())
-    x = jnp.sqrt(p) * r
-    return jnp.concatenate([x, -x]), jnp.concatenate([weights, weights]) / np.sqrt(2 * np.pi)
+@functools.cache
+def line_rule(degree: int) -> Callable[[Array], Nodes]:
+    """The rule for E[F(x)] with F of at most the given growth: two graded half lines, so a kink at 0 is harmless."""
+    radial = _radial(degree)
+
+    def rule(p: Array) -> Nodes:
+        r, weights = (jnp.asarray(a, p.dtype) for a in radial)
+        x = jnp.sqrt(p) * r
+        return jnp.concatenate([x, -x]), jnp.concatenate([weights, weights]) / np.sqrt(2 * np.pi)
+
+    return rule
 
 
-def polar_rule(p: Array, q: Array, c: Array) -> Nodes:
-    r"""Nodes x, y and weights, each (2, 2, 64, 48), for E[F(x, y)].
+@functools.cache
+def polar_rule(degree: int) -> Callable[[Array, Array, Array], Nodes]:
+    r"""The rule for E[F(x, y)] with F of at most the given growth, smooth but for kinks at x = 0 and y = 0.
 
     With $x = \sqrt p\, r \cos t$ and $y = \sqrt q\, r \cos(t - \beta)$ the circle is cut at the four rays where x = 0 or y = 0
     into two arcs of length $\beta$ and two of length $\pi - \beta$. On each arc F is smooth even where it has kinks at 0, and
     the nodes are graded towards both ends of the arc and towards r = 0, which resolves features of width 1 in
-    variables of variance up to several hundred.
+    variables of variance up to several hundred. 4 x 64 x 58 nodes, more for fast growth.
     """
-    r, radial_weights = (jnp.asarray(a, p.dtype) for a in _radial())
-    unit, angular_weights = (jnp.asarray(a, p.dtype) for a in _angular())
-    beta = correlation_angle(p, q, c)
-    lengths = jnp.stack([beta, jnp.pi - beta])
-    along = lengths[:, None] * unit
-    back = lengths[:, None] * (1 - unit)
-    x = jnp.sqrt(p) * jnp.stack([jnp.sin(along[0]), jnp.sin(back[1])])[..., None] * r
-    y = jnp.sqrt(q) * jnp.stack([-jnp.sin(back[0]), jnp.sin(along[1])])[..., None] * r
-    weights = (lengths[:, None] * angular_weights)[..., None] * (radial_weights * r) / (2 * np.pi)
-    return jnp.stack([x, -x]), jnp.stack([y, -y]), jnp.stack([weights, weights])
+    radial, angular = _radial(degree + 1), _angular(degree)
+
+    def rule(p: Array, q: Array, c: Array) -> Nodes:
+        r, radial_weights = (jnp.asarray(a, p.dtype) for a in radial)
+        unit, angular_weights = (jnp.asarray(a, p.dtype) for a in angular)
+        beta = correlation_angle(p, q, c)
+        lengths = jnp.stack([beta, jnp.pi - beta])
+        along, back = jnp.outer(lengths, unit), jnp.outer(lengths, 1 - unit)
+        x_angles = jnp.stack([jnp.sin(along[0]), jnp.sin(back[1])])
+        y_angles = jnp.stack([-jnp.sin(back[0]), jnp.sin(along[1])])
+        x = jnp.sqrt(p) * jnp.multiply.outer(x_angles, r)
+        y = jnp.sqrt(q) * jnp.multiply.outer(y_angles, r)
+        weights = jnp.multiply.outer(jnp.outer(lengths, angular_weights), radial_weights * r) / (2 * np.pi)
+        return jnp.stack([x, -x]), jnp.stack([y, -y]), jnp.stack([weights, weights])
+
+    return rule
 
 
 @functools.cache
@@ -104,9 +115,9 @@ def tensor_rule(degree: int) -> Callable[[Array, Array, Array], Nodes]:
 
     def rule(p: Array, q: Array, c: Array) -> Nodes:
         nodes, weights = jnp.asarray(z, p.dtype), jnp.asarray(w, p.dtype)
-        x = jnp.sqrt(p) * nodes[:, None] * jnp.ones_like(nodes)
-        y = (c / jnp.sqrt(p)) * nodes[:, None] + _safe_sqrt(q - c**2 / p) * nodes
-        return x, y, weights[:, None] * weights
+        first, second = jnp.meshgrid(nodes, nodes, indexing="ij")
+        y = (c / jnp.sqrt(p)) * first + _safe_sqrt(q - c**2 / p) * second
+        return jnp.sqrt(p) * first, y, jnp.outer(weights, weights)
 
     return rule
 
@@ -158,7 +169,7 @@ def gaussian_average(
     where 0 is returned.
 
     >>> one = jnp.ones(())
-    >>> gaussian_average(lambda x, y: jnp.stack([x * y, x**2]), one, one, 0.5 * one, rule=polar_rule).round(9).tolist()
+    >>> gaussian_average(lambda x, y: jnp.stack([x * y, x**2]), one, one, 0.5 * one, rule=polar_rule(2)).round(9).tolist()
     [0.5, 1.0]
     """
     arrays = jnp.broadcast_arrays(*(jnp.asarray(a, jnp.result_type(float)) for a in covariance))
@@ -280,7 +291,7 @@ def pair_moments(f: Activation, h: Activation, p: ScalarLike, q: ScalarLike, c: 
         slope, image = f.derivative(x), h(y)
         return jnp.stack([f(x) * image, slope * h.derivative(y), x * slope * image])
 
-    value, cross, stein = gaussian_average(integrand, p, q, c, rule=polar_rule, smooth=not (f.kinked or h.kinked))
+    value, cross, stein = gaussian_average(integrand, p, q, c, rule=polar_rule(f.growth + h.growth), smooth=not (f.kinked or h.kinked))
     return PairMoments(value, cross, (stein - c * cross) / p)
 
 
@@ -294,5 +305,5 @@ def self_moments(f: Activation, p: ScalarLike) -> PairMoments:
         image, slope = f(x), f.derivative(x)
         return jnp.stack([image**2, slope**2, x * slope * image])
 
-    value, cross, stein = gaussian_average(integrand, p, rule=line_rule, smooth=not f.kinked)
+    value, cross, stein = gaussian_average(integrand, p, rule=line_rule(2 * f.growth), smooth=not f.kinked)
     return PairMoments(value, cross, stein / p - cross)

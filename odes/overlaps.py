@@ -3,7 +3,6 @@ r"""The state of the limit: the overlaps that close the dynamics, and their exac
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from odes.arguments import require
@@ -70,18 +69,18 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ScalarLike = 0.0
     rank, dtype = problem.adapter.rank, problem.frame_gram.dtype
     eigenvalues, vectors = jnp.linalg.eigh(problem.frame_gram)
     spans = eigenvalues > 1e3 * jnp.finfo(dtype).eps * eigenvalues[-1]
-    freedom = problem.sgd.dimension - jnp.sum(spans)
+    freedom = problem.sgd.dimension - jnp.sum(spans, dtype=dtype)
     require("dimension", freedom, f"at least the number of directions (left for the {rank} rows)", lambda x: x >= rank)
     inside_key, below_key, diagonal_key = jax.random.split(key, 3)
-    inside = jax.random.normal(inside_key, (rank, problem.frame_size), dtype) * spans
+    inside = jax.random.normal(inside_key, (rank, problem.frame_size), dtype) * spans.astype(dtype)[None]
     below = jnp.tril(jax.random.normal(below_key, (rank, rank), dtype), -1)
-    diagonal = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - np.arange(rank), dtype=dtype))
+    diagonal = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - jnp.arange(rank, dtype=dtype), dtype=dtype))
     outside = below + jnp.diag(diagonal)
     gram = inside @ inside.T + outside @ outside.T
     lengths = jnp.sqrt(jnp.diagonal(gram))
     scales = jnp.sqrt(jnp.where(spans, eigenvalues, 0))
     return Overlaps(
         up=jnp.full((problem.units[0], rank), up, dtype),
-        cross=inside @ (vectors * scales).T / lengths[:, None],
-        down_gram=gram / (lengths[:, None] * lengths),
+        cross=inside @ (vectors * scales[None]).T / lengths[:, None],
+        down_gram=gram / jnp.outer(lengths, lengths),
     )

@@ -64,9 +64,9 @@ def population_gradient(
     """
     ss, pp = _within(student, Q), _within(teacher, P)
     sp = _all_pairs(student, teacher, jnp.diagonal(Q), jnp.diagonal(P), M)
-    aa = readout[:, None] * readout
-    ab = readout[:, None] * teacher_readout
-    bb = teacher_readout[:, None] * teacher_readout
+    aa = jnp.outer(readout, readout)
+    ab = jnp.outer(readout, teacher_readout)
+    bb = jnp.outer(teacher_readout, teacher_readout)
     loss = 0.5 * jnp.sum(aa * ss.value) - jnp.sum(ab * sp.value) + 0.5 * jnp.sum(bb * pp.value)
     error_curvature = jnp.sum(aa * ss.curvature, axis=1) - jnp.sum(ab * sp.curvature, axis=1)
     return PopulationGradient(loss, ab * sp.cross, aa * ss.cross + jnp.diag(error_curvature))
@@ -108,11 +108,9 @@ def noise_moments(
         slope, image, target = student.derivative(x) ** 2, student(x), teacher(y)
         return jnp.stack([image**2 * slope, image * target * slope, target**2 * slope, slope])
 
-    if student.hermite is not None and teacher.hermite is not None:
-        degree, teacher_degree = len(student.hermite) - 1, len(teacher.hermite) - 1
-        rule = tensor_rule(2 * max(degree, teacher_degree) + 2 * max(degree - 1, 0))
-    else:
-        rule = polar_rule
+    growth = 2 * max(student.growth, teacher.growth) + 2 * max(student.growth - 1, 0)
+    polynomials = student.hermite is not None and teacher.hermite is not None
+    rule = tensor_rule(growth) if polynomials else polar_rule(growth)
     smooth = not (student.kinked or teacher.kinked)
     return NoiseMoments(*gaussian_average(integrand, q, p, m, rule=rule, smooth=smooth))
 

@@ -6,9 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, ScalarLike
+from jaxtyping import Array, Float, ScalarLike
+from numpy.typing import ArrayLike
 
-from odes.activations import Activation, activation as parse_activation
+from odes.activations import Activation
+from odes.activations import activation as parse_activation
 from odes.arguments import non_negative, positive, require, require_shape
 
 
@@ -94,11 +96,11 @@ class SGD(eqx.Module):
         """θ = η d / B, the one combination of SGD's parameters that is left in the limit; 0 is gradient flow."""
         return self.learning_rate * self.dimension / self.batch_size
 
-    def samples_per_dimension(self, t: Float[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+    def samples_per_dimension(self, t: ArrayLike) -> Float[Array, "*t"]:
         """n / d = t / θ, the fresh samples seen by time t over the dimension (infinite for gradient flow)."""
         return _array(t) / self.noise_scale
 
-    def steps(self, t: Float[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+    def steps(self, t: ArrayLike) -> Float[Array, "*t"]:
         """t / η, the number of SGD steps that reach time t."""
         return _array(t) / self.learning_rate
 
@@ -132,12 +134,12 @@ class Problem(eqx.Module):
         self,
         student: str | Activation,
         *,
-        frame_gram: Float[ArrayLike, "f f"],
-        frozen: Float[ArrayLike, "K f"],
-        target: Float[ArrayLike, "P f"],
+        frame_gram: ArrayLike,
+        frozen: ArrayLike,
+        target: ArrayLike,
         teacher: str | Activation | None = None,
-        readout: Float[ArrayLike, " K"] | None = None,
-        teacher_readout: Float[ArrayLike, " P"] | None = None,
+        readout: ArrayLike | None = None,
+        teacher_readout: ArrayLike | None = None,
         adapter: Adapter | None = None,
         sgd: SGD | None = None,
     ):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, ArrayLike, Float, Int, ScalarLike
+from jaxtyping import Array, Float, Int, ScalarLike
+from numpy.typing import ArrayLike
 
 from odes.arguments import concrete, positive, require
 from odes.escape import Escape
@@ -111,14 +112,19 @@ class Solution(eqx.Module):
         write_dataset(self.to_dataset(), path, kind="solution", problem=self.problem.to_dict())
 
     def plot(self, ax=None):
-        """Draws the loss against time on `ax` (a new one if None), the escape marked; returns the axes."""
+        """Draws the loss against time on `ax` (a new one if None), the escape marked; returns the axes.
+
+        The axis ends ten decades below the largest loss, where the integrator's default tolerance is.
+        """
         import matplotlib.pyplot as plt
 
         ax = plt.subplots()[1] if ax is None else ax
         (line,) = ax.plot(self.t, self.loss)
         if bool(jnp.isfinite(self.escape_time)):
             ax.axvline(float(self.escape_time), color=line.get_color(), linestyle=":", linewidth=1)
-        ax.set(xlabel=r"time $t = \eta \times$ step", ylabel=r"population loss $\ell$", yscale="log")
+        ax.set(xlabel=r"time $t = \eta\cdot$step", ylabel=r"population loss $\ell$", yscale="log")
+        largest, smallest = float(jnp.nanmax(self.loss)), float(jnp.nanmin(self.loss))
+        ax.set_ylim(max(smallest, 1e-10 * largest) / 2, 2 * largest)
         return ax
 
     def __str__(self) -> str:
@@ -158,7 +164,7 @@ def solve(
     start: Overlaps,
     *,
     t1: ScalarLike,
-    times: Float[ArrayLike, " T"] | None = None,
+    times: ArrayLike | None = None,
     escape: Escape | None = None,
     until_escape: bool = False,
     dense: bool = False,

@@ -34,7 +34,7 @@ def hermite_coefficients(
         means = jnp.concatenate([means, jnp.zeros(order + 1 - means.size, means.dtype)])
         return means * jnp.sqrt(variance) ** np.arange(order + 1) / factorials
     basis = [HermiteSeries(tuple(np.eye(order + 1)[k] / factorials[k])) for k in range(order + 1)]
-    z, weights = line_rule(jnp.ones_like(variance))
+    z, weights = line_rule(f.growth + order)(jnp.ones_like(variance))
     image = f(jnp.sqrt(variance) * z)
     return jnp.stack([jnp.sum(weights * image * polynomial(z)) for polynomial in basis])
 
@@ -48,7 +48,7 @@ def information_exponent(name: str | Activation, *, max_order: int = 20, toleran
     (3, 1, 2)
     """
     f = activation(name)
-    norm = np.sqrt(float(gaussian_average(lambda x: f(x)[None] ** 2, 1.0, rule=line_rule)[0]))
+    norm = np.sqrt(float(gaussian_average(lambda x: f(x)[None] ** 2, 1.0, rule=line_rule(2 * f.growth))[0]))
     coefficients = np.asarray(hermite_coefficients(f, max_order))
     sizes = np.abs(coefficients) * np.sqrt(np.cumprod(np.concatenate([[1.0], np.arange(1.0, max_order + 1)])))
     present = np.flatnonzero(sizes[1:] > tolerance * norm)

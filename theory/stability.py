@@ -3,7 +3,8 @@ r"""Linear stability of the pretrained weights: the rate of the search phase and
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, ScalarLike
+from jaxtyping import Array, Float, ScalarLike
+from numpy.typing import ArrayLike
 
 from odes import SGD, Activation, Adapter, Problem, gradient_at, noise_at, pretrained
 
@@ -68,8 +69,8 @@ def search_phase(problem: Problem) -> SearchPhase:
 def sweep(
     student: str | Activation,
     *,
-    strength: Float[ArrayLike, " n"],
-    alignment: Float[ArrayLike, " n"] | ScalarLike = 1.0,
+    strength: ArrayLike,
+    alignment: ArrayLike = 1.0,
     teacher: str | Activation | None = None,
     adapter: Adapter | None = None,
     sgd: SGD | None = None,

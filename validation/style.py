@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-TIME_LABEL = r"time $t = \eta \times$ step"
+TIME_LABEL = r"time $t = \eta\cdot$step"
 TAU_LABEL = r"search-phase time $\tau$"
 STRENGTH_LABEL = r"pretrained strength $\mu$"
 LOSS_LABEL = r"population loss $\ell$"

@@ -92,7 +92,7 @@ class Simulation(eqx.Module):
         mean, spread = self.loss.mean(axis=0), self.loss.std(axis=0)
         (line,) = ax.plot(self.t, mean, marker="o", linestyle="none", markersize=3)
         ax.fill_between(self.t, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
-        ax.set(xlabel=r"time $t = \eta \times$ step", ylabel=r"population loss $\ell$")
+        ax.set(xlabel=r"time $t = \eta\cdot$step", ylabel=r"population loss $\ell$")
         return ax
 
     def __str__(self) -> str:

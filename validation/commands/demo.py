@@ -110,5 +110,5 @@ def _figure(strengths: np.ndarray, taus: dict[str, np.ndarray], solution: Soluti
     right.plot([], [], "o", color=COLOURS["erf"], markersize=2.5, label=f"SGD, {simulation.loss.shape[0]} seeds")
     right.axvline(float(solution.escape_time), color="0.5", linestyle=":", label="escape")
     right.set(xlabel=TIME_LABEL, ylabel=LOSS_LABEL, title="same start, fresh data")
-    right.legend()
+    right.legend(loc="lower left")
     return figure

@@ -1,0 +1,86 @@
+"""Link functions by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odes import Activation, activation
+from odes.activations import MAX_DEGREE
+from tests.reference import FUNCTIONS
+
+X = np.linspace(-3, 3, 41) + 0.01
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_value_and_derivative_match_numpy(name):
+    f = activation(name)
+    value, slope = FUNCTIONS[name]
+    np.testing.assert_allclose(f(jnp.asarray(X)), value(X), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(f.derivative(jnp.asarray(X)), slope(X), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, MAX_DEGREE])
+def test_hermite_polynomials_match_numpy(k):
+    expected = np.polynomial.hermite_e.hermeval(X, np.eye(k + 1)[k])
+    np.testing.assert_allclose(activation(f"He{k}")(jnp.asarray(X)), expected, rtol=1e-12, atol=1e-12 * abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "text, same",
+    [
+        ("2*(erf - 0.5*relu)^2", lambda x: 2 * (FUNCTIONS["erf"][0](x) - 0.5 * np.maximum(x, 0)) ** 2),
+        ("-He1 + 1e-1*He2", lambda x: -x + 0.1 * (x**2 - 1)),
+        ("He2^2", lambda x: (x**2 - 1) ** 2),
+        ("3*He0", lambda x: 3 + 0 * x),
+    ],
+)
+def test_expressions(text, same):
+    np.testing.assert_allclose(activation(text)(jnp.asarray(X)), same(X), rtol=1e-13, atol=1e-13)
+
+
+def test_polynomials_stay_polynomials_and_kinks_are_kept():
+    assert activation("He2^2 + He1").hermite == (2.0, 1.0, 4.0, 0.0, 1.0)
+    assert activation("erf + 0.1*relu").kinked and activation("relu^2").kinked
+    assert not activation("erf^2").kinked
+
+
+def test_equal_names_give_equal_activations_so_compiled_functions_are_reused():
+    compilations = []
+
+    @jax.jit
+    def apply(f, x):
+        compilations.append(1)
+        return f(x)
+
+    for name in ("erf^2", "He2+0.5*He4", "0.5*erf+tanh"):
+        before = len(compilations)
+        apply(activation(name), jnp.ones(2))
+        apply(activation(name), jnp.zeros(2))
+        assert len(compilations) == before + 1
+
+
+@pytest.mark.parametrize(
+    "text, hint",
+    [
+        ("elu2", "relu"),
+        ("sigmod", "sigmoid"),
+        ("He21", "He20"),
+        ("2erf", r"needs '\*'"),
+        ("erf+", "missing at the end"),
+        ("(erf", r"'\)' is missing"),
+        ("erf relu", "left over"),
+        ("erf^3", "cannot read"),
+        ("", "missing at the end"),
+    ],
+)
+def test_bad_names_are_refused_with_a_reason(text, hint):
+    with pytest.raises(ValueError, match=f"Argument `activation`.*{hint}"):
+        activation(text)
+
+
+def test_own_function_must_be_elementwise():
+    softplus = Activation.from_function(jax.nn.softplus)
+    assert activation(softplus) is softplus
+    with pytest.raises(ValueError, match="elementwise"):
+        Activation.from_function(jnp.sum)

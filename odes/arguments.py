@@ -4,7 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.typing
 import numpy as np
+import numpy.typing
+
+ArrayLike = jax.typing.ArrayLike | numpy.typing.ArrayLike
+"""Whatever `jnp.asarray` accepts: numbers, nested lists, NumPy and JAX arrays."""
 
 
 def concrete(value: Any) -> bool:

@@ -15,11 +15,13 @@ class Overlaps(eqx.Module):
     - `up` (K, r): U itself;
     - `cross` (r, f): $X = V F^T$, for a single-index problem the columns m = v·ω* and s = v·w0;
     - `down_gram` (r, r): $R = V V^T$.
+
+    Trajectories and batches carry the same arrays with more axes in front.
     """
 
-    up: Float[Array, "K r"]
-    cross: Float[Array, "r f"]
-    down_gram: Float[Array, "r r"]
+    up: Float[Array, "*batch K r"]
+    cross: Float[Array, "*batch r f"]
+    down_gram: Float[Array, "*batch r r"]
 
 
 class Covariances(eqx.Module):

@@ -7,11 +7,10 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
-from numpy.typing import ArrayLike
 
 from odes.activations import Activation
 from odes.activations import activation as parse_activation
-from odes.arguments import non_negative, positive, require, require_shape
+from odes.arguments import ArrayLike, non_negative, positive, require, require_shape
 
 
 def _array(value: Any) -> Array:

@@ -1,5 +1,7 @@
 r"""Integration of the closed equations: `solve(problem, start, t1=...)` gives a `Solution`."""
 
+import os
+
 import diffrax
 import equinox as eqx
 import jax
@@ -7,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 from jaxtyping import Array, Float, Int, ScalarLike
-from numpy.typing import ArrayLike
 
-from odes.arguments import concrete, positive, require
+from odes.arguments import ArrayLike, concrete, positive, require
 from odes.escape import Escape
 from odes.flow import flow, gradient_at
 from odes.overlaps import Overlaps, covariances
@@ -107,7 +108,7 @@ class Solution(eqx.Module):
             attrs={"result": self.message, "steps_taken": int(self.steps_taken)},
         )
 
-    def save(self, path: str) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Writes `to_dataset()` to a netCDF file, whole or not at all, with all that made it; [`odes.load`][] reads it."""
         write_dataset(self.to_dataset(), path, kind="solution", problem=self.problem.to_dict())
 
@@ -146,7 +147,7 @@ def log_times(t1: ScalarLike, n: int, *, first: ScalarLike | None = None) -> Flo
     [0.0, 1.0, 10.0, 100.0]
     """
     first = t1 / 1000 if first is None else first
-    return jnp.concatenate([jnp.zeros(1), jnp.geomspace(first, t1, n - 1)])
+    return jnp.concatenate([jnp.zeros(1), jnp.geomspace(first, t1, n - 1)[:-1], jnp.full(1, t1)])
 
 
 def _check_tolerances(rtol: ScalarLike, atol: ScalarLike) -> None:

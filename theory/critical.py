@@ -42,8 +42,7 @@ def critical_points(
 
     $$\tau \simeq \frac{D}{|\partial_\mu(C\omega^* - Dw_0)|^2}\,\frac{1}{(\mu - \mu_c)^2} \quad (D > 0),$$
 
-    whatever χκ² is. Works under jit, vmap and grad (the zeros by the implicit function theorem), so the number of
-    places, `size`, is fixed. Two zeros closer than (high - low)/resolution may be found as one.
+    whatever χκ² is. Works under jit and vmap, so the number of places, `size`, is fixed. Two zeros closer than (high - low)/resolution may be found as one.
 
     >>> critical_points("He3", low=0.1, high=0.9).strength[0].round(12).tolist()
     0.320724347323
@@ -79,16 +78,14 @@ def critical_points(
 
     low, high = (jnp.asarray(x, jnp.result_type(float)) for x in (low, high))
     spacing = (high - low) / (resolution - 1)
-    grid = low + spacing * jnp.arange(-1, resolution + 1)
+    grid = low + spacing * jnp.arange(-1.0, resolution + 1.0)
     grid = jnp.maximum(grid, low / 2)
-    lengths = jax.lax.stop_gradient(jax.vmap(length)(grid))
+    lengths = jax.vmap(length)(grid)
     lowest = (lengths[1:-1] <= lengths[:-2]) & (lengths[1:-1] < lengths[2:])
     (places,) = jnp.nonzero(lowest, size=size, fill_value=-1)
     brackets = grid[places], grid[places + 2]
-    left, right = jax.lax.fori_loop(0, 16, section, jax.lax.stop_gradient(brackets))
-    step = jax.vmap(gauss_newton)
-    polished = jax.lax.fori_loop(0, 4, lambda _, mu: step(mu), (left + right) / 2)
-    zeros = step(jax.lax.stop_gradient(polished))
+    left, right = jax.lax.fori_loop(0, 16, section, brackets)
+    zeros = jax.lax.fori_loop(0, 5, lambda _, mu: jax.vmap(gauss_newton)(mu), (left + right) / 2)
     (residuals, parts), (slopes, _) = jax.vmap(lambda mu: jax.jvp(at, (mu,), (jnp.ones_like(mu),)))(zeros)
     inside = (zeros >= low - 1e-9) & (zeros <= high + 1e-9)
     vanishing = jnp.linalg.norm(residuals, axis=1) < _ZERO * jnp.linalg.norm(parts[:, :3], axis=1)

@@ -11,7 +11,7 @@ from odes.gaussian import line_rule, mean_derivatives
 
 def hermite_coefficients(
     name: str | Activation, order: int, *, variance: ScalarLike = 1.0
-) -> Float[Array, " order+1"]:
+) -> Float[Array, " coefficients"]:
     r"""The coefficients $a_k(r)$, k = 0 ... `order`, of $f(\sqrt r\, z) = \sum_k a_k(r)\, \mathrm{He}_k(z)$.
 
     $$a_k(r) = \frac{1}{k!} E_{z \sim \mathcal N(0,1)}[f(\sqrt r\, z)\, \mathrm{He}_k(z)]$$
@@ -32,7 +32,7 @@ def hermite_coefficients(
     if f.hermite is not None:
         means = mean_derivatives(f.hermite, variance)[: order + 1]
         means = jnp.concatenate([means, jnp.zeros(order + 1 - means.size, means.dtype)])
-        return means * jnp.sqrt(variance) ** np.arange(order + 1) / factorials
+        return means * jnp.sqrt(variance) ** jnp.arange(order + 1.0) / factorials
     basis = [HermiteSeries(tuple(np.eye(order + 1)[k] / factorials[k])) for k in range(order + 1)]
     z, weights = line_rule(f.growth + order)(jnp.ones_like(variance))
     image = f(jnp.sqrt(variance) * z)

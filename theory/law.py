@@ -41,8 +41,9 @@ def amplitude_variance(problem: Problem, phase: SearchPhase) -> Float[Array, ""]
 def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
     r"""Mean and standard deviation of the escape time at the problem's dimension, batch size and rank.
 
-    Let T(δ) be the time that the noiseless flow takes from δe, e the unit unstable mode, to the escape; for small δ it is
-    $T_0 + \tau\log(1/\delta)$. The amplitudes of the r rows are Gaussian ([`amplitude_variance`][]) and add in quadrature, so
+    Let T(δ) be the time that the flow, with its noise term, takes from δe, e the unit unstable mode of one row, to the
+    escape; for small δ it is $T_0 + \tau\log(1/\delta)$. The amplitudes of the r rows are Gaussian
+    ([`amplitude_variance`][]) and add in quadrature, so
 
     $$E[t] = T_0 - \tau\left[\log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)\right], \qquad
       \mathrm{std}[t] = \tfrac{\tau}{2}\sqrt{\psi'(r/2)}.$$
@@ -65,11 +66,10 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
         cross=_SEED * (slope / unit) * first[:, None] * direction,
         down_gram=still.down_gram,
     )
-    noiseless = eqx.tree_at(lambda p: p.sgd.batch_size, problem, jnp.full_like(problem.sgd.batch_size, jnp.inf))
     t1 = 200 * phase.tau
     allowed = (phase.D > 0) & jnp.isfinite(t1)
     t1 = jnp.where(allowed, t1, 1.0)
-    solution = solve(noiseless, start, t1=t1, times=t1[None], escape=escape, until_escape=True, atol=1e-14)
+    solution = solve(problem, start, t1=t1, times=t1[None], escape=escape, until_escape=True, atol=1e-14)
     constant = solution.escape_time + phase.tau * jnp.log(_SEED)
     spread = jnp.log(amplitude_variance(problem, phase)) / 2
     half = jnp.asarray(rank / 2, direction.dtype)

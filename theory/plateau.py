@@ -31,6 +31,9 @@ def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
     the overlap also drifts, $\dot m = \kappa u_pC$ at m = 0, and leaves the plateau after a time near
     $\tau\log(1 + 1/(\tau\kappa u_pC))$, which does not grow with d.
 
+    On the way to the plateau the overlap s = v·w0 grows as well, by about $\rho^2 |D| u$ per unit of time, which shifts
+    $u_p$; the statement above is for small ρ.
+
     **Raises** ValueError unless the problem is single-index.
     """
     problem.require_single_index()

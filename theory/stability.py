@@ -4,9 +4,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
-from numpy.typing import ArrayLike
 
 from odes import SGD, Activation, Adapter, Problem, gradient_at, noise_at, pretrained
+from odes.arguments import ArrayLike
 
 
 class SearchPhase(eqx.Module):

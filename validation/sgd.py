@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from odes import Overlaps, Problem
-from odes.arguments import require
+from odes.arguments import ArrayLike, require
 from validation.trajectories import Simulation, checked_steps, collect
 
 _NUMBERS_AT_ONCE = 2**19
@@ -53,7 +52,7 @@ def sgd_step(problem: Problem, directions: Array, weights: Weights, inputs: Arra
     preactivations = inputs @ jnp.concatenate([student, problem.target @ directions]).T
     own, target = preactivations[:, :units], preactivations[:, units:]
     error = problem.student(own) @ problem.readout - problem.teacher(target) @ problem.teacher_readout - label_noise
-    amplitude = error[:, None] * problem.student.derivative(own) * problem.readout
+    amplitude = jnp.outer(error, problem.readout) * problem.student.derivative(own)
     gradient = amplitude.T @ inputs / inputs.shape[0]
     up = weights.up - sgd.learning_rate * adapter.lr_ratio * kappa * gradient @ weights.down.T
     down = weights.down - sgd.learning_rate * kappa * weights.up.T @ gradient
@@ -68,7 +67,7 @@ def _overlaps(directions: Array, weights: Weights) -> Overlaps:
 
 @eqx.filter_jit
 def _advance(
-    problem: Problem, directions: Array, weights: Weights, keys: PRNGKeyArray, first: Array, last: Array, batch: int
+    problem: Problem, directions: Array, weights: Weights, keys: Array, first: Array, last: Array, batch: int
 ) -> tuple[Weights, Overlaps]:
     """Takes every seed from step `first` to step `last`; draws depend on the seed's key and the step alone."""
     dimension, dtype = directions.shape[1], directions.dtype

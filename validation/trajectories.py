@@ -1,5 +1,6 @@
 """What a finite-d simulation gives, whichever simulator ran it: overlaps of every seed at recorded steps."""
 
+import os
 from collections.abc import Iterable
 
 import equinox as eqx
@@ -7,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from numpy.typing import ArrayLike
 
 from odes import Escape, Overlaps, Problem, covariances, gradient_at
-from odes.arguments import require
+from odes.arguments import ArrayLike, require
 from odes.storage import write_dataset
 
 
@@ -80,7 +80,7 @@ class Simulation(eqx.Module):
             attrs={"method": self.method, "simulation_dtype": self.dtype},
         )
 
-    def save(self, path: str) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Writes `to_dataset()` to a netCDF file, whole or not at all, with all that made it; [`odes.load`][] reads it."""
         write_dataset(self.to_dataset(), path, kind="simulation", problem=self.problem.to_dict())
 
@@ -124,4 +124,4 @@ def collect(problem: Problem, records: Iterable[Overlaps], steps: np.ndarray, *,
     snapshots = [jax.tree.map(np.asarray, overlaps) for overlaps in records]
     stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x, axis=1), jnp.result_type(float)), *snapshots)
     loss = _over_seeds_and_times(lambda o: gradient_at(problem, o).loss)(stacked)
-    return Simulation(problem.sgd.learning_rate * steps, stacked, loss, problem, method, dtype)
+    return Simulation(problem.sgd.learning_rate * jnp.asarray(steps, loss.dtype), stacked, loss, problem, method, dtype)

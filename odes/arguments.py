@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.typing
 import numpy as np
 import numpy.typing
@@ -38,9 +39,7 @@ def require_shape(name: str, value: Any, symbols: str, shape: tuple[int, ...]) -
     ValueError: Argument `target` must have shape (P, f) = (2, 2), but has shape (2, 3)
     """
     if np.shape(value) != shape:
-        raise ValueError(
-            f"Argument `{name}` must have shape {symbols} = {shape}, but has shape {np.shape(value)}"
-        )
+        raise ValueError(f"Argument `{name}` must have shape {symbols} = {shape}, but has shape {np.shape(value)}")
 
 
 def positive(value: np.ndarray) -> Any:

@@ -55,7 +55,10 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
     gradient = gradient_at(problem, overlaps)
     up, cross, down_gram = overlaps.up, overlaps.cross, overlaps.down_gram
     target_cross = gradient.C @ problem.target
-    H = gradient.D @ (problem.frozen @ problem.frame_gram + adapter.kappa * up @ cross) - target_cross @ problem.frame_gram
+    H = (
+        gradient.D @ (problem.frozen @ problem.frame_gram + adapter.kappa * up @ cross)
+        - target_cross @ problem.frame_gram
+    )
     J = gradient.D @ (problem.frozen @ cross.T + adapter.kappa * up @ down_gram) - target_cross @ cross.T
     d_up = -adapter.lr_ratio * adapter.kappa * J
     d_cross = -adapter.kappa * up.T @ H

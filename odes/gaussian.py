@@ -291,7 +291,9 @@ def pair_moments(f: Activation, h: Activation, p: ScalarLike, q: ScalarLike, c: 
         slope, image = f.derivative(x), h(y)
         return jnp.stack([f(x) * image, slope * h.derivative(y), x * slope * image])
 
-    value, cross, stein = gaussian_average(integrand, p, q, c, rule=polar_rule(f.growth + h.growth), smooth=not (f.kinked or h.kinked))
+    value, cross, stein = gaussian_average(
+        integrand, p, q, c, rule=polar_rule(f.growth + h.growth), smooth=not (f.kinked or h.kinked)
+    )
     return PairMoments(value, cross, (stein - c * cross) / p)
 
 

@@ -35,8 +35,8 @@ class Covariances(eqx.Module):
 def covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
     r"""The preactivations' covariances at given overlaps.
 
-    $Q = A\Gamma A^T + \kappa(AX^TU^T + UXA^T) + \kappa^2 URU^T$, $M = (A\Gamma + \kappa UX)\tilde B^T$, $P = \tilde B\Gamma\tilde B^T$; for a
-    single-index problem $Q = \rho^2 + 2\kappa us + \kappa^2u^2q$ and $M = \rho c + \kappa um$.
+    $Q = A\Gamma A^T + \kappa(AX^TU^T + UXA^T) + \kappa^2 URU^T$, $M = (A\Gamma + \kappa UX)\tilde B^T$, $P = \tilde B\Gamma\tilde B^T$;
+    for a single-index problem $Q = \rho^2 + 2\kappa us + \kappa^2u^2q$ and $M = \rho c + \kappa um$.
     """
     step = problem.adapter.kappa * overlaps.up
     linear = problem.frozen @ overlaps.cross.T @ step.T

@@ -1,7 +1,8 @@
 r"""The population loss in terms of the overlaps, its gradient, and the covariance of the gradient's noise.
 
-Student $\hat y = \sum_k a_k \sigma(\lambda_k)$, teacher $y = \sum_j b_j \phi(\lambda^*_j) + \sqrt\Delta z$, preactivations jointly Gaussian with
-covariances $Q = \langle\lambda\lambda^T\rangle$ (K x K), $M = \langle\lambda\lambda^{*T}\rangle$ (K x P), $P = \langle\lambda^*\lambda^{*T}\rangle$ (P x P).
+Student $\hat y = \sum_k a_k \sigma(\lambda_k)$, teacher $y = \sum_j b_j \phi(\lambda^*_j) + \sqrt\Delta z$; the
+preactivations are jointly Gaussian with covariances $Q = \langle\lambda\lambda^T\rangle$ (K x K),
+$M = \langle\lambda\lambda^{*T}\rangle$ (K x P), $P = \langle\lambda^*\lambda^{*T}\rangle$ (P x P).
 """
 
 import equinox as eqx
@@ -19,8 +20,8 @@ class PopulationGradient(eqx.Module):
 
     - `loss`: $\ell = \frac12 E[(\hat y - y)^2]$ without the label noise's $\Delta/2$;
     - `C` (K, P): $C_{kj} = a_k b_j E[\sigma'(\lambda_k)\phi'(\lambda^*_j)] = -\partial\ell/\partial M$;
-    - `D` (K, K): $D_{kl} = a_k a_l E[\sigma'(\lambda_k)\sigma'(\lambda_l)] + \delta_{kl} E[a_k e\, \sigma''(\lambda_k)] = \partial\ell/\partial Q + (\partial\ell/\partial Q)^T$,
-      with the error $e = \hat y - y$.
+    - `D` (K, K): $D_{kl} = a_k a_l E[\sigma'(\lambda_k)\sigma'(\lambda_l)] + \delta_{kl} E[a_k e\, \sigma''(\lambda_k)]$, which is
+      $\partial\ell/\partial Q + (\partial\ell/\partial Q)^T$, with the error $e = \hat y - y$.
     """
 
     loss: Float[Array, ""]
@@ -57,7 +58,8 @@ def population_gradient(
 ) -> PopulationGradient:
     r"""The loss and its gradient at the covariances (Q, M, P), any numbers K and P of units.
 
-    $$\ell = \tfrac12 \sum_{kl} a_k a_l E[\sigma_k\sigma_l] - \sum_{kj} a_k b_j E[\sigma_k\phi_j] + \tfrac12 \sum_{ij} b_i b_j E[\phi_i\phi_j]$$
+    $$\ell = \tfrac12 \sum_{kl} a_k a_l E[\sigma_k\sigma_l] - \sum_{kj} a_k b_j E[\sigma_k\phi_j]
+      + \tfrac12 \sum_{ij} b_i b_j E[\phi_i\phi_j]$$
 
     and C, D as in [`PopulationGradient`][], all from averages of pairs (`odes.gaussian.pair_moments`), so that relu
     is exact. Source: Saad & Solla 1995; Goldt et al. 2019.

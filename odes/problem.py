@@ -105,9 +105,10 @@ class SGD(eqx.Module):
 
 
 class Problem(eqx.Module):
-    r"""A student $\sum_k a_k \sigma(w_k \cdot x)$ with $W = W_0 + \kappa UV$ learns $\sum_j b_j \phi(t_j \cdot x)$, $x \sim \mathcal N(0, I_d)$.
+    r"""A student $\sum_k a_k \sigma(w_k \cdot x)$ with $W = W_0 + \kappa UV$ learns $\sum_j b_j \phi(t_j \cdot x)$.
 
-    Every fixed direction is a row of the frame F (f x d), of which only the Gram matrix is needed:
+    The inputs are $x \sim \mathcal N(0, I_d)$. Every fixed direction is a row of the frame F (f x d), of which only the
+    Gram matrix is needed:
 
     - `frame_gram` (f, f): $\Gamma = F F^T$, positive semi-definite;
     - `frozen` (K, f): A in $W_0 = A F$; `target` (P, f): $\tilde B$ in $T = \tilde B F$;

@@ -1,6 +1,7 @@
 r"""Integration of the closed equations: `solve(problem, start, t1=...)` gives a `Solution`."""
 
 import os
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -41,7 +42,7 @@ class Solution(eqx.Module):
     result: diffrax.RESULTS
     problem: Problem
     escape: Escape | None
-    _legs: tuple[diffrax.Solution, ...]
+    _interpolations: tuple[diffrax.AbstractPath | None, ...]
 
     @property
     def m(self) -> Float[Array, "T r"]:
@@ -81,11 +82,11 @@ class Solution(eqx.Module):
             return "stopped at the escape"
         return str(diffrax.RESULTS[self.result]).splitlines()[0] or "failed"
 
-    def evaluate(self, t: ScalarLike) -> Overlaps:
+    def evaluate(self, t: Float[Array, ""] | float) -> Overlaps:
         """The overlaps at any time from 0 to `t_final`, by the integrator's interpolant; needs `solve(..., dense=True)`."""
-        if any(leg.interpolation is None for leg in self._legs):
+        values = [path.evaluate(t) for path in self._interpolations if path is not None]
+        if not values:
             raise ValueError("Argument `dense` of `solve` must be True for `Solution.evaluate`")
-        values = [leg.evaluate(t) for leg in self._legs]
         if len(values) == 1:
             return values[0]
         before = ~(t > self.escape_time)
@@ -146,8 +147,9 @@ def log_times(t1: ScalarLike, n: int, *, first: ScalarLike | None = None) -> Flo
     >>> log_times(100.0, 4, first=1.0).round(9).tolist()
     [0.0, 1.0, 10.0, 100.0]
     """
-    first = t1 / 1000 if first is None else first
-    return jnp.concatenate([jnp.zeros(1), jnp.geomspace(first, t1, n - 1)[:-1], jnp.full(1, t1)])
+    end = jnp.asarray(t1, jnp.result_type(float))
+    spaced = jnp.geomspace(end / 1000 if first is None else jnp.asarray(first, end.dtype), end, n - 1)
+    return jnp.concatenate([jnp.zeros(1), spaced[:-1], end[None]])
 
 
 def _check_tolerances(rtol: ScalarLike, atol: ScalarLike) -> None:
@@ -155,7 +157,7 @@ def _check_tolerances(rtol: ScalarLike, atol: ScalarLike) -> None:
     require("atol", atol, "positive and finite", positive)
     dtype = jnp.result_type(float)
     smallest = float(50 * jnp.finfo(dtype).eps)
-    if concrete(rtol) and rtol < smallest:
+    if concrete(rtol) and np.asarray(rtol) < smallest:
         mend = "; jax.config.update('jax_enable_x64', True) makes it float64" if dtype == jnp.float32 else ""
         raise ValueError(f"Argument `rtol` must be at least {smallest:.1e} in {dtype}, but is {rtol}{mend}")
 
@@ -201,7 +203,8 @@ def solve(
     times = jnp.linspace(0, t1, 201) if times is None else jnp.asarray(times, jnp.result_type(float))
     if concrete(times) and concrete(t1):
         inside = "increasing, between 0 and t1"
-        require("times", times, inside, lambda x: (x[0] >= 0) & (x[-1] <= float(t1)) & np.all(np.diff(x) > 0))
+        end = np.asarray(t1)
+        require("times", times, inside, lambda x: (x[0] >= 0) & (x[-1] <= end) & np.all(np.diff(x) > 0))
     noise_scale = problem.sgd.noise_scale
     return _solve(
         problem,
@@ -219,6 +222,18 @@ def solve(
     )
 
 
+class _Leg(eqx.Module):
+    """One call of the integrator: the whole run, or the part before or after the escape."""
+
+    saved: Overlaps
+    end_time: Array
+    end: Overlaps
+    steps: Array
+    rejected: Array
+    result: diffrax.RESULTS
+    interpolation: diffrax.AbstractPath | None
+
+
 @eqx.filter_jit
 def _solve(
     problem: Problem,
@@ -226,7 +241,7 @@ def _solve(
     t1: Array,
     times: Array,
     escape: Escape | None,
-    tolerances: tuple[Array, Array],
+    tolerances: tuple[Any, Any],
     *,
     until_escape: bool,
     dense: bool,
@@ -235,8 +250,8 @@ def _solve(
     adjoint: diffrax.AbstractAdjoint,
     max_steps: int,
 ) -> Solution:
-    def integrate(t0: Array, y0: Overlaps, ts: Array, event: diffrax.Event | None) -> diffrax.Solution:
-        return diffrax.diffeqsolve(
+    def integrate(t0: Array, y0: Overlaps, ts: Array, event: diffrax.Event | None) -> _Leg:
+        solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: flow(args, y, noise=noise)),
             solver,
             t0=t0,
@@ -251,47 +266,50 @@ def _solve(
             max_steps=max_steps,
             throw=False,
         )
+        assert solution.ts is not None and solution.ys is not None
+        return _Leg(
+            saved=solution.ys[0],
+            end_time=solution.ts[1][0],
+            end=jax.tree.map(lambda y: y[0], solution.ys[1]),
+            steps=solution.stats["num_steps"],
+            rejected=solution.stats["num_rejected_steps"],
+            result=solution.result,
+            interpolation=solution.interpolation,
+        )
 
     zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
-    if escape is None:
-        legs = (integrate(zero, start, times, None),)
-        escape_time = never
-    else:
+    event = None
+    if escape is not None:
         root_finder = optx.Newton(rtol=tolerances[0], atol=tolerances[0])
         event = diffrax.Event(lambda t, y, args, **kw: escape.margin(args, y), root_finder, direction=False)
-        legs = (integrate(zero, start, times, event),)
-        reached = legs[0].ts[1][0]
-        escaped = legs[0].result == diffrax.RESULTS.event_occurred
+    first = integrate(zero, start, times, event)
+    legs, overlaps, result, escape_time = (first,), first.saved, first.result, never
+    if escape is not None:
+        escaped = first.result == diffrax.RESULTS.event_occurred
         already = escape.margin(problem, start) <= 0
-        escape_time = jnp.where(already, zero, jnp.where(escaped, reached, never))
+        escape_time = jnp.where(already, zero, jnp.where(escaped, first.end_time, never))
         if not until_escape:
-            resume = jnp.where(escaped, reached, t1)
-            legs += (integrate(resume, _last(legs[0]), jnp.clip(times, resume, t1), None),)
-
-    overlaps, result = legs[0].ys[0], legs[0].result
-    if len(legs) == 2:
-        late = times > legs[0].ts[1][0]
-        overlaps = jax.tree.map(lambda a, b: jnp.where(_column(late, a), b, a), overlaps, legs[1].ys[0])
-        result = diffrax.RESULTS.where(result == diffrax.RESULTS.event_occurred, legs[1].result, result)
+            resume = jnp.where(escaped, first.end_time, t1)
+            second = integrate(resume, first.end, jnp.clip(times, resume, t1), None)
+            late = times > first.end_time
+            overlaps = jax.tree.map(lambda a, b: jnp.where(_column(late, a), b, a), overlaps, second.saved)
+            result = diffrax.RESULTS.where(escaped, second.result, result)
+            legs = (first, second)
     overlaps = jax.tree.map(lambda y: jnp.where(jnp.isfinite(y), y, jnp.nan), overlaps)
     return Solution(
         t=times,
         overlaps=overlaps,
         loss=jax.vmap(lambda o: gradient_at(problem, o).loss)(overlaps),
         escape_time=escape_time,
-        t_final=legs[-1].ts[1][0],
-        final=_last(legs[-1]),
-        steps_taken=sum(leg.stats["num_steps"] for leg in legs),
-        steps_rejected=sum(leg.stats["num_rejected_steps"] for leg in legs),
+        t_final=legs[-1].end_time,
+        final=legs[-1].end,
+        steps_taken=jnp.asarray(sum(leg.steps for leg in legs)),
+        steps_rejected=jnp.asarray(sum(leg.rejected for leg in legs)),
         result=result,
         problem=problem,
         escape=escape,
-        _legs=tuple(eqx.tree_at(lambda s: (s.ts, s.ys), leg, (None, None)) for leg in legs),
+        _interpolations=tuple(leg.interpolation for leg in legs),
     )
-
-
-def _last(leg: diffrax.Solution) -> Overlaps:
-    return jax.tree.map(lambda y: y[0], leg.ys[1])
 
 
 def _column(mask: Array, like: Array) -> Array:

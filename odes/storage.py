@@ -68,5 +68,7 @@ def load(path: str | os.PathLike):
 
     dataset = xarray.load_dataset(path, engine="h5netcdf")
     if "version_searchphase" not in dataset.attrs:
-        raise ValueError(f"Argument `path` must name a file that `save` wrote, but {path} has no record of what made it")
+        raise ValueError(
+            f"Argument `path` must name a file that `save` wrote, but {path} has no record of what made it"
+        )
     return dataset

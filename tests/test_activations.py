@@ -23,7 +23,9 @@ def test_value_and_derivative_match_numpy(name):
 @pytest.mark.parametrize("k", [0, 1, 7, MAX_DEGREE])
 def test_hermite_polynomials_match_numpy(k):
     expected = np.polynomial.hermite_e.hermeval(X, np.eye(k + 1)[k])
-    np.testing.assert_allclose(activation(f"He{k}")(jnp.asarray(X)), expected, rtol=1e-12, atol=1e-12 * abs(expected).max())
+    np.testing.assert_allclose(
+        activation(f"He{k}")(jnp.asarray(X)), expected, rtol=1e-12, atol=1e-12 * abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,11 @@ def test_closed_forms_match_the_polar_rule(name):
     known = activation(name)
     unknown = Activation.from_function(lambda x: known(x), name="unknown", kinked=known.kinked, growth=known.growth)
     for p, q, c in [(0.25, 1.0, 0.5), (0.7, 1.3, -0.2), (1.0, 1.0, 1.0)]:
-        for moments in (lambda f: pair_moments(f, f, p, q, c), lambda f: noise_moments(f, f, p, c, q)):
-            closed, numeric = (np.array(jax.tree.leaves(moments(f))) for f in (known, unknown))
+        for closed, numeric in (
+            (pair_moments(known, known, p, q, c), pair_moments(unknown, unknown, p, q, c)),
+            (noise_moments(known, known, p, c, q), noise_moments(unknown, unknown, p, c, q)),
+        ):
+            closed, numeric = np.array(jax.tree.leaves(closed)), np.array(jax.tree.leaves(numeric))
             np.testing.assert_allclose(closed, numeric, rtol=1e-10, atol=1e-10 * np.abs(closed).max())
 
 
@@ -125,8 +128,12 @@ def test_sigmoid_and_erf_match_mpmath():
         return mpmath.quad(lambda s: density(s) * mpmath.erf(mpmath.mpf("0.6") * x + rest * s), [-9, 0, 9])
 
     mpmath.mp.dps = 15
-    value = mpmath.quad(lambda x: density(x) * mpmath.erf(x) * inner(x), [-9, 0, 9], method="gauss-legendre", maxdegree=5)
-    assert abs(float(pair_moments(activation("erf"), activation("erf"), 1.0, 1.0, 0.6).value) / float(value) - 1) < 1e-12
+    value = mpmath.quad(
+        lambda x: density(x) * mpmath.erf(x) * inner(x), [-9, 0, 9], method="gauss-legendre", maxdegree=5
+    )
+    assert (
+        abs(float(pair_moments(activation("erf"), activation("erf"), 1.0, 1.0, 0.6).value) / float(value) - 1) < 1e-12
+    )
 
 
 @pytest.mark.parametrize("k", range(21))
@@ -153,7 +160,9 @@ def test_derivatives_are_averages(f, h):
     closed = f == h == "relu"
     for p, q, c in [(0.5, 1.0, 0.3), (0.25, 1.0, 0.5), (1.0, 1.0, 1.0)]:
         at_edge = c**2 == p * q
-        gradient = jax.grad(lambda p, q, c: pair_moments(activation(f), activation(h), p, q, c).value, (0, 1, 2))(p, q, c)
+        gradient = jax.grad(lambda p, q, c: pair_moments(activation(f), activation(h), p, q, c).value, (0, 1, 2))(
+            p, q, c
+        )
         moments = pair_moments(activation(f), activation(h), p, q, c)
         assert np.all(np.isfinite(gradient))
         if at_edge and kinked_pair and not closed:
@@ -165,7 +174,10 @@ def test_derivatives_are_averages(f, h):
 @pytest.mark.parametrize("f, h", PAIRS)
 def test_every_derivative_is_finite_at_full_correlation(f, h):
     def everything(p, q, c):
-        pair, noise = (pair_moments(activation(f), activation(h), p, q, c), noise_moments(activation(f), activation(h), p, c, q))
+        pair, noise = (
+            pair_moments(activation(f), activation(h), p, q, c),
+            noise_moments(activation(f), activation(h), p, c, q),
+        )
         return jnp.stack(jax.tree.leaves((pair, noise)))
 
     for covariance in [(0.25, 1.0, 0.5), (1.0, 1.0, 1.0), (1.0, 1.0, -1.0), (1e-6, 1.0, 1e-3)]:

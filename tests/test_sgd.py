@@ -48,7 +48,10 @@ def test_mean_step_is_the_flow_with_its_noise_term(normalized):
     (eta = 0.01, d = 800) for the O(eta) and O(1/d) corrections to stay below one.
     """
     d, batch, eta, draws = 800, 1, 0.01, 4000
-    adapter, sgd = Adapter(2, lr_ratio=1.5, normalized=normalized), SGD(dimension=d, batch_size=batch, learning_rate=eta, label_noise=0.2)
+    adapter, sgd = (
+        Adapter(2, lr_ratio=1.5, normalized=normalized),
+        SGD(dimension=d, batch_size=batch, learning_rate=eta, label_noise=0.2),
+    )
     problem = Problem.single_index("erf", strength=0.7, alignment=0.6, adapter=adapter, sgd=sgd)
     F = frame(problem, d)
     V = jax.random.normal(jax.random.key(1), (2, d)) / np.sqrt(d)
@@ -63,7 +66,9 @@ def test_mean_step_is_the_flow_with_its_noise_term(normalized):
         input_key, noise_key = jax.random.split(key)
         noise = jnp.sqrt(0.2) * jax.random.normal(noise_key, (batch,))
         after = sgd_step(problem, F, Weights(U, V), jax.random.normal(input_key, (batch, d)), noise)
-        return jax.tree.map(lambda a, b: (a - b) / eta, Overlaps(after.up, after.down @ F.T, after.down @ after.down.T), before)
+        return jax.tree.map(
+            lambda a, b: (a - b) / eta, Overlaps(after.up, after.down @ F.T, after.down @ after.down.T), before
+        )
 
     changes = change(jax.random.split(jax.random.key(2), draws))
     expected, without_noise = flow(problem, before), flow(problem, before, noise=False)
@@ -126,7 +131,14 @@ def test_escape_times_are_located_between_records():
     cross = jnp.broadcast_to(jnp.array([1.0, 0.4]), (2, 3, 1, 2))
     from validation import Simulation
 
-    run = Simulation(jnp.array([0.0, 1.0, 2.0]), Overlaps(u, cross, jnp.ones((2, 3, 1, 1))), jnp.ones((2, 3)), problem, "direct", "float64")
+    run = Simulation(
+        jnp.array([0.0, 1.0, 2.0]),
+        Overlaps(u, cross, jnp.ones((2, 3, 1, 1))),
+        jnp.ones((2, 3)),
+        problem,
+        "direct",
+        "float64",
+    )
     times = run.escape_times(Escape("overlap", 0.5))  # |u| = 0.3, a quarter of the way from 0.2 to 0.6
     np.testing.assert_allclose(times[0], 1.25, rtol=1e-12)
     assert np.isnan(times[1])

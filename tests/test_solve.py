@@ -33,7 +33,9 @@ def scipy_erf_trajectory(rho, c, start, t_eval):
         C = 4 / np.pi / np.sqrt((1 + 2 * Q) * 3 - 4 * M**2)
         slope = 4 / np.pi / np.sqrt((1 + 2 * Q) ** 2 - 4 * Q**2)
         D = slope - 2 * Q / (1 + 2 * Q) * slope + 2 * M / (1 + 2 * Q) * C
-        loss = (np.arcsin(2 * Q / (1 + 2 * Q)) - 2 * np.arcsin(2 * M / np.sqrt(3 * (1 + 2 * Q))) + np.arcsin(2 / 3)) / np.pi
+        loss = (
+            np.arcsin(2 * Q / (1 + 2 * Q)) - 2 * np.arcsin(2 * M / np.sqrt(3 * (1 + 2 * Q))) + np.arcsin(2 / 3)
+        ) / np.pi
         return C, D, loss
 
     def rhs(t, y):
@@ -82,7 +84,12 @@ def test_no_escape_is_nan_and_an_escaped_start_is_zero(problem, start):
 
 @pytest.mark.parametrize(
     "activation, strength, kwargs",
-    [("erf", 0.4, {}), ("relu", 0.4, {}), ("tanh", 0.4, dict(alignment=0.7)), ("He3", 0.6, {})],
+    [
+        ("erf", 0.4, {}),
+        pytest.param("relu", 0.4, {}, marks=pytest.mark.slow),
+        pytest.param("tanh", 0.4, dict(alignment=0.7), marks=pytest.mark.slow),
+        pytest.param("He3", 0.6, {}, marks=pytest.mark.slow),
+    ],
 )
 def test_gradient_of_the_escape_time_matches_finite_differences(activation, strength, kwargs, key):
     start = random_overlaps(Problem.single_index(activation, strength=0.6, **kwargs), key)
@@ -94,7 +101,9 @@ def test_gradient_of_the_escape_time_matches_finite_differences(activation, stre
         problem = Problem.single_index(activation, strength=strength, adapter=adapter, sgd=sgd, **kwargs)
         fixed = Overlaps(start.up, start.cross, start.down_gram)
         tolerances = dict(rtol=1e-11, atol=1e-13)
-        return solve(problem, fixed, t1=2000.0, times=jnp.ones(1), escape=Escape(), until_escape=True, **tolerances).escape_time
+        return solve(
+            problem, fixed, t1=2000.0, times=jnp.ones(1), escape=Escape(), until_escape=True, **tolerances
+        ).escape_time
 
     point = (strength, 1.3, 0.02)
     exact = jax.grad(escape_time, (0, 1, 2))(*point)
@@ -112,7 +121,9 @@ def test_vmap_over_every_parameter_equals_a_loop(start):
         problem = Problem.single_index("erf", strength=strength, alignment=alignment, adapter=adapter, sgd=sgd)
         return solve(problem, start, t1=50.0, times=jnp.array([10.0, 50.0]), escape=Escape()).overlaps
 
-    values = jnp.array([[0.3, 0.9, 1.0, 1.0, 500.0, 0.0], [0.8, -0.2, 2.0, 0.5, 2000.0, 0.1], [1.4, 0.1, 0.7, 4.0, 50.0, 0.3]])
+    values = jnp.array(
+        [[0.3, 0.9, 1.0, 1.0, 500.0, 0.0], [0.8, -0.2, 2.0, 0.5, 2000.0, 0.1], [1.4, 0.1, 0.7, 4.0, 50.0, 0.3]]
+    )
     batched = jax.vmap(run)(*values.T)
     for i, row in enumerate(values):
         single = run(*row)
@@ -140,7 +151,9 @@ def test_stiff_solver_agrees(problem, start):
 def test_rank_is_a_relabelling_when_rows_are_equal():
     """Unnormalised rank 2 with the second row unused equals rank 1 at the same kappa."""
     one = Problem.single_index("erf", strength=0.5, adapter=Adapter(1, normalized=False), sgd=SGD(batch_size=np.inf))
-    two = Problem.single_index("erf", strength=0.5, adapter=Adapter(2, scale=2.0, normalized=False), sgd=SGD(batch_size=np.inf))
+    two = Problem.single_index(
+        "erf", strength=0.5, adapter=Adapter(2, scale=2.0, normalized=False), sgd=SGD(batch_size=np.inf)
+    )
     small = Overlaps(jnp.array([[0.1]]), jnp.array([[0.2, 0.1]]), jnp.ones((1, 1)))
     padded = Overlaps(jnp.array([[0.1, 0.0]]), jnp.array([[0.2, 0.1], [0.0, 0.0]]), jnp.diag(jnp.array([1.0, 0.0])))
     np.testing.assert_allclose(

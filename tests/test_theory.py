@@ -38,12 +38,17 @@ def test_hermite_coefficients_match_scipy(name, variance):
         assert abs(float(ours[k]) - expected) < 1e-10
 
 
-@pytest.mark.parametrize("name, exponent", [("erf", 1), ("He7", 7), ("He2+0.5*He4", 2), ("relu^2", 1), ("He3^2", 2), ("He0", None)])
+@pytest.mark.parametrize(
+    "name, exponent", [("erf", 1), ("He7", 7), ("He2+0.5*He4", 2), ("relu^2", 1), ("He3^2", 2), ("He0", None)]
+)
 def test_information_exponent(name, exponent):
     assert information_exponent(name) == exponent
 
 
-@pytest.mark.parametrize("name, rho, c", [("erf", 0.5, 1.0), ("relu", 0.7, 0.3), ("He2", 0.4, 0.8), ("He3", 0.9, -0.5), ("sigmoid", 2.0, 0.9)])
+@pytest.mark.parametrize(
+    "name, rho, c",
+    [("erf", 0.5, 1.0), ("relu", 0.7, 0.3), ("He2", 0.4, 0.8), ("He3", 0.9, -0.5), ("sigmoid", 2.0, 0.9)],
+)
 @pytest.mark.parametrize("chi, scale, rank", [(1.0, 1.0, 1), (5.0, 0.3, 1), (0.2, 8.0, 3)])
 def test_rate_is_the_top_eigenvalue_of_the_flow(name, rho, c, chi, scale, rank):
     adapter = Adapter(rank, scale=scale, lr_ratio=chi)
@@ -62,7 +67,9 @@ def test_escape_rate_limits():
 
 
 def test_rate_is_differentiable_everywhere_it_is_used():
-    gradient = jax.grad(lambda rho, c: search_phase(Problem.single_index("tanh", strength=rho, alignment=c)).rate, (0, 1))
+    gradient = jax.grad(
+        lambda rho, c: search_phase(Problem.single_index("tanh", strength=rho, alignment=c)).rate, (0, 1)
+    )
     for rho, c in [(0.5, 1.0), (1.0, 0.5), (0.7, -1.0)]:
         assert np.all(np.isfinite(gradient(rho, c)))
 
@@ -71,7 +78,9 @@ def test_sweep_equals_single_points():
     strengths = np.array([0.2, 0.9])
     swept = sweep("tanh", strength=strengths, alignment=0.4)
     for i, rho in enumerate(strengths):
-        np.testing.assert_allclose(swept.tau[i], search_phase(Problem.single_index("tanh", strength=rho, alignment=0.4)).tau, rtol=1e-12)
+        np.testing.assert_allclose(
+            swept.tau[i], search_phase(Problem.single_index("tanh", strength=rho, alignment=0.4)).tau, rtol=1e-12
+        )
 
 
 def aligned_gradient_polynomial(k):
@@ -117,7 +126,9 @@ def test_he3_critical_strength():
     assert abs(4 * mu**2 + 2 * mu - 1 - 5 * mu**4) < 1e-14
 
 
-@pytest.mark.parametrize("name, alignment", [("relu", 1.0), ("erf", 1.0), ("He3", 1.0), ("erf", None), ("sigmoid", 1.0)])
+@pytest.mark.parametrize(
+    "name, alignment", [("relu", 1.0), ("erf", 1.0), ("He3", 1.0), ("erf", None), ("sigmoid", 1.0)]
+)
 def test_divergence_has_the_stated_prefactor(name, alignment):
     zeros = critical_points(name, low=0.05, high=1.0, alignment=alignment)
     for strength, prefactor in zip(zeros.strength, zeros.prefactor, strict=True):
@@ -150,7 +161,9 @@ def test_plateau_is_where_u_settles_without_alignment():
 
 
 def test_plateau_drift_is_the_speed_of_the_overlap():
-    problem = Problem.single_index("He2", strength=0.2, adapter=Adapter(1, scale=1.5, lr_ratio=3.0), sgd=SGD(batch_size=np.inf))
+    problem = Problem.single_index(
+        "He2", strength=0.2, adapter=Adapter(1, scale=1.5, lr_ratio=3.0), sgd=SGD(batch_size=np.inf)
+    )
     settled = plateau(problem)
     state = Overlaps(jnp.reshape(settled.up, (1, 1)), jnp.zeros((1, 2)), jnp.ones((1, 1)))
     change = flow(problem, state)
@@ -162,7 +175,9 @@ def test_no_plateau_where_d_is_positive():
     assert np.isnan(plateau(Problem.single_index("erf", strength=0.5)).up)
 
 
-@pytest.mark.parametrize("rank, mean, error, std", [(1, 197.0, 3.7, 50.6), (4, 143.4, 1.3, 18.3), (8, 124.1, 0.9, 12.1)])
+@pytest.mark.parametrize(
+    "rank, mean, error, std", [(1, 197.0, 3.7, 50.6), (4, 143.4, 1.3, 18.3), (8, 124.1, 0.9, 12.1)]
+)
 def test_escape_law_reproduces_known_values(rank, mean, error, std):
     """Simulated means with their standard errors and the spread, known to one decimal, for erf, mu = .5, d = 2000."""
     sgd = SGD(dimension=2000, batch_size=400, learning_rate=0.2)
@@ -181,14 +196,18 @@ def test_escape_law_without_noise_is_the_ode_from_random_starts():
 
     def escape_time(key):
         start = random_overlaps(problem, key)
-        run = solve(problem, start, t1=60 * search_phase(problem).tau, times=jnp.ones(1), escape=Escape(), until_escape=True)
+        run = solve(
+            problem, start, t1=60 * search_phase(problem).tau, times=jnp.ones(1), escape=Escape(), until_escape=True
+        )
         return run.escape_time
 
     times = jax.jit(jax.vmap(escape_time))(jax.random.split(jax.random.key(5), 2000))
     assert np.isfinite(times).all()
     error = float(times.std()) / np.sqrt(times.size)
     assert abs(float(times.mean() - law.mean)) < 4 * error
-    kurtosis_error = float(law.std) * np.sqrt((np.mean(((times - times.mean()) / times.std()) ** 4) - 1) / times.size) / 2
+    kurtosis_error = (
+        float(law.std) * np.sqrt((np.mean(((times - times.mean()) / times.std()) ** 4) - 1) / times.size) / 2
+    )
     assert abs(float(times.std() - law.std)) < 4 * kurtosis_error
 
 

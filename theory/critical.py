@@ -42,7 +42,8 @@ def critical_points(
 
     $$\tau \simeq \frac{D}{|\partial_\mu(C\omega^* - Dw_0)|^2}\,\frac{1}{(\mu - \mu_c)^2} \quad (D > 0),$$
 
-    whatever χκ² is. Works under jit and vmap, so the number of places, `size`, is fixed. Two zeros closer than (high - low)/resolution may be found as one.
+    whatever χκ² is. Works under jit and vmap, so the number of places, `size`, is fixed. Two zeros
+    closer than (high - low)/resolution may be found as one.
 
     >>> critical_points("He3", low=0.1, high=0.9).strength[0].round(12).tolist()
     0.320724347323

@@ -1,7 +1,6 @@
 r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, polygamma
 from jaxtyping import Array, Float
@@ -24,8 +23,8 @@ def amplitude_variance(problem: Problem, phase: SearchPhase) -> Float[Array, ""]
 
     In coordinates $(u, p/\sqrt G)$ the linear system has the matrix
     $\begin{pmatrix} -\chi\kappa^2D & \chi\kappa\sqrt G \\ \kappa\sqrt G & 0 \end{pmatrix}$, with unit right eigenvector
-    $e \propto (\lambda_+, \kappa\sqrt G)$ and left eigenvector $f \propto (\lambda_+, \chi\kappa\sqrt G)$, $f\cdot e = 1$. The second coordinate starts with
-    variance 1/d; SGD drives the first at the rate $\chi^2\kappa^2\theta n/d$; hence
+    $e \propto (\lambda_+, \kappa\sqrt G)$ and left eigenvector $f \propto (\lambda_+, \chi\kappa\sqrt G)$, $f\cdot e = 1$.
+    The second coordinate starts with variance 1/d; SGD drives the first at the rate $\chi^2\kappa^2\theta n/d$; hence
 
     $$\mathrm{Var} = \frac1d\left(f_p^2 + \frac{f_u^2\,\chi^2\kappa^2\theta n}{2\lambda_+}\right).$$
     """

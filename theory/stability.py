@@ -27,7 +27,9 @@ class SearchPhase(eqx.Module):
     tau: Float[Array, ""]
 
 
-def escape_rate(D: ScalarLike, G: ScalarLike, *, kappa: ScalarLike = 1.0, lr_ratio: ScalarLike = 1.0) -> Float[Array, ""]:
+def escape_rate(
+    D: ScalarLike, G: ScalarLike, *, kappa: ScalarLike = 1.0, lr_ratio: ScalarLike = 1.0
+) -> Float[Array, ""]:
     r"""The growth rate of the unstable mode,
 
     $$\lambda_+ = \tfrac12\left(-\chi\kappa^2D + \sqrt{\chi^2\kappa^4D^2 + 4\chi\kappa^2G}\right),$$

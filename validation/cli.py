@@ -31,12 +31,12 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(error, ValueError) and not str(error).startswith("Argument `"):
             raise
         message = re.sub(r"Argument `(\w+)`", _flag, str(error)).replace("\n", " ")
-        print(f"searchphase{f' {name}' if name else ''}: {message}", file=sys.stderr)
+        print(f"searchphase{' ' + name if name else ''}: {message}", file=sys.stderr)
         return 2
 
 
-def _flag(match: re.Match) -> str:
-    return "--" + _FLAGS.get(match[1], match[1]).replace("_", "-")
+def _flag(match: re.Match[str]) -> str:
+    return f"--{_FLAGS.get(match[1], match[1])}".replace("_", "-")
 
 
 def _parse(args: list[str]):

@@ -26,8 +26,8 @@ class BadInput(Exception):
 def numbers(flag: str, words: tuple[str, ...]) -> np.ndarray:
     """The numbers that a list of words stands for, each a number or an even range LOW:HIGH:N.
 
-    >>> numbers("--strength", ("0.1:0.5:3", "0.9")).tolist()
-    [0.1, 0.3, 0.5, 0.9]
+    >>> numbers("--strength", ("0.5:1.5:3", "2")).tolist()
+    [0.5, 1.0, 1.5, 2.0]
     """
     values: list[float] = []
     for word in words:
@@ -138,9 +138,9 @@ class ModelOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    dim: float = 1000
+    dim: float = 1000.0
     """Dimension d of the inputs."""
-    batch_size: float = 500
+    batch_size: float = 500.0
     """Fresh samples per SGD step; inf is gradient flow."""
     learning_rate: float = 0.2
     """Learning rate eta of the down-matrix; time is t = eta * step."""

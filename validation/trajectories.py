@@ -98,7 +98,9 @@ class Simulation(eqx.Module):
     def __str__(self) -> str:
         seeds, records = self.loss.shape
         d = float(self.problem.sgd.dimension)
-        return f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(self.t[-1]):g}, {records} records"
+        return (
+            f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(self.t[-1]):g}, {records} records"
+        )
 
 
 def _over_seeds_and_times(function):

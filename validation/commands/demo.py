@@ -40,10 +40,10 @@ class Demo:
         rows = range(10, 181, 20)
         print(table([{"mu": strengths[i].round(2)} | {name: taus[name][i] for name in ACTIVATIONS} for i in rows]))
 
-        problem = Problem.single_index(
-            "erf", strength=0.5, sgd=SGD(dimension=1000, batch_size=500, learning_rate=0.2)
+        problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=1000, batch_size=500, learning_rate=0.2))
+        print(
+            f"\nTraining {self.seeds} seeds from one start: erf, mu = 0.5, d = 1000, B = 500, eta = 0.2 ...", flush=True
         )
-        print(f"\nTraining {self.seeds} seeds from one start: erf, mu = 0.5, d = 1000, B = 500, eta = 0.2 ...", flush=True)
         simulation = simulate_direct(
             problem,
             key=jax.random.key(self.seed),

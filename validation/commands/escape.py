@@ -34,14 +34,12 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         teacher = student if self.teacher is None else activation(self.teacher)
         escape, adapter = self.escape, self.adapter
         sgd = TrainingOptions(
-            dim=1000 if self.dim is None else self.dim,
+            dim=1000.0 if self.dim is None else self.dim,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             label_noise=self.label_noise,
         ).sgd
-        phase = sweep(
-            student, strength=places[:, 0], alignment=places[:, 1], teacher=teacher, adapter=adapter, sgd=sgd
-        )
+        phase = sweep(student, strength=places[:, 0], alignment=places[:, 1], teacher=teacher, adapter=adapter, sgd=sgd)
 
         def problem_at(place) -> Problem:
             return Problem.single_index(
@@ -50,12 +48,13 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
 
         columns: dict[str, Any] = {"strength": places[:, 0], "alignment": places[:, 1]}
         columns |= {name: np.asarray(getattr(phase, name)) for name in ("C", "D", "G", "noise", "loss", "rate", "tau")}
-        columns["plateau"] = [None] * len(places)
+        plateaus: list[dict[str, float] | None] = [None] * len(places)
+        columns["plateau"] = plateaus
         if np.any(columns["D"] < 0):
             settled = jax.jit(jax.vmap(lambda place: plateau(problem_at(place))))(places)
             for i in np.flatnonzero(np.isfinite(settled.up)):
                 names = ("up", "rate", "tau", "drift")
-                columns["plateau"][i] = {name: float(getattr(settled, name)[i]) for name in names}
+                plateaus[i] = {name: float(getattr(settled, name)[i]) for name in names}
         for name in ("mean", "std"):
             columns[f"escape_time_{name}"] = np.full(len(places), np.nan)
         if self.dim is not None:
@@ -65,9 +64,9 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         critical = self.critical(student, teacher, places)
         self.report(points, critical)
         if self.output:
-            self.save(columns, critical, problem_at(places[0]))
+            self.save(self.output, columns, critical, problem_at(places[0]))
         if self.plot:
-            self.draw(points, critical)
+            self.draw(self.plot, points, critical)
         return 0
 
     def critical(self, student, teacher, places: np.ndarray) -> list[dict[str, float]]:
@@ -100,7 +99,7 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
             grows = f": tau ~ {zero['prefactor']:.4g} / (distance)^2" if np.isfinite(zero["prefactor"]) else ""
             print(f"gradient vanishes at {family} {zero['strength']:.12g}{grows}")
 
-    def save(self, columns: dict, critical: list[dict], first: Problem) -> None:
+    def save(self, path: str, columns: dict, critical: list[dict], first: Problem) -> None:
         import xarray
 
         numbers = {name: ("point", np.asarray(values)) for name, values in columns.items() if name != "plateau"}
@@ -108,9 +107,9 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
             values = [np.nan if p is None else p[name] for p in columns["plateau"]]
             numbers[f"plateau_{name}"] = ("point", np.asarray(values))
         zeros = xarray.Dataset(numbers | {"critical_strength": ("zero", [zero["strength"] for zero in critical])})
-        write_dataset(zeros, self.output, kind="escape", problem=first.to_dict())
+        write_dataset(zeros, path, kind="escape", problem=first.to_dict())
 
-    def draw(self, points: list[dict], critical: list[dict]) -> None:
+    def draw(self, path: str, points: list[dict], critical: list[dict]) -> None:
         with figure_style():
             import matplotlib.pyplot as plt
 
@@ -128,4 +127,4 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
             ax.set(yscale="log", xlabel=STRENGTH_LABEL, ylabel=TAU_LABEL, title=self.activation)
             if len(alignments) > 1:
                 ax.legend()
-            save_figure(figure, self.plot)
+            save_figure(figure, path)

@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from validation.options import BadInput, EscapeOptions, ModelOptions, OptionalFloat, OutputOptions, TrainingOptions, save_figure
-from validation.options import end_time
+from validation.options import (
+    BadInput,
+    EscapeOptions,
+    ModelOptions,
+    OptionalFloat,
+    OutputOptions,
+    TrainingOptions,
+    end_time,
+    save_figure,
+)
 from validation.report import print_json, table
 from validation.sgd import simulate_direct
 from validation.style import figure_style

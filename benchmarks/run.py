@@ -1,0 +1,187 @@
+"""Prints the table of benchmarks: theory against SciPy, trajectories against SciPy, the simulator against its random numbers.
+
+All numbers of one table come from one run on one machine; compare ratios, not seconds. `--slow` adds the comparison of
+64 simulated seeds with the ODE (several minutes).
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy_reference import aligned_tau, erf_trajectory
+
+from odes import SGD, Overlaps, Problem, solve
+from theory import critical_points, sweep
+from validation import compare, even_steps, simulate_direct
+from validation.report import table
+
+ACTIVATIONS = ["linear", "relu", "erf", "sigmoid"] + [f"He{k}" for k in range(2, 8)]
+STRENGTHS = np.linspace(0.05, 0.95, 200)
+
+
+def seconds(function: Callable[[], Any], repeat: int = 3) -> float:
+    """The shortest of a few timed calls."""
+    times = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def taus() -> list[dict[str, Any]]:
+    """(a) tau of 10 link functions at 200 strengths."""
+
+    def ours() -> list:
+        return [sweep(name, strength=STRENGTHS).tau for name in ACTIVATIONS]
+
+    cold, warm = seconds(ours, 1), seconds(ours)
+    few = STRENGTHS[::20]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # quad's own doubts about 1e-10 near a zero of C
+        began = time.perf_counter()
+        theirs = [[aligned_tau(name, float(mu)) for mu in few] for name in ACTIVATIONS]
+        scipy_seconds = (time.perf_counter() - began) * STRENGTHS.size / few.size
+    mine = np.array([np.asarray(sweep(name, strength=few).tau) for name in ACTIVATIONS])
+    difference = float(np.max(np.abs(mine / np.array(theirs) - 1)))
+    return [
+        {"what": "2000 tau, cold (compiles)", "seconds": cold, "note": ""},
+        {"what": "2000 tau, warm", "seconds": warm, "note": "limit 0.3"},
+        {
+            "what": "2000 tau, SciPy quad",
+            "seconds": scipy_seconds,
+            "note": f"from 100; largest difference {difference:.1e}",
+        },
+        {"what": "  SciPy / warm", "seconds": scipy_seconds / warm, "note": "ratio"},
+    ]
+
+
+def he3() -> list[dict[str, Any]]:
+    """The command of 81 strengths of He3 from a cold process, and its calculation when warm."""
+    words = "escape --activation He3 --strength 0.1:0.9:81 --json".split()
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "validation", *words], capture_output=True, text=True, check=True)
+    cold = time.perf_counter() - began
+    assert len(json.loads(done.stdout)["points"]) == 81
+    strengths = np.linspace(0.1, 0.9, 81)
+
+    def calculation() -> Any:
+        return sweep("He3", strength=strengths), critical_points("He3", low=0.01, high=1.0)
+
+    calculation()
+    return [
+        {"what": "escape He3 0.1:0.9:81, cold process", "seconds": cold, "note": "limit 5"},
+        {"what": "escape He3 0.1:0.9:81, warm", "seconds": seconds(calculation), "note": "limit 0.05"},
+    ]
+
+
+def trajectories() -> list[dict[str, Any]]:
+    """(b) erf, aligned 1/2, gradient flow, to t = 300, at equal error against a tight reference."""
+    count, times = 1024, np.linspace(0, 300, 51)
+    problem = Problem.single_index("erf", strength=0.5, sgd=SGD(batch_size=np.inf))
+    starts = np.random.default_rng(0).normal(size=count) / np.sqrt(1000)
+
+    def run(m0: jax.Array, rtol: float) -> jax.Array:
+        start = Overlaps(jnp.zeros((1, 1)), m0 * jnp.array([[1.0, 0.5]]), jnp.ones((1, 1)))
+        return solve(problem, start, t1=300.0, times=times, rtol=rtol, atol=1e-2 * rtol).m[:, 0]
+
+    rtol = 1e-8
+    one = jax.jit(lambda m0: run(m0, rtol))
+    many = jax.jit(jax.vmap(lambda m0: run(m0, rtol)))
+    few = starts[:20]
+    exact = np.array([erf_trajectory(0.5, m0, times, 1e-12) for m0 in few])
+    our_error = float(np.abs(np.asarray(many(starts))[: few.size] - exact).max())
+    for scipy_rtol in (1e-5, 1e-6, 1e-7, 1e-8, 1e-9):  # the loosest tolerance at which SciPy is as accurate as we are
+        began = time.perf_counter()
+        theirs = np.array([erf_trajectory(0.5, m0, times, scipy_rtol) for m0 in few])
+        scipy_seconds = (time.perf_counter() - began) / few.size
+        scipy_error = float(np.abs(theirs - exact).max())
+        if scipy_error <= our_error:
+            break
+    one(starts[0])
+    single, batched = seconds(lambda: one(starts[0])), seconds(lambda: many(starts)) / count
+    return [
+        {"what": "one trajectory, warm", "seconds": single, "note": f"error {our_error:.1e}"},
+        {"what": "one of 1024 vmapped trajectories", "seconds": batched, "note": f"error {our_error:.1e}"},
+        {
+            "what": "one trajectory, SciPy DOP853",
+            "seconds": scipy_seconds,
+            "note": f"error {scipy_error:.1e}, rtol {scipy_rtol:g}",
+        },
+        {"what": "  SciPy / vmapped", "seconds": scipy_seconds / batched, "note": "ratio, at least 50"},
+    ]
+
+
+def simulator() -> list[dict[str, Any]]:
+    """(c) The direct simulator against drawing its inputs and nothing else."""
+    seeds, steps, batch, dimension = 4, 100, 500, 1000
+    rows = []
+    for dtype in ("float32", "float64"):
+
+        @jax.jit
+        def floor(keys: jax.Array, dtype=dtype) -> jax.Array:
+            def draw(key: jax.Array) -> jax.Array:
+                def step(i, _):
+                    inputs = jax.random.normal(jax.random.fold_in(key, i), (batch, dimension), dtype)
+                    return jax.lax.optimization_barrier(inputs)
+
+                return jax.lax.fori_loop(0, steps, step, jnp.zeros((batch, dimension), dtype))[0, 0]
+
+            return jax.lax.map(draw, keys)
+
+        problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=dimension, batch_size=batch))
+        keys = jax.random.split(jax.random.key(0), seeds)
+
+        def simulate(dtype=dtype) -> Any:
+            return simulate_direct(problem, key=jax.random.key(0), seeds=seeds, steps=[0, steps], dtype=dtype).loss
+
+        floor(keys), simulate()
+        pairs = [(seconds(lambda: floor(keys), 1), seconds(simulate, 1)) for _ in range(5)]
+        per_step = [min(column) / (seeds * steps) for column in zip(*pairs, strict=True)]
+        rows += [
+            {"what": f"random numbers of one step, {dtype}", "seconds": per_step[0], "note": "d = 1000, B = 500"},
+            {"what": f"one SGD step, {dtype}", "seconds": per_step[1], "note": ""},
+            {"what": "  step / random numbers", "seconds": per_step[1] / per_step[0], "note": "ratio, at most 1.6"},
+        ]
+    return rows
+
+
+def agreement() -> None:
+    """64 seeds of the direct simulator against the ODE from the same starts."""
+    sgd = SGD(dimension=1000, batch_size=500, learning_rate=0.2)
+    problem = Problem.single_index("erf", strength=0.5, sgd=sgd)
+    run = simulate_direct(problem, key=jax.random.key(0), seeds=64, steps=even_steps(400.0, 0.2, 40), progress=True)
+    comparison = compare(run)
+    print("\nSimulation minus ODE, 64 seeds, erf, mu = 0.5, d = 1000, B = 500, eta = 0.2, 40 times to t = 400:")
+    print(table(comparison.summary()))
+    print("\nz at some times:")
+    chosen = [2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40]
+    print(table([{"t": float(run.t[i])} | {name: float(z[i]) for name, z in comparison.z.items()} for i in chosen]))
+
+
+def main() -> None:
+    jax.config.update("jax_enable_x64", True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slow", action="store_true", help="also compare 64 simulated seeds with the ODE")
+    slow = parser.parse_args().slow
+    device = jax.devices()[0]
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores; {device.platform} {device.device_kind}; jax {jax.__version__}\n"
+    )
+    print(table([row for part in (taus, he3, trajectories, simulator) for row in part()]))
+    if slow:
+        agreement()
+
+
+if __name__ == "__main__":
+    main()

@@ -122,38 +122,34 @@ def trajectories() -> list[dict[str, Any]]:
     ]
 
 
-def simulator() -> list[dict[str, Any]]:
+def simulator(dtype: str) -> list[dict[str, Any]]:
     """(c) The direct simulator against drawing its inputs and nothing else."""
     seeds, steps, batch, dimension = 4, 100, 500, 1000
-    rows = []
-    for dtype in ("float32", "float64"):
+    problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=dimension, batch_size=batch))
+    keys = jax.random.split(jax.random.key(0), seeds)
 
-        @jax.jit
-        def floor(keys: jax.Array, dtype=dtype) -> jax.Array:
-            def draw(key: jax.Array) -> jax.Array:
-                def step(i, _):
-                    inputs = jax.random.normal(jax.random.fold_in(key, i), (batch, dimension), dtype)
-                    return jax.lax.optimization_barrier(inputs)
+    @jax.jit
+    def draw_inputs(keys: jax.Array) -> jax.Array:
+        def one_seed(key: jax.Array) -> jax.Array:
+            def step(i, _):
+                inputs = jax.random.normal(jax.random.fold_in(key, i), (batch, dimension), dtype)
+                return jax.lax.optimization_barrier(inputs)
 
-                return jax.lax.fori_loop(0, steps, step, jnp.zeros((batch, dimension), dtype))[0, 0]
+            return jax.lax.fori_loop(0, steps, step, jnp.zeros((batch, dimension), dtype))[0, 0]
 
-            return jax.lax.map(draw, keys)
+        return jax.lax.map(one_seed, keys)
 
-        problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=dimension, batch_size=batch))
-        keys = jax.random.split(jax.random.key(0), seeds)
+    def simulate() -> jax.Array:
+        return simulate_direct(problem, key=jax.random.key(0), seeds=seeds, steps=[0, steps], dtype=dtype).loss
 
-        def simulate(dtype=dtype) -> Any:
-            return simulate_direct(problem, key=jax.random.key(0), seeds=seeds, steps=[0, steps], dtype=dtype).loss
-
-        floor(keys), simulate()
-        pairs = [(seconds(lambda: floor(keys), 1), seconds(simulate, 1)) for _ in range(5)]
-        per_step = [min(column) / (seeds * steps) for column in zip(*pairs, strict=True)]
-        rows += [
-            {"what": f"random numbers of one step, {dtype}", "seconds": per_step[0], "note": "d = 1000, B = 500"},
-            {"what": f"one SGD step, {dtype}", "seconds": per_step[1], "note": ""},
-            {"what": "  step / random numbers", "seconds": per_step[1] / per_step[0], "note": "ratio, at most 1.6"},
-        ]
-    return rows
+    draw_inputs(keys), simulate()
+    pairs = [(seconds(lambda: draw_inputs(keys), 1), seconds(simulate, 1)) for _ in range(5)]
+    floor, step = (min(column) / (seeds * steps) for column in zip(*pairs, strict=True))
+    return [
+        {"what": f"random numbers of one step, {dtype}", "seconds": floor, "note": "d = 1000, B = 500"},
+        {"what": f"one SGD step, {dtype}", "seconds": step, "note": ""},
+        {"what": "  step / random numbers", "seconds": step / floor, "note": "ratio, at most 1.6"},
+    ]
 
 
 def agreement() -> None:
@@ -178,7 +174,7 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; {device.platform} {device.device_kind}; jax {jax.__version__}\n"
     )
-    print(table([row for part in (taus, he3, trajectories, simulator) for row in part()]))
+    print(table([*taus(), *he3(), *trajectories(), *simulator("float32"), *simulator("float64")]))
     if slow:
         agreement()
 

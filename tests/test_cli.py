@@ -80,6 +80,12 @@ def test_solve_prints_the_contract(capsys, tmp_path):
     np.testing.assert_allclose(load(output).loss, result["loss"])
 
 
+def test_solve_starts_from_a_given_up_matrix_that_may_stay_as_it_is(capsys):
+    """With lr ratio 0 the up-matrix is frozen and V alone is trained."""
+    result = json.loads(run(capsys, "solve", "--t1", "50", "--up", "0.3", "--lr-ratio", "0", "--json")[1])
+    assert set(result["u"][0]) == {0.3} and abs(result["m"][0][-1]) > 0.99
+
+
 def test_solve_without_escape_prints_null(capsys):
     result = json.loads(run(capsys, "solve", "--t1", "1", "--json", "--log-times")[1])
     assert result["escape_time"] is None and result["result"] == "reached t1"

@@ -1,5 +1,7 @@
 r"""Linear stability of the pretrained weights: the rate of the search phase and its time scale tau."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,11 @@ class SearchPhase(eqx.Module):
     loss: Float[Array, ""]
     rate: Float[Array, ""]
     tau: Float[Array, ""]
+
+    def __str__(self) -> str:
+        if self.tau.ndim:
+            return f"SearchPhase of {self.tau.size} problems"
+        return ", ".join(f"{field.name} = {float(getattr(self, field.name)):.6g}" for field in dataclasses.fields(self))
 
 
 def escape_rate(
@@ -52,8 +59,8 @@ def search_phase(problem: Problem) -> SearchPhase:
     is infinite where G = 0. Use `jax.vmap` for sweeps.
 
     >>> from odes import Problem
-    >>> float(search_phase(Problem.single_index("linear", strength=0.5)).tau)  # doctest: +ELLIPSIS
-    4.828427124...
+    >>> print(search_phase(Problem.single_index("linear", strength=0.5)))
+    C = 1, D = 1, G = 0.25, noise = 0.25, loss = 0.125, rate = 0.207107, tau = 4.82843
 
     **Raises** ValueError unless the problem is single-index.
     """

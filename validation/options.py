@@ -146,6 +146,8 @@ class TrainingOptions:
     """Learning rate eta of the down-matrix; time is t = eta * step."""
     label_noise: float = 0.0
     """Variance of the noise on the labels."""
+    up: float = 0.0
+    """Value of every entry of the up-matrix at the start."""
     seed: int = 0
     """Seed of the random numbers."""
 

@@ -49,6 +49,7 @@ class Simulate(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
             key=jax.random.key(self.seed),
             seeds=self.seeds,
             steps=even_steps(t1, self.learning_rate, self.records),
+            up=self.up,
             dtype=self.dtype,
             progress=True,
         )

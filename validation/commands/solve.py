@@ -43,7 +43,7 @@ class Solve(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
         if self.records < 2:
             raise BadInput(f"--records must be at least 2, but is {self.records}")
         times = log_times(t1, self.records) if self.log_times else jnp.linspace(0, t1, self.records)
-        start = random_overlaps(problem, jax.random.key(self.seed))
+        start = random_overlaps(problem, jax.random.key(self.seed), up=self.up)
         solution = solve(problem, start, t1=t1, times=times, escape=escape, rtol=self.rtol, atol=self.atol)
         columns = {
             "t": solution.t,

@@ -9,6 +9,7 @@ from odes.population import NoiseMoments, PopulationGradient, noise_moments, pop
 from odes.problem import SGD, Adapter, Problem
 from odes.solve import Solution, log_times, solve
 from odes.storage import load
+from odes.trajectory import Trajectory
 
 __all__ = [
     "SGD",
@@ -22,6 +23,7 @@ __all__ = [
     "PopulationGradient",
     "Problem",
     "Solution",
+    "Trajectory",
     "activation",
     "covariances",
     "flow",

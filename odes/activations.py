@@ -169,6 +169,8 @@ class _Parser:
             coefficient = float(self.tokens.pop(0))
             if not self.take("*"):
                 raise self.error("a coefficient needs '*' after it (a constant c is c*He0)")
+            if not np.isfinite(coefficient):
+                raise self.error("a coefficient must be finite")
             sign *= coefficient
         return sign, self.factor()
 
@@ -184,7 +186,11 @@ class _Parser:
             if name not in ATOMS:
                 raise self.error(f"there is no {name!r}{_suggestion(name)}")
             inside = ATOMS[name]
-        return inside.squared() if self.take("^2") else inside
+        if self.take("^2"):
+            inside = inside.squared()
+        if inside.growth > 2 * MAX_DEGREE:
+            raise self.error(f"it grows faster than the square of He{MAX_DEGREE}")
+        return inside
 
 
 def both_are(f: Activation, h: Activation, name: str) -> bool:

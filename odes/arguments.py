@@ -27,7 +27,9 @@ def require(name: str, value: Any, allowed: str, condition: Callable[[np.ndarray
     ValueError: Argument `strength` must be positive and finite, but is -1.0
     """
     if concrete(value) and not np.all(condition(np.asarray(value))):
-        raise ValueError(f"Argument `{name}` must be {allowed}, but is {np.asarray(value)}")
+        with np.printoptions(threshold=6, edgeitems=2):
+            shown = str(np.asarray(value)).replace("\n", "")
+        raise ValueError(f"Argument `{name}` must be {allowed}, but is {shown}")
 
 
 def require_shape(name: str, value: Any, symbols: str, shape: tuple[int, ...]) -> None:

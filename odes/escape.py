@@ -40,12 +40,17 @@ class Escape(eqx.Module):
         self.threshold = jnp.asarray(threshold, jnp.result_type(float))
         require("threshold", self.threshold, "between 0 and 1, both excluded", lambda x: np.logical_and(x > 0, x < 1))
 
-    def margin(self, problem: Problem, overlaps: Overlaps) -> Float[Array, ""]:
-        """Positive before escape, zero at it, in units of the criterion's value at w0."""
+    def reference(self, problem: Problem) -> Float[Array, ""]:
+        """The criterion's value at w0: the loss, or w0·ω*."""
         start = pretrained(problem)
         if self.criterion == "loss":
-            return gradient_at(problem, overlaps).loss / gradient_at(problem, start).loss - self.threshold
+            return gradient_at(problem, start).loss
         problem.require_single_index()
-        at_start = covariances(problem, start).M[0, 0]
-        travelled = covariances(problem, overlaps).M[0, 0] - at_start
-        return self.threshold - jnp.abs(travelled / (1 - at_start))
+        return covariances(problem, start).M[0, 0]
+
+    def margin(self, problem: Problem, overlaps: Overlaps, reference: Float[Array, ""]) -> Float[Array, ""]:
+        """Positive before escape, zero at it, as a fraction of `reference` (loss) or of the way to the target (overlap)."""
+        if self.criterion == "loss":
+            return gradient_at(problem, overlaps).loss / reference - self.threshold
+        travelled = covariances(problem, overlaps).M[0, 0] - reference
+        return self.threshold - jnp.abs(travelled / (1 - reference))

@@ -87,7 +87,7 @@ def polar_rule(degree: int) -> Callable[[Array, Array, Array], Nodes]:
     With $x = \sqrt p\, r \cos t$ and $y = \sqrt q\, r \cos(t - \beta)$ the circle is cut at the four rays where x = 0 or y = 0
     into two arcs of length $\beta$ and two of length $\pi - \beta$. On each arc F is smooth even where it has kinks at 0, and
     the nodes are graded towards both ends of the arc and towards r = 0, which resolves features of width 1 in
-    variables of variance up to several hundred. 4 x 64 x 58 nodes, more for fast growth.
+    variables of variance up to several hundred. 4 x 64 x 57 nodes for bounded F, more for fast growth.
     """
     radial, angular = _radial(degree + 1), _angular(degree)
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
-from odes.arguments import require
+from odes.arguments import concrete, require
 from odes.problem import Problem
 
 
@@ -71,8 +71,11 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ScalarLike = 0.0
     rank, dtype = problem.adapter.rank, problem.frame_gram.dtype
     eigenvalues, vectors = jnp.linalg.eigh(problem.frame_gram)
     spans = eigenvalues > 1e3 * jnp.finfo(dtype).eps * eigenvalues[-1]
-    freedom = problem.sgd.dimension - jnp.sum(spans, dtype=dtype)
-    require("dimension", freedom, f"at least the number of directions (left for the {rank} rows)", lambda x: x >= rank)
+    dimension = problem.sgd.dimension
+    freedom = dimension - jnp.sum(spans, dtype=dtype)
+    if concrete(freedom):
+        least = int(dimension - freedom) + rank
+        require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
     inside_key, below_key, diagonal_key = jax.random.split(key, 3)
     inside = jax.random.normal(inside_key, (rank, problem.frame_size), dtype) * spans.astype(dtype)[None]
     below = jnp.tril(jax.random.normal(below_key, (rank, rank), dtype), -1)

@@ -14,12 +14,13 @@ from jaxtyping import Array, Float, Int, ScalarLike
 from odes.arguments import ArrayLike, concrete, positive, require
 from odes.escape import Escape
 from odes.flow import flow, gradient_at
-from odes.overlaps import Overlaps, covariances
+from odes.overlaps import Overlaps
 from odes.problem import Problem
 from odes.storage import write_dataset
+from odes.trajectory import Trajectory
 
 
-class Solution(eqx.Module):
+class Solution(Trajectory):
     """A solved trajectory of the overlaps.
 
     - `t` (T,): the output times; `overlaps`: an [`odes.Overlaps`][] with T in front of every shape; `loss` (T,).
@@ -43,30 +44,6 @@ class Solution(eqx.Module):
     problem: Problem
     escape: Escape | None
     _interpolations: tuple[diffrax.AbstractPath | None, ...]
-
-    @property
-    def m(self) -> Float[Array, "T r"]:
-        """Overlap of every adapter row with the target, v·ω* (single-index)."""
-        self.problem.require_single_index()
-        return self.overlaps.cross[..., 0]
-
-    @property
-    def s(self) -> Float[Array, "T r"]:
-        """Overlap of every adapter row with the frozen weights, v·w0 (single-index)."""
-        self.problem.require_single_index()
-        return self.overlaps.cross[..., 1]
-
-    @property
-    def u(self) -> Float[Array, "T r"]:
-        """The up-projection of the one student unit, one entry per adapter row (single-index)."""
-        self.problem.require_single_index()
-        return self.overlaps.up[..., 0, :]
-
-    @property
-    def target_overlap(self) -> Float[Array, " T"]:
-        """w·ω* of the whole student (single-index)."""
-        self.problem.require_single_index()
-        return jax.vmap(lambda o: covariances(self.problem, o).M[0, 0])(self.overlaps)
 
     @property
     def successful(self) -> bool:
@@ -109,9 +86,16 @@ class Solution(eqx.Module):
             attrs={"result": self.message, "steps_taken": int(self.steps_taken)},
         )
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes `to_dataset()` to a netCDF file, whole or not at all, with all that made it; [`odes.load`][] reads it."""
-        write_dataset(self.to_dataset(), path, kind="solution", problem=self.problem.to_dict())
+    def save(self, path: str | os.PathLike, **what: Any) -> None:
+        """Writes `to_dataset()` to a netCDF file, whole or not at all; [`odes.load`][] reads it.
+
+        The problem, the escape criterion, package versions, device and floating point type go with it, and `what` else
+        the caller wants recorded.
+        """
+        escape = None
+        if self.escape is not None:
+            escape = {"criterion": self.escape.criterion, "threshold": float(self.escape.threshold)}
+        write_dataset(self.to_dataset(), path, kind="solution", problem=self.problem.to_dict(), escape=escape, **what)
 
     def plot(self, ax=None):
         """Draws the loss against time on `ax` (a new one if None), the escape marked; returns the axes.
@@ -124,9 +108,13 @@ class Solution(eqx.Module):
         (line,) = ax.plot(self.t, self.loss)
         if bool(jnp.isfinite(self.escape_time)):
             ax.axvline(float(self.escape_time), color=line.get_color(), linestyle=":", linewidth=1)
-        ax.set(xlabel=r"time $t = \eta\cdot$step", ylabel=r"population loss $\ell$", yscale="log")
-        largest, smallest = float(jnp.nanmax(self.loss)), float(jnp.nanmin(self.loss))
-        ax.set_ylim(max(smallest, 1e-10 * largest) / 2, 2 * largest)
+        ax.set(xlabel=r"time $t = \eta\cdot$step", ylabel=r"population loss $\ell$")
+        reached = self.loss[jnp.isfinite(self.loss)]
+        if reached.size and float(reached.max()) > 0:
+            ax.set(
+                yscale="log",
+                ylim=(max(float(reached.min()), 1e-10 * float(reached.max())) / 2, 2 * float(reached.max())),
+            )
         return ax
 
     def __str__(self) -> str:
@@ -180,7 +168,8 @@ def solve(
     """Integrates the overlaps' closed equations ([`odes.flow`][]) from `start` at t = 0 to `t1`.
 
     - `times` (T,): increasing output times in [0, t1]; 201 even ones unless given ([`odes.log_times`][] for others).
-    - `escape`: locate the escape by root finding; the run goes on to t1, or ends there if `until_escape`.
+    - `escape`: locate the escape by root finding; the run goes on to t1, or ends there if `until_escape`. A start that
+        meets the criterion already has escape time 0 and is integrated to t1.
     - `dense`: keep the interpolant for `Solution.evaluate`.
     - `rtol`, `atol`: tolerances of the adaptive step size (a PID controller, PI-tuned).
     - `solver`: a Diffrax solver, Tsit5 unless given (`diffrax.Kvaerno5()` where t1 is thousands of the fastest time
@@ -204,6 +193,7 @@ def solve(
     if concrete(times) and concrete(t1):
         inside = "increasing, between 0 and t1"
         end = np.asarray(t1)
+        require("times", times, "a list of at least one number", lambda x: x.ndim == 1 and x.size > 0)
         require("times", times, inside, lambda x: (x[0] >= 0) & (x[-1] <= end) & np.all(np.diff(x) > 0))
     noise_scale = problem.sgd.noise_scale
     return _solve(
@@ -252,13 +242,13 @@ def _solve(
 ) -> Solution:
     def integrate(t0: Array, y0: Overlaps, ts: Array, event: diffrax.Event | None) -> _Leg:
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: flow(args, y, noise=noise)),
+            diffrax.ODETerm(lambda t, y, args: flow(args[0], y, noise=noise)),
             solver,
             t0=t0,
             t1=t1,
             dt0=None,
             y0=y0,
-            args=problem,
+            args=(problem, reference),
             saveat=diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)), dense=dense),
             stepsize_controller=diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4),
             adjoint=adjoint,
@@ -278,22 +268,26 @@ def _solve(
         )
 
     zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
-    event = None
+    reference, event = zero, None
     if escape is not None:
+        reference = escape.reference(problem)
         root_finder = optx.Newton(rtol=tolerances[0], atol=tolerances[0])
-        event = diffrax.Event(lambda t, y, args, **kw: escape.margin(args, y), root_finder, direction=False)
+        event = diffrax.Event(lambda t, y, args, **kw: escape.margin(args[0], y, args[1]), root_finder, direction=False)
     first = integrate(zero, start, times, event)
     legs, overlaps, result, escape_time = (first,), first.saved, first.result, never
+    t_final, final = first.end_time, first.end
     if escape is not None:
         escaped = first.result == diffrax.RESULTS.event_occurred
-        already = escape.margin(problem, start) <= 0
+        already = escape.margin(problem, start, reference) <= 0
         escape_time = jnp.where(already, zero, jnp.where(escaped, first.end_time, never))
         if not until_escape:
             resume = jnp.where(escaped, first.end_time, t1)
             second = integrate(resume, first.end, jnp.clip(times, resume, t1), None)
-            late = times > first.end_time
+            late = escaped & (times > first.end_time)
             overlaps = jax.tree.map(lambda a, b: jnp.where(_column(late, a), b, a), overlaps, second.saved)
             result = diffrax.RESULTS.where(escaped, second.result, result)
+            t_final = jnp.where(escaped, second.end_time, first.end_time)
+            final = jax.tree.map(lambda a, b: jnp.where(escaped, b, a), first.end, second.end)
             legs = (first, second)
     overlaps = jax.tree.map(lambda y: jnp.where(jnp.isfinite(y), y, jnp.nan), overlaps)
     return Solution(
@@ -301,8 +295,8 @@ def _solve(
         overlaps=overlaps,
         loss=jax.vmap(lambda o: gradient_at(problem, o).loss)(overlaps),
         escape_time=escape_time,
-        t_final=legs[-1].end_time,
-        final=legs[-1].end,
+        t_final=t_final,
+        final=final,
         steps_taken=jnp.asarray(sum(leg.steps for leg in legs)),
         steps_rejected=jnp.asarray(sum(leg.rejected for leg in legs)),
         result=result,

@@ -131,13 +131,14 @@ def test_escape_times_are_located_between_records():
     cross = jnp.broadcast_to(jnp.array([1.0, 0.4]), (2, 3, 1, 2))
     from validation import Simulation
 
+    overlaps = Overlaps(u, cross, jnp.ones((2, 3, 1, 1)))
     run = Simulation(
-        jnp.array([0.0, 1.0, 2.0]),
-        Overlaps(u, cross, jnp.ones((2, 3, 1, 1))),
-        jnp.ones((2, 3)),
-        problem,
-        "direct",
-        "float64",
+        t=jnp.array([0.0, 1.0, 2.0]),
+        overlaps=overlaps,
+        loss=jnp.ones((2, 3)),
+        problem=problem,
+        method="direct",
+        dtype="float64",
     )
     times = run.escape_times(Escape("overlap", 0.5))  # |u| = 0.3, a quarter of the way from 0.2 to 0.6
     np.testing.assert_allclose(times[0], 1.25, rtol=1e-12)

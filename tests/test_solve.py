@@ -68,7 +68,7 @@ def test_trajectory_and_escape_match_scipy(problem, start):
 def test_escape_is_where_the_criterion_says(problem, start, criterion):
     escape = Escape(criterion, 0.3)
     solution = solve(problem, start, t1=T1, escape=escape, until_escape=True)
-    assert abs(float(escape.margin(problem, solution.final))) < 1e-7
+    assert abs(float(escape.margin(problem, solution.final, escape.reference(problem)))) < 1e-7
     assert float(solution.t_final) == float(solution.escape_time)
     after = solution.t > solution.escape_time
     assert after.any() and jnp.isnan(solution.loss[after]).all() and jnp.isnan(solution.overlaps.up[after]).all()
@@ -162,9 +162,10 @@ def test_rank_is_a_relabelling_when_rows_are_equal():
 
 
 def test_failed_integration_marks_itself(problem, start):
-    solution = solve(problem, start, t1=T1, max_steps=20)
-    assert not solution.successful and "maximum number of solver steps" in solution.message
-    assert jnp.isnan(solution.loss[-1]) and jnp.isfinite(solution.loss[0])
+    for escape in (None, Escape()):
+        solution = solve(problem, start, t1=T1, max_steps=20, escape=escape)
+        assert not solution.successful and "maximum number of solver steps" in solution.message
+        assert jnp.isnan(solution.loss[-1]) and jnp.isfinite(solution.loss[0]) and float(solution.t_final) < T1
 
 
 def test_bad_arguments_are_named(problem, start):
@@ -173,6 +174,7 @@ def test_bad_arguments_are_named(problem, start):
         (dict(t1=float("inf")), "`t1` must be positive and finite"),
         (dict(t1=1.0, times=[0.5, 2.0]), "`times` must be increasing, between 0 and t1"),
         (dict(t1=1.0, times=[0.5, 0.5]), "`times` must be increasing"),
+        (dict(t1=1.0, times=[]), "`times` must be a list of at least one number"),
         (dict(t1=1.0, rtol=1e-16), "`rtol` must be at least"),
     ]:
         with pytest.raises(ValueError, match=message):

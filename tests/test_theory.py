@@ -66,6 +66,28 @@ def test_escape_rate_limits():
     np.testing.assert_allclose(escape_rate(-2.0, 3.0, kappa=0.5), escape_rate(-2.0, 3.0, lr_ratio=0.25), rtol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["relu", "erf", "sigmoid", "tanh", "He4"])
+def test_tau_is_infinite_where_nothing_is_left_to_learn(name):
+    assert np.isinf(search_phase(Problem.single_index(name, strength=1.0)).tau)
+    assert np.isnan(escape_law(Problem.single_index(name, strength=1.0)).mean)
+
+
+def test_gradient_with_respect_to_alignment_at_full_alignment():
+    def tau(c):
+        return search_phase(Problem.single_index("erf", strength=0.5, alignment=c)).tau
+
+    step = 1e-5
+    one_sided = (3 * tau(1.0) - 4 * tau(1 - step) + tau(1 - 2 * step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(tau)(1.0), one_sided, rtol=1e-5)
+
+
+def test_single_precision_gives_the_same_answers():
+    with jax.enable_x64(False):
+        found = np.asarray(critical_points("He3", low=0.1, high=1.0).strength)
+        np.testing.assert_allclose(found[:2], [0.3207243, 1.0], atol=1e-3)
+        assert information_exponent("erf^2") == 2 and information_exponent("He3") == 3
+
+
 def test_rate_is_differentiable_everywhere_it_is_used():
     gradient = jax.grad(
         lambda rho, c: search_phase(Problem.single_index("tanh", strength=rho, alignment=c)).rate, (0, 1)

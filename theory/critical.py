@@ -9,14 +9,14 @@ from odes import Activation, Problem, gradient_at, pretrained
 from odes.arguments import require
 
 _GOLDEN = 0.6180339887498949
-_ZERO = 1e-9
 
 
 class CriticalPoints(eqx.Module):
     r"""The zeros of the gradient along a family of pretrained weights; unused places hold NaN.
 
     - `strength` (n,): the family's parameter at each zero, increasing;
-    - `prefactor` (n,): A in $\tau \simeq A / (\mu - \mu_c)^2$; NaN where D <= 0, where τ stays finite.
+    - `prefactor` (n,): A in $\tau \simeq A / (\mu - \mu_c)^2$; NaN where D <= 0: the law is another one,
+      and τ stays finite if D < 0.
     """
 
     strength: Float[Array, " n"]
@@ -34,7 +34,7 @@ def critical_points(
     resolution: int = 512,
     size: int = 24,
 ) -> CriticalPoints:
-    r"""All strengths in [low, high] where $\nabla_W\ell(w_0) = C\omega^* - Dw_0$ vanishes, and how τ diverges at each.
+    r"""The strengths in [low, high] where $\nabla_W\ell(w_0) = C\omega^* - Dw_0$ vanishes, and how τ diverges at each.
 
     The family is $w_0 = \mu\,(c\,\omega^* + \sqrt{1-c^2}\,\xi)$ with c = `alignment`, or, if `alignment` is None,
     $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$. The local minima of the gradient's length on `resolution` points are refined by
@@ -42,8 +42,8 @@ def critical_points(
 
     $$\tau \simeq \frac{D}{|\partial_\mu(C\omega^* - Dw_0)|^2}\,\frac{1}{(\mu - \mu_c)^2} \quad (D > 0),$$
 
-    whatever χκ² is. Works under jit and vmap, so the number of places, `size`, is fixed. Two zeros
-    closer than (high - low)/resolution may be found as one.
+    whatever χκ² is. Works under jit and vmap, so the number of places, `size`, is fixed; local minima of the length
+    count among them. Two zeros closer than (high - low)/resolution may be found as one.
 
     >>> critical_points("He3", low=0.1, high=0.9).strength[0].round(12).tolist()
     0.320724347323
@@ -88,8 +88,9 @@ def critical_points(
     left, right = jax.lax.fori_loop(0, 16, section, brackets)
     zeros = jax.lax.fori_loop(0, 5, lambda _, mu: jax.vmap(gauss_newton)(mu), (left + right) / 2)
     (residuals, parts), (slopes, _) = jax.vmap(lambda mu: jax.jvp(at, (mu,), (jnp.ones_like(mu),)))(zeros)
-    inside = (zeros >= low - 1e-9) & (zeros <= high + 1e-9)
-    vanishing = jnp.linalg.norm(residuals, axis=1) < _ZERO * jnp.linalg.norm(parts[:, :3], axis=1)
+    eps = jnp.finfo(zeros.dtype).eps
+    inside = (zeros >= low - 1e4 * eps * high) & (zeros <= high + 1e4 * eps * high)
+    vanishing = jnp.linalg.norm(residuals, axis=1) < 1e3 * eps * jnp.linalg.norm(parts[:, :3], axis=1)
     found = (places >= 0) & inside & vanishing
     D = parts[:, 3]
     prefactors = jnp.where(found & (D > 0), D / jnp.sum(slopes**2, axis=1), jnp.nan)

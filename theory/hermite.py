@@ -39,10 +39,11 @@ def hermite_coefficients(
     return jnp.stack([jnp.sum(weights * image * polynomial(z)) for polynomial in basis])
 
 
-def information_exponent(name: str | Activation, *, max_order: int = 20, tolerance: float = 1e-9) -> int | None:
+def information_exponent(name: str | Activation, *, max_order: int = 20, tolerance: float | None = None) -> int | None:
     r"""The smallest k >= 1 with $a_k \ne 0$ (Ben Arous et al. 2021); None if there is none up to `max_order`.
 
-    A coefficient counts as zero if $\sqrt{k!}\,|a_k|$ is below `tolerance` times $\sqrt{E[f^2]}$.
+    A coefficient counts as zero if $\sqrt{k!}\,|a_k|$ is below `tolerance` (a tenth of the root of the
+    floating point type's epsilon unless given) times $\sqrt{E[f^2]}$.
 
     >>> information_exponent("He3"), information_exponent("erf"), information_exponent("erf^2")
     (3, 1, 2)
@@ -51,5 +52,7 @@ def information_exponent(name: str | Activation, *, max_order: int = 20, toleran
     norm = np.sqrt(float(gaussian_average(lambda x: f(x)[None] ** 2, 1.0, rule=line_rule(2 * f.growth))[0]))
     coefficients = np.asarray(hermite_coefficients(f, max_order))
     sizes = np.abs(coefficients) * np.sqrt(np.cumprod(np.concatenate([[1.0], np.arange(1.0, max_order + 1)])))
+    if tolerance is None:
+        tolerance = 0.1 * float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps))
     present = np.flatnonzero(sizes[1:] > tolerance * norm)
     return int(present[0]) + 1 if present.size else None

@@ -1,6 +1,7 @@
 r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, polygamma
 from jaxtyping import Array, Float
@@ -18,6 +19,14 @@ class EscapeLaw(eqx.Module):
     std: Float[Array, ""]
 
 
+def _unstable_mode(problem: Problem, phase: SearchPhase) -> tuple[Array, Array, Array, Array]:
+    """The unit right eigenvector (e_u, e_p) and the left eigenvector (f_u, f_p), f·e = 1, of the unstable mode."""
+    slope = problem.adapter.kappa * jnp.sqrt(phase.G)
+    unit = jnp.sqrt(phase.rate**2 + slope**2)
+    overlap = (phase.rate**2 + problem.adapter.lr_ratio * slope**2) / unit
+    return phase.rate / unit, slope / unit, phase.rate / overlap, problem.adapter.lr_ratio * slope / overlap
+
+
 def amplitude_variance(problem: Problem, phase: SearchPhase) -> Float[Array, ""]:
     r"""The variance, per adapter row, of the amplitude with which a random start and SGD noise feed the unstable mode.
 
@@ -29,10 +38,7 @@ def amplitude_variance(problem: Problem, phase: SearchPhase) -> Float[Array, ""]
     $$\mathrm{Var} = \frac1d\left(f_p^2 + \frac{f_u^2\,\chi^2\kappa^2\theta n}{2\lambda_+}\right).$$
     """
     kappa, chi = problem.adapter.kappa, problem.adapter.lr_ratio
-    slope = kappa * jnp.sqrt(phase.G)
-    unit = jnp.sqrt(phase.rate**2 + slope**2)
-    overlap = (phase.rate**2 + chi * slope**2) / unit
-    f_up, f_cross = phase.rate / overlap, chi * slope / overlap
+    _, _, f_up, f_cross = _unstable_mode(problem, phase)
     diffusion = (chi * kappa) ** 2 * problem.sgd.noise_scale * phase.noise
     return (f_cross**2 + f_up**2 * diffusion / (2 * phase.rate)) / problem.sgd.dimension
 
@@ -54,24 +60,19 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
     """
     escape = Escape() if escape is None else escape
     phase = search_phase(problem)
-    kappa, rank = problem.adapter.kappa, problem.adapter.rank
-    slope = kappa * jnp.sqrt(phase.G)
-    unit = jnp.sqrt(phase.rate**2 + slope**2)
+    rank = problem.adapter.rank
+    allowed = (phase.D > 0) & (phase.G > 0) & (problem.adapter.lr_ratio > 0)
+    e_up, e_cross, _, _ = _unstable_mode(problem, phase)
     direction = (phase.C * problem.target - phase.D * problem.frozen) @ problem.frame_gram / jnp.sqrt(phase.G)
     still = pretrained(problem)
     first = (jnp.arange(rank) == 0).astype(direction.dtype)
-    start = Overlaps(
-        up=_SEED * (phase.rate / unit) * first[None],
-        cross=_SEED * (slope / unit) * first[:, None] * direction,
-        down_gram=still.down_gram,
-    )
-    t1 = 200 * phase.tau
-    allowed = (phase.D > 0) & jnp.isfinite(t1)
-    t1 = jnp.where(allowed, t1, 1.0)
+    start = Overlaps(_SEED * e_up * first[None], _SEED * e_cross * first[:, None] * direction, still.down_gram)
+    start = jax.tree.map(lambda mode, rest: jnp.where(allowed, mode, rest), start, still)
+    t1 = jnp.where(allowed, 200 * phase.tau, 1.0)
     solution = solve(problem, start, t1=t1, times=t1[None], escape=escape, until_escape=True, atol=1e-14)
     constant = solution.escape_time + phase.tau * jnp.log(_SEED)
     spread = jnp.log(amplitude_variance(problem, phase)) / 2
-    half = jnp.asarray(rank / 2, direction.dtype)
+    half = jnp.asarray(rank / 2, phase.tau.dtype)
     mean = constant - phase.tau * (spread + (digamma(half) + jnp.log(2)) / 2)
     std = phase.tau * jnp.sqrt(polygamma(1, half)) / 2
     valid = allowed & jnp.isfinite(solution.escape_time)

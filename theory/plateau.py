@@ -29,9 +29,9 @@ def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
     Without overlap u obeys $\dot u = -\chi\kappa^2D(\rho^2 + \kappa^2u^2, \rho c)\,u$: it leaves 0 if D < 0 and settles where D
     vanishes. If C is zero there (no alignment) the plateau is a fixed point and its overlaps grow as $e^{t/\tau}$. If not,
     the overlap also drifts, $\dot m = \kappa u_pC$ at m = 0, and leaves the plateau after a time near
-    $\tau\log(1 + 1/(\tau\kappa u_pC))$, which does not grow with d.
+    $\tau\log(1 + 1/(\tau\kappa u_p|C|))$, which does not grow with d.
 
-    On the way to the plateau the overlap s = v·w0 grows as well, by about $\rho^2 |D| u$ per unit of time, which shifts
+    On the way to the plateau the overlap s = v·w0 grows as well, $\dot s = -\kappa u(D\rho^2 - C\rho c)$, which shifts
     $u_p$; the statement above is for small ρ.
 
     **Raises** ValueError unless the problem is single-index.
@@ -52,7 +52,7 @@ def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
     values = jax.vmap(curvature)(steps)
     crosses = (values[:-1] < 0) & (values[1:] >= 0)
     place = jnp.argmax(crosses)
-    exists = (values[0] < 0) & crosses[place]
+    exists = (values[0] < 0) & crosses[place] & (problem.adapter.lr_ratio > 0)
 
     def halve(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         left, right = bracket

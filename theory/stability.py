@@ -56,7 +56,7 @@ def search_phase(problem: Problem) -> SearchPhase:
 
     Linear theory in the limit d -> infinity: with $p = v\cdot(C\omega^* - Dw_0)$ for a row v of the adapter,
     $\dot u = \chi\kappa(p - \kappa Du)$ and $\dot p = \kappa Gu$, so that overlaps grow as $e^{\lambda_+t}$ ([`escape_rate`][]). `tau`
-    is infinite where G = 0. Use `jax.vmap` for sweeps.
+    is infinite where G = 0 (to rounding) and D >= 0. Use `jax.vmap` for sweeps.
 
     >>> from odes import Problem
     >>> print(search_phase(Problem.single_index("linear", strength=0.5)))
@@ -69,7 +69,10 @@ def search_phase(problem: Problem) -> SearchPhase:
     gradient = gradient_at(problem, start)
     C, D = gradient.C[0, 0], gradient.D[0, 0]
     overlap, square = problem.frame_gram[0, 1], problem.frame_gram[1, 1]
-    G = (C - D * overlap) ** 2 + D**2 * jnp.maximum(square - overlap**2, 0)
+    across = square - overlap**2
+    G = (C - D * overlap) ** 2 + D**2 * jnp.where(across < 0, 0, across)
+    rounding = (64 * jnp.finfo(G.dtype).eps) ** 2 * (C**2 + D**2 * square)
+    G = jnp.where(G < rounding, 0, G)
     rate = escape_rate(D, G, kappa=problem.adapter.kappa, lr_ratio=problem.adapter.lr_ratio)
     return SearchPhase(C, D, G, noise_at(problem, start)[0, 0], gradient.loss, rate, 1 / rate)
 

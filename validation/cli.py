@@ -27,6 +27,10 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         command = _parse(args)
         return command.run()
+    except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"searchphase{' ' + name if name else ''}: too large for this machine: {reason}", file=sys.stderr)
+        return 2
     except (BadInput, ValueError, OSError) as error:
         if isinstance(error, ValueError) and not str(error).startswith("Argument `"):
             raise

@@ -93,6 +93,6 @@ def compare(simulation: Simulation, *, rtol: float = 1e-8, atol: float = 1e-10) 
 @eqx.filter_jit
 def _theory(simulation: Simulation, rtol: float, atol: float) -> Solution:
     """The ODE's solutions at the recorded times, from every seed's first record."""
-    t = simulation.t
+    t = simulation.t - simulation.t[0]
     start = jax.tree.map(lambda x: x[:, 0], simulation.overlaps)
     return eqx.filter_vmap(lambda y: solve(simulation.problem, y, t1=t[-1], times=t, rtol=rtol, atol=atol))(start)

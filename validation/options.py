@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
 
-from odes import SGD, Adapter, Escape, Problem, activation
+from odes import SGD, Activation, Adapter, Escape, Problem, activation
 from odes.storage import write_whole
 from theory import search_phase
 
@@ -17,6 +17,9 @@ Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="X [X ...]|LOW:HIGH:N
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+
+
+_LARGEST_RANK = 4096
 
 
 class BadInput(Exception):
@@ -56,8 +59,13 @@ def check_writable(flag: str, path: str | None, suffixes: tuple[str, ...]) -> No
     folder = Path(path).parent
     if not folder.is_dir():
         raise BadInput(f"{flag} names a file in {str(folder)!r}, which is not a folder")
-    if not os.access(folder, os.W_OK) or Path(path).is_dir():
-        raise BadInput(f"{flag} cannot be written: {path!r}")
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        raise BadInput(f"{flag} cannot be written: {path!r}") from None
 
 
 def end_time(t1: float | None, problem: Problem) -> float:
@@ -98,7 +106,20 @@ class ModelOptions:
     """Let the rows of the down-matrix change length (they are rescaled to unit length after each step unless given)."""
 
     @property
+    def links(self) -> tuple[Activation, Activation]:
+        """The student's and the teacher's link function."""
+        student = activation(self.activation)
+        if self.teacher is None:
+            return student, student
+        try:
+            return student, activation(self.teacher)
+        except ValueError as error:
+            raise BadInput(str(error).replace("Argument `activation`", "--teacher")) from None
+
+    @property
     def adapter(self) -> Adapter:
+        if self.rank > _LARGEST_RANK:
+            raise BadInput(f"--rank must be at most {_LARGEST_RANK}, but is {self.rank}")
         return Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
 
     def pretrained(self) -> list[tuple[float, float]]:
@@ -113,7 +134,7 @@ class ModelOptions:
         strengths = numbers("--strength", self.strength or ("0.5",))
         alignments = numbers("--alignment", self.alignment or ("1",))
         for flag, values, allowed, good in (
-            ("--strength", strengths, "positive and finite", np.isfinite(strengths) & (strengths > 0)),
+            ("--strength", strengths, "positive and finite", (strengths < 1e100) & (strengths > 0)),
             ("--alignment", alignments, "between -1 and 1", np.abs(alignments) <= 1),
         ):
             if not good.all():
@@ -126,11 +147,12 @@ class ModelOptions:
         if len(places) != 1:
             raise BadInput(f"--strength, --alignment and --mixture take one value here, but stand for {len(places)}")
         strength, alignment = places[0]
+        student, teacher = self.links
         return Problem.single_index(
-            activation(self.activation),
+            student,
             strength=strength,
             alignment=alignment,
-            teacher=self.teacher,
+            teacher=teacher,
             adapter=self.adapter,
             sgd=sgd,
         )
@@ -150,6 +172,13 @@ class TrainingOptions:
     """Value of every entry of the up-matrix at the start."""
     seed: int = 0
     """Seed of the random numbers."""
+
+    def check_start(self) -> None:
+        """Raises BadInput for a start or a seed that cannot be used."""
+        if not math.isfinite(self.up):
+            raise BadInput(f"--up must be finite, but is {self.up:g}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise BadInput(f"--seed must be a 64-bit integer, but is {self.seed}")
 
     @property
     def sgd(self) -> SGD:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from odes import Escape, Overlaps, Problem, covariances, gradient_at
+from odes import Escape, Overlaps, Problem, Trajectory, gradient_at
 from odes.arguments import ArrayLike, require
 from odes.storage import write_dataset
 
 
-class Simulation(eqx.Module):
+class Simulation(Trajectory):
     """Overlaps of independently trained seeds.
 
     - `t` (T,): the recorded times, η * step; `overlaps`: an [`odes.Overlaps`][] with (seeds, T) in front of every shape;
@@ -30,24 +31,6 @@ class Simulation(eqx.Module):
     dtype: str = eqx.field(static=True)
 
     @property
-    def m(self) -> Float[Array, "seeds T r"]:
-        """Overlap of every adapter row with the target, v·ω* (single-index)."""
-        self.problem.require_single_index()
-        return self.overlaps.cross[..., 0]
-
-    @property
-    def u(self) -> Float[Array, "seeds T r"]:
-        """The up-projection, one entry per adapter row (single-index)."""
-        self.problem.require_single_index()
-        return self.overlaps.up[..., 0, :]
-
-    @property
-    def target_overlap(self) -> Float[Array, "seeds T"]:
-        """w·ω* of the whole student (single-index)."""
-        self.problem.require_single_index()
-        return _over_seeds_and_times(lambda o: covariances(self.problem, o).M[0, 0])(self.overlaps)
-
-    @property
     def diverged(self) -> Bool[Array, " seeds"]:
         """Which seeds left the range of floating point numbers (the learning rate was too large for them)."""
         return ~jnp.isfinite(self.loss).all(axis=1)
@@ -55,7 +38,8 @@ class Simulation(eqx.Module):
     def escape_times(self, escape: Escape | None = None) -> Float[Array, " seeds"]:
         """When each seed met the criterion, interpolated linearly between records; NaN where it did not."""
         escape = Escape() if escape is None else escape
-        margin = _over_seeds_and_times(lambda o: escape.margin(self.problem, o))(self.overlaps)
+        reference = escape.reference(self.problem)
+        margin = _over_seeds_and_times(lambda o: escape.margin(self.problem, o, reference))(self.overlaps)
         out = margin <= 0
         after = jnp.argmax(out, axis=1)
         before = jnp.maximum(after - 1, 0)
@@ -80,16 +64,21 @@ class Simulation(eqx.Module):
             attrs={"method": self.method, "simulation_dtype": self.dtype},
         )
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes `to_dataset()` to a netCDF file, whole or not at all, with all that made it; [`odes.load`][] reads it."""
-        write_dataset(self.to_dataset(), path, kind="simulation", problem=self.problem.to_dict())
+    def save(self, path: str | os.PathLike, **what: Any) -> None:
+        """Writes `to_dataset()` to a netCDF file, whole or not at all; [`odes.load`][] reads it.
+
+        The problem, package versions, device and floating point type go with it, and `what` else the caller wants
+        recorded.
+        """
+        write_dataset(self.to_dataset(), path, kind="simulation", problem=self.problem.to_dict(), **what)
 
     def plot(self, ax=None):
-        """Draws the mean loss over seeds against time on `ax` (a new one if None), one standard deviation shaded."""
+        """Draws the mean loss over the seeds that did not diverge on `ax` (a new one if None), one deviation shaded."""
         import matplotlib.pyplot as plt
 
         ax = plt.subplots()[1] if ax is None else ax
-        mean, spread = self.loss.mean(axis=0), self.loss.std(axis=0)
+        kept = self.loss[~self.diverged]
+        mean, spread = kept.mean(axis=0), kept.std(axis=0)
         (line,) = ax.plot(self.t, mean, marker="o", linestyle="none", markersize=3)
         ax.fill_between(self.t, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
         ax.set(xlabel=r"time $t = \eta\cdot$step", ylabel=r"population loss $\ell$")
@@ -109,7 +98,9 @@ def _over_seeds_and_times(function):
 
 def even_steps(t1: float, learning_rate: float, records: int) -> np.ndarray:
     """`records` + 1 step numbers, evenly spaced from 0 to the first step at or after time t1, without repetition."""
-    last = int(np.ceil(t1 / learning_rate - 1e-9))
+    steps = np.ceil(t1 / learning_rate - 1e-9)
+    require("t1", t1, "at most a trillion steps of the learning rate", lambda _: steps <= 1e12)
+    last = int(steps)
     return np.unique(np.linspace(0, last, records + 1).round().astype(int))
 
 
@@ -117,7 +108,9 @@ def checked_steps(steps: ArrayLike) -> np.ndarray:
     """The recorded steps as increasing, non-negative integers."""
     array = np.asarray(steps)
     require("steps", array, "a list of increasing whole numbers from 0", lambda x: x.ndim == 1 and np.all(x >= 0))
-    require("steps", array, "a list of increasing whole numbers from 0", lambda x: np.all(np.diff(x) > 0))
+    require(
+        "steps", array, "a list of increasing whole numbers from 0", lambda x: np.all(np.diff(x) > 0) and x.size > 0
+    )
     return array.astype(int)
 
 
@@ -126,4 +119,5 @@ def collect(problem: Problem, records: Iterable[Overlaps], steps: np.ndarray, *,
     snapshots = [jax.tree.map(np.asarray, overlaps) for overlaps in records]
     stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x, axis=1), jnp.result_type(float)), *snapshots)
     loss = _over_seeds_and_times(lambda o: gradient_at(problem, o).loss)(stacked)
-    return Simulation(problem.sgd.learning_rate * jnp.asarray(steps, loss.dtype), stacked, loss, problem, method, dtype)
+    times = problem.sgd.learning_rate * jnp.asarray(steps, loss.dtype)
+    return Simulation(t=times, overlaps=stacked, loss=loss, problem=problem, method=method, dtype=dtype)

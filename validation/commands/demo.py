@@ -107,8 +107,8 @@ def _figure(strengths: np.ndarray, taus: dict[str, np.ndarray], solution: Soluti
     middle.legend(loc="lower right")
     right.plot(solution.t, solution.loss, color=COLOURS["erf"], label="ODE")
     points(right, simulation.loss, COLOURS["erf"])
-    right.plot([], [], "o", color=COLOURS["erf"], markersize=2.5, label=f"SGD, {simulation.loss.shape[0]} seeds")
+    right.plot([], [], "o", color=COLOURS["erf"], markersize=2.5, label="SGD")
     right.axvline(float(solution.escape_time), color="0.5", linestyle=":", label="escape")
-    right.set(xlabel=TIME_LABEL, ylabel=LOSS_LABEL, title="same start, fresh data")
-    right.legend(loc="lower left")
+    right.set(xlabel=TIME_LABEL, ylabel=LOSS_LABEL, title=f"same start, {simulation.loss.shape[0]} seeds")
+    right.legend(loc="upper right", handlelength=1.2)
     return figure

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from odes import Problem, activation
+from odes import Problem
 from odes.storage import write_dataset
 from theory import critical_points, escape_law, plateau, sweep
 from validation.options import EscapeOptions, ModelOptions, OptionalFloat, OutputOptions, TrainingOptions, save_figure
@@ -30,8 +31,7 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
     def run(self) -> int:
         self.check_paths()
         places = np.asarray(self.pretrained())
-        student = activation(self.activation)
-        teacher = student if self.teacher is None else activation(self.teacher)
+        student, teacher = self.links
         escape, adapter = self.escape, self.adapter
         sgd = TrainingOptions(
             dim=1000.0 if self.dim is None else self.dim,
@@ -64,18 +64,19 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         critical = self.critical(student, teacher, places)
         self.report(points, critical)
         if self.output:
-            self.save(self.output, columns, critical, problem_at(places[0]))
+            self.save(self.output, columns, critical)
         if self.plot:
             self.draw(self.plot, points, critical)
         return 0
 
     def critical(self, student, teacher, places: np.ndarray) -> list[dict[str, float]]:
-        """The zeros of the gradient up to the largest strength asked for, and at least to 1, along each family."""
+        """The gradient's zeros along each family, up to the largest strength asked for or 1 (to mu = 1 for mixtures)."""
         families = [None] if self.mixture else [float(c) for c in dict.fromkeys(places[:, 1])]
-        high = 1.0 if self.mixture else max(1.0, float(places[:, 0].max()))
+        low, high = jnp.asarray(0.01), jnp.asarray(1.0 if self.mixture else max(1.0, float(places[:, 0].max())))
         found = []
         for alignment in families:
-            zeros = critical_points(student, low=0.01, high=high, teacher=teacher, alignment=alignment)
+            cosine = None if alignment is None else jnp.asarray(alignment)
+            zeros = critical_points(student, low=low, high=high, teacher=teacher, alignment=cosine)
             for strength, prefactor in zip(zeros.strength.tolist(), zeros.prefactor.tolist(), strict=True):
                 if np.isfinite(strength):
                     found.append({"strength": strength, "alignment": alignment, "prefactor": prefactor})
@@ -99,15 +100,17 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
             grows = f": tau ~ {zero['prefactor']:.4g} / (distance)^2" if np.isfinite(zero["prefactor"]) else ""
             print(f"gradient vanishes at {family} {zero['strength']:.12g}{grows}")
 
-    def save(self, path: str, columns: dict, critical: list[dict], first: Problem) -> None:
+    def save(self, path: str, columns: dict, critical: list[dict]) -> None:
         import xarray
 
         numbers = {name: ("point", np.asarray(values)) for name, values in columns.items() if name != "plateau"}
         for name in ("up", "rate", "tau", "drift"):
             values = [np.nan if p is None else p[name] for p in columns["plateau"]]
             numbers[f"plateau_{name}"] = ("point", np.asarray(values))
-        zeros = xarray.Dataset(numbers | {"critical_strength": ("zero", [zero["strength"] for zero in critical])})
-        write_dataset(zeros, path, kind="escape", problem=first.to_dict())
+        for name in ("strength", "alignment", "prefactor"):
+            values = [np.nan if zero[name] is None else zero[name] for zero in critical]
+            numbers[f"critical_{name}"] = ("zero", np.asarray(values, float))
+        write_dataset(xarray.Dataset(numbers), path, kind="escape", command=dataclasses.asdict(self))
 
     def draw(self, path: str, points: list[dict], critical: list[dict]) -> None:
         with figure_style():

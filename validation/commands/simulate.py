@@ -41,6 +41,7 @@ class Simulate(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
     def run(self) -> int:
         self.check_paths()
         escape, problem = self.escape, self.problem(self.sgd)
+        self.check_start()
         t1 = end_time(self.t1, problem)
         if self.records < 1:
             raise BadInput(f"--records must be at least 1, but is {self.records}")
@@ -74,7 +75,7 @@ class Simulate(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
             if diverged:
                 print(f"{diverged} seeds diverged and are left out of the means: try a smaller --learning-rate")
         if self.output:
-            simulation.save(self.output)
+            simulation.save(self.output, command=dataclasses.asdict(self))
         if self.plot:
             with figure_style():
                 import matplotlib.pyplot as plt

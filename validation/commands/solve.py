@@ -23,7 +23,7 @@ from validation.style import TIME_LABEL, figure_style
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Solve(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
-    """Integrate the closed equations of the overlaps from a random start at dimension d."""
+    """Integrate the closed equations of the overlaps from a random start at dimension d (exit code 1 if that fails)."""
 
     t1: OptionalFloat = None
     """End of the integration; 20 times tau unless given."""
@@ -39,6 +39,7 @@ class Solve(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
     def run(self) -> int:
         self.check_paths()
         escape, problem = self.escape, self.problem(self.sgd)
+        self.check_start()
         t1 = end_time(self.t1, problem)
         if self.records < 2:
             raise BadInput(f"--records must be at least 2, but is {self.records}")
@@ -62,7 +63,7 @@ class Solve(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
             print(table([{name: float(x[i]) for name, x in first.items()} for i in shown]))
             print(solution)
         if self.output:
-            solution.save(self.output)
+            solution.save(self.output, command=dataclasses.asdict(self))
         if self.plot:
             with figure_style():
                 import matplotlib.pyplot as plt
@@ -76,4 +77,4 @@ class Solve(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
                 axes[1].set(xlabel=TIME_LABEL, ylabel="overlap")
                 axes[1].legend()
                 save_figure(figure, self.plot)
-        return 0
+        return 0 if solution.successful else 1

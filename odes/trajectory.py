@@ -1,0 +1,45 @@
+"""What trajectories of the overlaps have in common, integrated or simulated, one or many."""
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from odes.overlaps import Overlaps, covariances
+from odes.problem import Problem
+
+
+class Trajectory(eqx.Module):
+    """Overlaps along a trajectory, (T,) or (seeds, T) in front of every shape, and the single-index names of their parts."""
+
+    overlaps: eqx.AbstractVar[Overlaps]
+    problem: eqx.AbstractVar[Problem]
+
+    @property
+    def m(self) -> Float[Array, "*batch r"]:
+        """Overlap of every adapter row with the target, v·ω* (single-index)."""
+        self.problem.require_single_index()
+        return self.overlaps.cross[..., 0]
+
+    @property
+    def s(self) -> Float[Array, "*batch r"]:
+        """Overlap of every adapter row with the frozen weights, v·w0 (single-index)."""
+        self.problem.require_single_index()
+        return self.overlaps.cross[..., 1]
+
+    @property
+    def u(self) -> Float[Array, "*batch r"]:
+        """The up-projection of the one student unit, one entry per adapter row (single-index)."""
+        self.problem.require_single_index()
+        return self.overlaps.up[..., 0, :]
+
+    @property
+    def target_overlap(self) -> Float[Array, "*batch"]:
+        """w·ω* of the whole student (single-index)."""
+        self.problem.require_single_index()
+
+        def at(overlaps: Overlaps) -> Array:
+            return covariances(self.problem, overlaps).M[0, 0]
+
+        for _ in range(self.overlaps.up.ndim - 2):
+            at = jax.vmap(at)
+        return at(self.overlaps)

@@ -73,14 +73,17 @@ class Simulation(Trajectory):
         write_dataset(self.to_dataset(), path, kind="simulation", problem=self.problem.to_dict(), **what)
 
     def plot(self, ax=None):
-        """Draws the mean loss over the seeds that did not diverge on `ax` (a new one if None), one deviation shaded."""
+        """Draws the mean loss over the seeds that did not diverge on `ax` (a new one if None).
+
+        The band reaches from the seeds' 16th to their 84th percentile.
+        """
         import matplotlib.pyplot as plt
 
         ax = plt.subplots()[1] if ax is None else ax
         kept = self.loss[~self.diverged]
-        mean, spread = kept.mean(axis=0), kept.std(axis=0)
-        (line,) = ax.plot(self.t, mean, marker="o", linestyle="none", markersize=3)
-        ax.fill_between(self.t, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+        low, high = jnp.percentile(kept, jnp.array([16.0, 84.0]), axis=0)
+        (line,) = ax.plot(self.t, kept.mean(axis=0), marker="o", linestyle="none", markersize=3)
+        ax.fill_between(self.t, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         ax.set(xlabel=r"time $t = \eta\cdot$step", ylabel=r"population loss $\ell$")
         return ax
 

@@ -2,7 +2,7 @@
 
 from odes.activations import Activation, activation
 from odes.escape import Escape
-from odes.flow import flow, gradient_at, noise_at
+from odes.flow import flow, gradient_at, noise_at, noise_of
 from odes.gaussian import PairMoments, gaussian_average, pair_moments, self_moments
 from odes.overlaps import Covariances, Overlaps, covariances, pretrained, random_overlaps
 from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
@@ -33,6 +33,7 @@ __all__ = [
     "log_times",
     "noise_at",
     "noise_moments",
+    "noise_of",
     "pair_moments",
     "population_gradient",
     "pretrained",

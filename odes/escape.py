@@ -40,17 +40,26 @@ class Escape(eqx.Module):
         self.threshold = jnp.asarray(threshold, jnp.result_type(float))
         require("threshold", self.threshold, "between 0 and 1, both excluded", lambda x: np.logical_and(x > 0, x < 1))
 
-    def reference(self, problem: Problem) -> Float[Array, ""]:
-        """The criterion's value at w0: the loss, or w0·ω*."""
-        start = pretrained(problem)
+    def value(self, problem: Problem, overlaps: Overlaps) -> Float[Array, ""]:
+        """What the criterion looks at: the loss, or w·ω*."""
         if self.criterion == "loss":
-            return gradient_at(problem, start).loss
+            return gradient_at(problem, overlaps).loss
         problem.require_single_index()
-        return covariances(problem, start).M[0, 0]
+        return covariances(problem, overlaps).M[0, 0]
+
+    def reference(self, problem: Problem) -> Float[Array, ""]:
+        """The criterion's value at w0."""
+        return self.value(problem, pretrained(problem))
+
+    def distance(self, value: Float[Array, "..."], reference: Float[Array, ""]) -> Float[Array, "..."]:
+        """How far `value` is from escape, as a fraction of `reference` (loss) or of the way to the target (overlap).
+
+        Positive before escape, zero at it.
+        """
+        if self.criterion == "loss":
+            return value / reference - self.threshold
+        return self.threshold - jnp.abs((value - reference) / (1 - reference))
 
     def margin(self, problem: Problem, overlaps: Overlaps, reference: Float[Array, ""]) -> Float[Array, ""]:
-        """Positive before escape, zero at it, as a fraction of `reference` (loss) or of the way to the target (overlap)."""
-        if self.criterion == "loss":
-            return gradient_at(problem, overlaps).loss / reference - self.threshold
-        travelled = covariances(problem, overlaps).M[0, 0] - reference
-        return self.threshold - jnp.abs(travelled / (1 - reference))
+        """The [`Escape.distance`][] of given overlaps."""
+        return self.distance(self.value(problem, overlaps), reference)

@@ -3,7 +3,7 @@ r"""The closed ordinary differential equations of the overlaps."""
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from odes.overlaps import Overlaps, covariances
+from odes.overlaps import Covariances, Overlaps, covariances
 from odes.population import PopulationGradient, gradient_noise, population_gradient
 from odes.problem import Problem
 
@@ -22,9 +22,8 @@ def gradient_at(problem: Problem, overlaps: Overlaps) -> PopulationGradient:
     )
 
 
-def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
-    """N, the second moment of one sample's gradient amplitudes, at given overlaps (K = P = 1)."""
-    covariance = covariances(problem, overlaps)
+def noise_of(problem: Problem, covariance: Covariances) -> Float[Array, "K K"]:
+    """N, the second moment of one sample's gradient amplitudes, at given covariances of the preactivations (K = P = 1)."""
     return gradient_noise(
         problem.student,
         problem.teacher,
@@ -35,6 +34,11 @@ def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
         teacher_readout=problem.teacher_readout,
         label_noise=problem.sgd.label_noise,
     )
+
+
+def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
+    """N at given overlaps (K = P = 1)."""
+    return noise_of(problem, covariances(problem, overlaps))
 
 
 def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:

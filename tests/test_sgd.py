@@ -136,6 +136,7 @@ def test_escape_times_are_located_between_records():
         t=jnp.array([0.0, 1.0, 2.0]),
         overlaps=overlaps,
         loss=jnp.ones((2, 3)),
+        recorded=jnp.array([3, 3]),
         problem=problem,
         method="direct",
         dtype="float64",

@@ -1,20 +1,18 @@
 r"""Direct simulation of one-pass SGD in d dimensions."""
 
-from collections.abc import Iterator
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from tqdm import tqdm
 
-from odes import Overlaps, Problem
+from odes import Escape, Overlaps, Problem
 from odes.arguments import ArrayLike, require
-from validation.trajectories import Simulation, checked_steps, collect
+from validation.ensemble import Simulator, simulate, whole_number
+from validation.trajectories import Simulation
 
 _NUMBERS_AT_ONCE = 2**19
-"""Seeds are trained one after the other, or several at once while their inputs stay below this many numbers."""
+"""Seeds advance together while their inputs stay below this many numbers."""
 
 
 class Weights(eqx.Module):
@@ -61,31 +59,52 @@ def sgd_step(problem: Problem, directions: Array, weights: Weights, inputs: Arra
     return Weights(up, down)
 
 
-def _overlaps(directions: Array, weights: Weights) -> Overlaps:
-    return Overlaps(weights.up, weights.down @ directions.T, weights.down @ weights.down.T)
+class DirectSimulator(Simulator):
+    """Training of d-dimensional weights; the frame lies in the first coordinates, since the inputs are isotropic."""
+
+    problem: Problem
+    directions: Float[Array, "f d"]
+    up: float
+    batch: int = eqx.field(static=True)
+    dtype: str = eqx.field(static=True)
+    method: str = eqx.field(static=True, default="direct")
+
+    @property
+    def seeds_at_once(self) -> int:
+        return max(1, _NUMBERS_AT_ONCE // (self.batch * self.directions.shape[1]))
+
+    @property
+    def _cast(self) -> Problem:
+        return jax.tree.map(lambda x: x.astype(self.dtype), self.problem)
+
+    def start(self, key: PRNGKeyArray) -> Weights:
+        return initial_weights(self._cast, self.directions.shape[1], key, up=self.up, dtype=self.directions.dtype)
+
+    def step(self, state: Weights, key: PRNGKeyArray) -> Weights:
+        dimension, dtype = self.directions.shape[1], self.directions.dtype
+        problem = self._cast
+        inputs_key, noise_key = jax.random.split(key)
+        inputs = jax.random.normal(inputs_key, (self.batch, dimension), dtype)
+        noise = jnp.sqrt(problem.sgd.label_noise) * jax.random.normal(noise_key, (self.batch,), dtype)
+        return sgd_step(problem, self.directions, state, inputs, noise)
+
+    def overlaps(self, state: Weights) -> Overlaps:
+        return Overlaps(state.up, state.down @ self.directions.T, state.down @ state.down.T)
 
 
-@eqx.filter_jit
-def _advance(
-    problem: Problem, directions: Array, weights: Weights, keys: Array, first: Array, last: Array, batch: int
-) -> tuple[Weights, Overlaps]:
-    """Takes every seed from step `first` to step `last`; draws depend on the seed's key and the step alone."""
-    dimension, dtype = directions.shape[1], directions.dtype
+def direct_simulator(problem: Problem, *, up: float = 0.0, dtype: str = "float32") -> DirectSimulator:
+    """The direct simulator of a problem.
 
-    def one_seed(seed: tuple[Weights, PRNGKeyArray]) -> Weights:
-        start, key = seed
+    - `up`: the value of every entry of U at the start; `dtype`: "float32" or "float64", of the whole simulation.
 
-        def step(i: Array, weights: Weights) -> Weights:
-            inputs_key, noise_key = jax.random.split(jax.random.fold_in(key, i))
-            inputs = jax.random.normal(inputs_key, (batch, dimension), dtype)
-            noise = jnp.sqrt(problem.sgd.label_noise) * jax.random.normal(noise_key, (batch,), dtype)
-            return sgd_step(problem, directions, weights, inputs, noise)
-
-        return jax.lax.fori_loop(first, last, step, start)
-
-    at_once = max(1, _NUMBERS_AT_ONCE // (batch * dimension))
-    weights = jax.lax.map(one_seed, (weights, keys), batch_size=at_once)
-    return weights, jax.vmap(lambda w: _overlaps(directions, w))(weights)
+    **Raises** ValueError for an infinite or fractional batch or dimension, and a dimension below the number of fixed
+    directions plus the rank.
+    """
+    batch, dimension = (whole_number(name, getattr(problem.sgd, name)) for name in ("batch_size", "dimension"))
+    least = problem.frame_size + problem.adapter.rank
+    require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
+    directions = frame(problem, dimension).astype(dtype)
+    return DirectSimulator(problem=problem, directions=directions, up=up, batch=batch, dtype=dtype)
 
 
 def simulate_direct(
@@ -94,56 +113,14 @@ def simulate_direct(
     key: PRNGKeyArray,
     seeds: int,
     steps: ArrayLike,
+    until: Escape | None = None,
     up: float = 0.0,
     shared_start: bool = False,
     dtype: str = "float32",
     progress: bool = False,
 ) -> Simulation:
-    r"""One-pass SGD with d-dimensional weights, for independent `seeds`, the overlaps recorded at chosen `steps`.
-
-    Time is t = η * step. Memory is that of a batch, the weights and the records, whatever the number of steps; a run to
-    more steps continues the same random numbers, and recording more often does not change them. The input's isotropy
-    lets the frame lie in the first coordinates.
-
-    - `steps` (T,): increasing step numbers, 0 for the start (see [`validation.even_steps`][]);
-    - `up`: the value of every entry of U at the start; `shared_start`: whether all seeds start from the same V, so that
-        they differ by their data alone;
-    - `dtype`: "float32" or "float64", of the whole simulation;
-    - `progress`: show a progress bar on standard error if that is a terminal.
-
-    **Raises** ValueError for fewer than one seed, steps that do not increase, an infinite or fractional batch or
-    dimension, and a dimension below the number of fixed directions plus the rank.
-    """
-    batch, dimension = (_whole(name, getattr(problem.sgd, name)) for name in ("batch_size", "dimension"))
-    require("seeds", seeds, "at least 1", lambda x: x >= 1)
-    least = problem.frame_size + problem.adapter.rank
-    require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
-    steps = checked_steps(steps)
-    cast = jax.tree.map(lambda x: x.astype(dtype), problem)
-    directions = frame(problem, dimension).astype(dtype)
-    start_key, run_key = jax.random.split(key)
-    start_keys = jax.random.split(start_key, seeds)
-    if shared_start:
-        start_keys = jnp.broadcast_to(start_keys[0], (seeds,))
-    weights = jax.vmap(lambda k: initial_weights(cast, dimension, k, up=up, dtype=directions.dtype))(start_keys)
-    run_keys = jax.random.split(run_key, seeds)
-
-    def records() -> Iterator[Overlaps]:
-        current, done = weights, 0
-        hide = None if progress else True
-        with tqdm(total=int(steps[-1]), unit="step", disable=hide, desc=f"{seeds} seeds, d = {dimension}") as bar:
-            for step in steps:
-                current, overlaps = _advance(
-                    cast, directions, current, run_keys, jnp.asarray(done), jnp.asarray(step), batch
-                )
-                jax.block_until_ready(overlaps)
-                bar.update(int(step) - done)
-                done = int(step)
-                yield overlaps
-
-    return collect(problem, records(), steps, method="direct", dtype=dtype)
-
-
-def _whole(name: str, value: Array) -> int:
-    require(name, value, "a whole number to simulate", lambda x: np.isfinite(x) & (x == np.round(x)))
-    return int(value)
+    """One-pass SGD with d-dimensional weights: [`direct_simulator`][] in [`validation.simulate`][]."""
+    simulator = direct_simulator(problem, up=up, dtype=dtype)
+    return simulate(
+        simulator, key=key, seeds=seeds, steps=steps, until=until, shared_start=shared_start, progress=progress
+    )

@@ -1,17 +1,15 @@
 """What a finite-d simulation gives, whichever simulator ran it: overlaps of every seed at recorded steps."""
 
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Overlaps, Problem, Trajectory, gradient_at
-from odes.arguments import ArrayLike, require
+from odes import Escape, Overlaps, Problem, Trajectory
+from odes.arguments import require
 from odes.storage import write_dataset
 
 
@@ -19,13 +17,15 @@ class Simulation(Trajectory):
     """Overlaps of independently trained seeds.
 
     - `t` (T,): the recorded times, η * step; `overlaps`: an [`odes.Overlaps`][] with (seeds, T) in front of every shape;
-    - `loss` (seeds, T): the population loss of the realised overlaps;
+    - `loss` (seeds, T): the population loss of the realised overlaps, NaN in records that an early stop left out;
+    - `recorded` (seeds,): how many of the records were taken;
     - `problem`; `method`: the simulator's name; `dtype`: the floating point type of its arithmetic.
     """
 
     t: Float[Array, " T"]
     overlaps: Overlaps
     loss: Float[Array, "seeds T"]
+    recorded: Int[Array, " seeds"]
     problem: Problem
     method: str = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
@@ -33,13 +33,15 @@ class Simulation(Trajectory):
     @property
     def diverged(self) -> Bool[Array, " seeds"]:
         """Which seeds left the range of floating point numbers (the learning rate was too large for them)."""
-        return ~jnp.isfinite(self.loss).all(axis=1)
+        taken = jnp.arange(self.t.size)[None] < self.recorded[:, None]
+        return (taken & ~jnp.isfinite(self.loss)).any(axis=1)
 
     def escape_times(self, escape: Escape | None = None) -> Float[Array, " seeds"]:
         """When each seed met the criterion, interpolated linearly between records; NaN where it did not."""
         escape = Escape() if escape is None else escape
         reference = escape.reference(self.problem)
-        margin = _over_seeds_and_times(lambda o: escape.margin(self.problem, o, reference))(self.overlaps)
+        value = self.loss if escape.criterion == "loss" else self.target_overlap
+        margin = escape.distance(value, reference)
         out = margin <= 0
         after = jnp.argmax(out, axis=1)
         before = jnp.maximum(after - 1, 0)
@@ -59,6 +61,7 @@ class Simulation(Trajectory):
                 "cross": (("seed", "time", "rank", "frame"), np.asarray(self.overlaps.cross)),
                 "down_gram": (("seed", "time", "rank", "rank_"), np.asarray(self.overlaps.down_gram)),
                 "loss": (("seed", "time"), np.asarray(self.loss)),
+                "recorded": ("seed", np.asarray(self.recorded)),
             },
             coords={"time": np.asarray(self.t)},
             attrs={"method": self.method, "simulation_dtype": self.dtype},
@@ -95,32 +98,9 @@ class Simulation(Trajectory):
         )
 
 
-def _over_seeds_and_times(function):
-    return jax.jit(jax.vmap(jax.vmap(function)))
-
-
 def even_steps(t1: float, learning_rate: float, records: int) -> np.ndarray:
     """`records` + 1 step numbers, evenly spaced from 0 to the first step at or after time t1, without repetition."""
     steps = np.ceil(t1 / learning_rate - 1e-9)
     require("t1", t1, "at most a trillion steps of the learning rate", lambda _: steps <= 1e12)
     last = int(steps)
     return np.unique(np.linspace(0, last, records + 1).round().astype(int))
-
-
-def checked_steps(steps: ArrayLike) -> np.ndarray:
-    """The recorded steps as increasing, non-negative integers."""
-    array = np.asarray(steps)
-    require("steps", array, "a list of increasing whole numbers from 0", lambda x: x.ndim == 1 and np.all(x >= 0))
-    require(
-        "steps", array, "a list of increasing whole numbers from 0", lambda x: np.all(np.diff(x) > 0) and x.size > 0
-    )
-    return array.astype(int)
-
-
-def collect(problem: Problem, records: Iterable[Overlaps], steps: np.ndarray, *, method: str, dtype: str) -> Simulation:
-    """A [`Simulation`][] from the overlaps (seeds, ...) at each recorded step."""
-    snapshots = [jax.tree.map(np.asarray, overlaps) for overlaps in records]
-    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x, axis=1), jnp.result_type(float)), *snapshots)
-    loss = _over_seeds_and_times(lambda o: gradient_at(problem, o).loss)(stacked)
-    times = problem.sgd.learning_rate * jnp.asarray(steps, loss.dtype)
-    return Simulation(t=times, overlaps=stacked, loss=loss, problem=problem, method=method, dtype=dtype)

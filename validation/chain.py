@@ -1,0 +1,314 @@
+r"""SGD at any dimension d as an exact Markov chain on the overlaps.
+
+A step meets the input x only through the preactivations W x and T x. In every direction orthogonal to the rows of W
+and T the components of x are standard normals that know nothing of the gradient's amplitudes g, so that there the
+batch gradient $\frac1B\sum_ig_ix_i^T$ is, given the amplitudes, a Gaussian matrix with left covariance
+$\frac1{B^2}\sum_ig_ig_i^T$. Only the K + P preactivations need a draw per sample, whatever rank and dimension are, and the
+d - rank F - r directions that no weight points to enter by one Wishart matrix (one chi-squared number for K = 1).
+"""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from odes import Escape, Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps
+from odes.arguments import ArrayLike, require
+from validation.ensemble import Simulator, simulate, whole_number
+from validation.trajectories import Simulation
+
+LARGEST_BATCH = 2**26
+"""Batches above this are not sampled one by one."""
+
+_NUMBERS_AT_ONCE = 2**16
+"""Seeds advance together while their batches hold no more samples than this."""
+
+_AVERAGE_COST = 2**11
+"""Gaussian averages instead of a batch count as this many samples."""
+
+
+class FrameBasis(eqx.Module):
+    r"""The frame's rows in an orthonormal basis of their span, whose first directions span the teachers.
+
+    `rows` (f, f') with $\Gamma$ = rows rows^T, f' = rank Γ; `teacher` (P, P'), $T$ in the first P' = min(P, f') directions.
+    """
+
+    rows: Float[Array, "f span"]
+    teacher: Float[Array, "P teachers"]
+
+
+class Coordinates(eqx.Module):
+    r"""The chain's state: the rows of V in an orthonormal basis of span(F, V).
+
+    `up` (K, r) is U; `inside` (r, f') and `outside` (r, r) are the components of V within span F and orthogonal to it, the
+    second up to a rotation, so that $X$ = inside rows^T and $R$ = inside inside^T + outside outside^T. Unlike R itself they
+    cannot become indefinite by rounding.
+    """
+
+    up: Float[Array, "K r"]
+    inside: Float[Array, "r span"]
+    outside: Float[Array, "r r"]
+
+
+class BatchMeans(eqx.Module):
+    r"""What a batch leaves of its samples: means over it, in an orthonormal basis of the preactivations.
+
+    `teacher` (K, P') and `student` (K, K) are the components of $\frac1B\sum_ig_ix_i^T$ along the teachers' directions and along
+    the student's other directions; `root` (K, K) is a lower-triangular root of $\frac1{B^2}\sum_ig_ig_i^T$.
+    """
+
+    teacher: Float[Array, "K teachers"]
+    student: Float[Array, "K K"]
+    root: Float[Array, "K K"]
+
+
+def frame_basis(problem: Problem) -> FrameBasis:
+    """The basis of the frame's span; its size f' is decided now, so the problem's arrays must be concrete."""
+    gram = np.asarray(problem.frame_gram, float)
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    spans = eigenvalues > 1e3 * float(jnp.finfo(problem.frame_gram.dtype).eps) * eigenvalues[-1]
+    root = vectors[:, spans] * np.sqrt(eigenvalues[spans])
+    target = np.asarray(problem.target, float) @ root
+    rotation, _ = np.linalg.qr(target.T, mode="complete")
+    teachers = min(target.shape)
+    return FrameBasis(jnp.asarray(root @ rotation), jnp.asarray((target @ rotation)[:, :teachers]))
+
+
+def to_coordinates(basis: FrameBasis, overlaps: Overlaps) -> Coordinates:
+    """Coordinates of V that have the given overlaps."""
+    inside = overlaps.cross @ jnp.linalg.pinv(basis.rows).T
+    eigenvalues, vectors = jnp.linalg.eigh(overlaps.down_gram - inside @ inside.T)
+    return Coordinates(overlaps.up, inside, vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None])
+
+
+def to_overlaps(basis: FrameBasis, state: Coordinates) -> Overlaps:
+    """The overlaps of V at given coordinates."""
+    gram = state.inside @ state.inside.T + state.outside @ state.outside.T
+    return Overlaps(state.up, state.inside @ basis.rows.T, gram)
+
+
+def _lower_root(rows: Array) -> Array:
+    """A lower-triangular L (n, n) with L L^T = rows rows^T, for rows (n, p), p >= n."""
+    if rows.shape[0] == 1:
+        return jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return jnp.linalg.qr(rows.T, mode="r").T
+
+
+def _directions(rows: Array) -> tuple[Array, Array]:
+    """L (n, n) and Q (n, p) with rows = L Q; Q's rows are orthonormal, or zero where the rows above span them."""
+    if rows.shape[0] == 1:
+        length = jnp.linalg.norm(rows, axis=1, keepdims=True)
+        return length, jnp.where(length > 0, rows / jnp.where(length > 0, length, 1), 0)
+    q, r = jnp.linalg.qr(rows.T)
+    return r.T, q.T
+
+
+def sampled_means(
+    problem: Problem,
+    basis: FrameBasis,
+    student: Array,
+    lengths: Array,
+    key: PRNGKeyArray,
+    *,
+    batch: int,
+    noisy: bool,
+    dtype,
+) -> BatchMeans:
+    """The means over `batch` samples, drawn one by one, for a student with the given coordinates.
+
+    The samples are drawn and their amplitudes computed in `dtype`; label noise is drawn only if `noisy`.
+    """
+    units, teachers = student.shape[0], basis.teacher.shape[1]
+    input_key, noise_key = jax.random.split(key)
+    inputs = jax.random.normal(input_key, (teachers + units, batch), dtype)
+    own = jnp.concatenate([student[:, :teachers], lengths], axis=1).astype(dtype) @ inputs
+    target = basis.teacher.astype(dtype) @ inputs[:teachers]
+    readout, teacher_readout = problem.readout.astype(dtype), problem.teacher_readout.astype(dtype)
+    error = readout @ problem.student(own) - teacher_readout @ problem.teacher(target)
+    if noisy:
+        deviation = jnp.sqrt(problem.sgd.label_noise).astype(dtype)
+        error -= deviation * jax.random.normal(noise_key, (batch,), dtype)
+    amplitudes = readout[:, None] * problem.student.derivative(own) * error[None]
+    products = jnp.sum(amplitudes[:, None] * inputs[None], axis=2) / batch
+    means = BatchMeans(products[:, :teachers], products[:, teachers:], _lower_root(amplitudes) / batch)
+    return jax.tree.map(lambda x: x.astype(student.dtype), means)
+
+
+def expected_means(
+    problem: Problem, basis: FrameBasis, overlaps: Overlaps, student: Array, lengths: Array
+) -> BatchMeans:
+    r"""The means over an infinite batch: the components of $DW - CT$, and no amplitude in the other directions."""
+    teachers = basis.teacher.shape[1]
+    gradient = gradient_at(problem, overlaps)
+    along = gradient.D @ student[:, :teachers] - gradient.C @ basis.teacher
+    return BatchMeans(along, gradient.D @ lengths, jnp.zeros_like(lengths))
+
+
+def normal_means(
+    problem: Problem, basis: FrameBasis, overlaps: Overlaps, student: Array, lengths: Array, key: PRNGKeyArray
+) -> BatchMeans:
+    r"""The normal limit of [`sampled_means`][], for finite batches too large to sample (K = P = 1).
+
+    In an orthonormal basis z of the preactivations, $(\lambda, \lambda^*) = Az$, one sample has by Price's theorem
+    $$E[g^2zz^T] = N\,1 + A^T\begin{pmatrix}2\partial_QN & \partial_MN\\ \partial_MN & 2\partial_PN\end{pmatrix}A,$$
+    and the batch's average fluctuates around its mean with this, less the mean's square, over B. What is left out is of
+    relative order $B^{-1/2}$: the third cumulant of one step, and the fluctuation of the mean of $g^2$.
+    """
+    covariance = covariances(problem, overlaps)
+    noise, slope = jax.value_and_grad(lambda c: noise_of(problem, c)[0, 0])(covariance)
+    curvature = jnp.block([[2 * slope.Q, slope.M], [slope.M, 2 * slope.P]])
+    teachers = basis.teacher.shape[1]
+    own = jnp.concatenate([student[:, :teachers], lengths], axis=1)
+    mixing = jnp.concatenate([own, jnp.pad(basis.teacher, ((0, 0), (0, 1)))])
+    mean = expected_means(problem, basis, overlaps, student, lengths)
+    flat = jnp.concatenate([mean.teacher, mean.student], axis=1)
+    second = noise * jnp.eye(teachers + 1, dtype=noise.dtype) + mixing.T @ curvature @ mixing
+    eigenvalues, vectors = jnp.linalg.eigh(second - flat.T @ flat)
+    deviations = jnp.sqrt(jnp.maximum(eigenvalues, 0) / problem.sgd.batch_size)
+    flat += (jax.random.normal(key, (1, teachers + 1), flat.dtype) * deviations[None]) @ vectors.T
+    root = jnp.sqrt(jnp.maximum(noise, 0) / problem.sgd.batch_size)
+    return BatchMeans(flat[:, :teachers], flat[:, teachers:], jnp.reshape(root, (1, 1)))
+
+
+class ChainSimulator(Simulator):
+    """SGD as a Markov chain on the overlaps.
+
+    `sampling` says how a batch's means are drawn: "samples" draws every sample (exact), "mean" takes an infinite batch
+    (exact), "normal" takes the normal limit of a large batch.
+    """
+
+    problem: Problem
+    basis: FrameBasis
+    initial: Overlaps | None
+    up: float
+    batch: int = eqx.field(static=True)
+    noisy: bool = eqx.field(static=True)
+    sampling: Literal["samples", "mean", "normal"] = eqx.field(static=True)
+    dtype: str = eqx.field(static=True)
+    method: str = eqx.field(static=True, default="chain")
+
+    @property
+    def seeds_at_once(self) -> int:
+        return max(1, _NUMBERS_AT_ONCE // self.batch)
+
+    def start(self, key: PRNGKeyArray) -> Coordinates:
+        """The given overlaps, or those of a random start."""
+        if self.initial is not None:
+            return to_coordinates(self.basis, self.initial)
+        return to_coordinates(self.basis, random_overlaps(self.problem, key, up=self.up))
+
+    def overlaps(self, state: Coordinates) -> Overlaps:
+        return to_overlaps(self.basis, state)
+
+    def step(self, state: Coordinates, key: PRNGKeyArray) -> Coordinates:
+        r"""One SGD step, exact in law at dimension d.
+
+        With the batch gradient G (K x d), $U \leftarrow U - \chi\eta\kappa\,GV^T$ and
+        $V \leftarrow V - \eta\kappa\,U^TG$, both at the old weights; then rows of unit length if the adapter is
+        normalised. G is put together from the batch's means along the preactivations, a Gaussian matrix along the
+        other directions of span(F, V), and the root of a Wishart matrix (Bartlett) for the d - f' - r directions outside.
+        """
+        problem, basis = self.problem, self.basis
+        adapter, sgd = problem.adapter, problem.sgd
+        span, teachers = basis.rows.shape[1], basis.teacher.shape[1]
+        (units, rank), real = state.up.shape, state.up.dtype
+        sample_key, inside_key, outside_key, length_key = jax.random.split(key, 4)
+        down = jnp.concatenate([state.inside, state.outside], axis=1)
+        frozen = jnp.pad(problem.frozen @ basis.rows, ((0, 0), (0, rank)))
+        student = frozen + adapter.kappa * state.up @ down
+        lengths, directions = _directions(student[:, teachers:])
+        if self.sampling == "samples":
+            means = sampled_means(
+                problem, basis, student, lengths, sample_key, batch=self.batch, noisy=self.noisy, dtype=self.dtype
+            )
+        elif self.sampling == "mean":
+            means = expected_means(problem, basis, self.overlaps(state), student, lengths)
+        else:
+            means = normal_means(problem, basis, self.overlaps(state), student, lengths, sample_key)
+        free = jax.random.normal(inside_key, (units, span + rank - teachers), real)
+        free -= (free @ directions.T) @ directions
+        gradient = jnp.concatenate([means.teacher, means.student @ directions + means.root @ free], axis=1)
+        freedom = sgd.dimension - span - rank - jnp.arange(units, dtype=real)
+        bartlett = jnp.diag(jnp.sqrt(jax.random.chisquare(length_key, freedom, dtype=real)))
+        if units > 1:
+            bartlett += jnp.tril(jax.random.normal(outside_key, (units, units), real), -1)
+        size = sgd.learning_rate * adapter.kappa
+        moved = jnp.concatenate(
+            [down - size * state.up.T @ gradient, size * state.up.T @ means.root @ bartlett], axis=1
+        )
+        if adapter.normalized:
+            moved /= jnp.linalg.norm(moved, axis=1, keepdims=True)
+        return Coordinates(
+            state.up - size * adapter.lr_ratio * gradient @ down.T, moved[:, :span], _lower_root(moved[:, span:])
+        )
+
+
+def chain_simulator(
+    problem: Problem,
+    *,
+    start: Overlaps | None = None,
+    up: float = 0.0,
+    normal_batches: bool = False,
+    dtype: str = "float32",
+) -> ChainSimulator:
+    """The chain of a problem; an infinite batch is taken as such (gradient descent on the population loss).
+
+    - `start`: the overlaps from which every seed starts; a random start at dimension d unless given, with `up` for every
+        entry of U;
+    - `normal_batches`: draw every batch's mean gradient from its normal limit, whose cost does not depend on B;
+    - `dtype`: "float32" or "float64", of the samples; the state is always in JAX's default type.
+
+    **Raises** ValueError for a dimension below rank F + r + K, a fractional batch, one of more than [`LARGEST_BATCH`][]
+    samples unless `normal_batches`, and normal batches with more than one student or teacher unit.
+    """
+    basis = frame_basis(problem)
+    least = basis.rows.shape[1] + problem.adapter.rank + problem.units[0]
+    require("dimension", problem.sgd.dimension, f"at least {least}, the number of directions", lambda d: d >= least)
+    sampling, batch = "samples", 1
+    if np.isinf(problem.sgd.batch_size):
+        sampling = "mean"
+    elif normal_batches:
+        sampling = "normal"
+        require("units", problem.units, "(1, 1) for normal batches", lambda units: units == 1)
+    else:
+        batch = whole_number("batch_size", problem.sgd.batch_size)
+        allowed = f"at most {LARGEST_BATCH} to be sampled (method gaussian takes larger ones)"
+        require("batch_size", batch, allowed, lambda b: b <= LARGEST_BATCH)
+    return ChainSimulator(
+        problem=problem,
+        basis=basis,
+        initial=start,
+        up=up,
+        batch=batch if sampling == "samples" else _AVERAGE_COST,
+        noisy=bool(problem.sgd.label_noise > 0),
+        sampling=sampling,
+        dtype=dtype if sampling == "samples" else str(jnp.result_type(float)),
+        method="gaussian" if sampling == "normal" else "chain",
+    )
+
+
+def simulate_chain(
+    problem: Problem,
+    *,
+    key: PRNGKeyArray,
+    seeds: int,
+    steps: ArrayLike,
+    until: Escape | None = None,
+    start: Overlaps | None = None,
+    up: float = 0.0,
+    normal_batches: bool = False,
+    dtype: str = "float32",
+    progress: bool = False,
+) -> Simulation:
+    """One-pass SGD at any dimension, exact in law: [`chain_simulator`][] in [`validation.simulate`][].
+
+    >>> from odes import SGD
+    >>> problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=1e6, batch_size=500, learning_rate=2e-4))
+    >>> print(simulate_chain(problem, key=jax.random.key(0), seeds=2, steps=[0, 10]))
+    Simulation (chain) of 2 seeds at d = 1e+06 to t = 0.002, 2 records
+    """
+    simulator = chain_simulator(problem, start=start, up=up, normal_batches=normal_batches, dtype=dtype)
+    return simulate(simulator, key=key, seeds=seeds, steps=steps, until=until, progress=progress)

@@ -2,7 +2,7 @@
 
 from odes.activations import Activation, activation
 from odes.escape import Escape
-from odes.flow import flow, gradient_at, noise_at, noise_of
+from odes.flow import flow, gradient_at, mean_change, modified_flow, noise_at, noise_of
 from odes.gaussian import PairMoments, gaussian_average, pair_moments, self_moments
 from odes.overlaps import Covariances, Overlaps, covariances, pretrained, random_overlaps
 from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
@@ -31,6 +31,8 @@ __all__ = [
     "gradient_at",
     "load",
     "log_times",
+    "mean_change",
+    "modified_flow",
     "noise_at",
     "noise_moments",
     "noise_of",

@@ -1,6 +1,7 @@
 r"""Integration of the closed equations: `solve(problem, start, t1=...)` gives a `Solution`."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, ScalarLike
 
 from odes.arguments import ArrayLike, concrete, positive, require
 from odes.escape import Escape
-from odes.flow import flow, gradient_at
+from odes.flow import flow, gradient_at, modified_flow
 from odes.overlaps import Overlaps
 from odes.problem import Problem
 from odes.storage import write_dataset
@@ -159,6 +160,7 @@ def solve(
     escape: Escape | None = None,
     until_escape: bool = False,
     dense: bool = False,
+    finite_steps: bool = False,
     rtol: ScalarLike = 1e-8,
     atol: ScalarLike = 1e-10,
     solver: diffrax.AbstractSolver | None = None,
@@ -170,6 +172,8 @@ def solve(
     - `times` (T,): increasing output times in [0, t1]; 201 even ones unless given ([`odes.log_times`][] for others).
     - `escape`: locate the escape by root finding; the run goes on to t1, or ends there if `until_escape`. A start that
         meets the criterion already has escape time 0 and is integrated to t1.
+    - `finite_steps`: integrate [`odes.modified_flow`][], which holds for a finite learning rate to first order, instead of
+        the flow of its limit 0.
     - `dense`: keep the interpolant for `Solution.evaluate`.
     - `rtol`, `atol`: tolerances of the adaptive step size (a PID controller, PI-tuned).
     - `solver`: a Diffrax solver, Tsit5 unless given (`diffrax.Kvaerno5()` where t1 is thousands of the fastest time
@@ -205,6 +209,7 @@ def solve(
         (jnp.asarray(rtol, times.dtype), jnp.asarray(atol, times.dtype)),
         until_escape=until_escape,
         dense=dense,
+        field=modified_flow if finite_steps else flow,
         noise=not (concrete(noise_scale) and np.all(np.asarray(noise_scale) == 0)),
         solver=diffrax.Tsit5() if solver is None else solver,
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
@@ -235,6 +240,7 @@ def _solve(
     *,
     until_escape: bool,
     dense: bool,
+    field: Callable[..., Overlaps],
     noise: bool,
     solver: diffrax.AbstractSolver,
     adjoint: diffrax.AbstractAdjoint,
@@ -242,7 +248,7 @@ def _solve(
 ) -> Solution:
     def integrate(t0: Array, y0: Overlaps, ts: Array, event: diffrax.Event | None) -> _Leg:
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: flow(args[0], y, noise=noise)),
+            diffrax.ODETerm(lambda t, y, args: field(args[0], y, noise=noise)),
             solver,
             t0=t0,
             t1=t1,

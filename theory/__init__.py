@@ -2,22 +2,25 @@
 
 from theory.critical import CriticalPoints, critical_points
 from theory.hermite import hermite_coefficients, information_exponent
-from theory.law import EscapeLaw, amplitude_variance, escape_law
+from theory.law import REGIMES, EscapeLaw, UnstableMode, escape_law, largest_noise_scale, unstable_mode
 from theory.plateau import Plateau, plateau
 from theory.stability import SearchPhase, escape_rate, search_phase, sweep
 
 __all__ = [
+    "REGIMES",
     "CriticalPoints",
     "EscapeLaw",
     "Plateau",
     "SearchPhase",
-    "amplitude_variance",
+    "UnstableMode",
     "critical_points",
     "escape_law",
     "escape_rate",
     "hermite_coefficients",
     "information_exponent",
+    "largest_noise_scale",
     "plateau",
     "search_phase",
     "sweep",
+    "unstable_mode",
 ]

@@ -2,7 +2,7 @@
 
 from theory.critical import CriticalPoints, critical_points
 from theory.hermite import hermite_coefficients, information_exponent
-from theory.law import REGIMES, EscapeLaw, UnstableMode, escape_law, largest_noise_scale, unstable_mode
+from theory.law import REGIMES, EscapeLaw, UnstableMode, escape_law, largest_noise_scale, mode_start, unstable_mode
 from theory.plateau import Plateau, plateau
 from theory.stability import SearchPhase, escape_rate, search_phase, sweep
 
@@ -19,6 +19,7 @@ __all__ = [
     "hermite_coefficients",
     "information_exponent",
     "largest_noise_scale",
+    "mode_start",
     "plateau",
     "search_phase",
     "sweep",

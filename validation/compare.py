@@ -10,8 +10,8 @@ from odes import Solution, solve
 from odes.arguments import require
 from validation.trajectories import Simulation
 
-OBSERVABLES = ("loss", "target_overlap", "m", "u")
-"""The compared quantities; m and u enter as lengths over the adapter's rows, blind to the symmetry (u, X) -> (-u, -X)."""
+OBSERVABLES = ("loss", "target_overlap", "m", "u", "s")
+"""The compared quantities; m, u and s enter as lengths over the adapter's rows, blind to the symmetry (u, X) -> (-u, -X)."""
 
 
 def observables(trajectory: Simulation | Solution) -> dict[str, Array]:
@@ -21,6 +21,7 @@ def observables(trajectory: Simulation | Solution) -> dict[str, Array]:
         "target_overlap": trajectory.target_overlap,
         "m": jnp.linalg.norm(trajectory.m, axis=-1),
         "u": jnp.linalg.norm(trajectory.u, axis=-1),
+        "s": jnp.linalg.norm(trajectory.s, axis=-1),
     }
 
 

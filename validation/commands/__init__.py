@@ -4,6 +4,7 @@ from validation.commands.demo import Demo
 from validation.commands.escape import Escape
 from validation.commands.simulate import Simulate
 from validation.commands.solve import Solve
+from validation.commands.validate import Validate
 
-COMMANDS = {"escape": Escape, "solve": Solve, "simulate": Simulate, "demo": Demo}
+COMMANDS = {"escape": Escape, "solve": Solve, "simulate": Simulate, "validate": Validate, "demo": Demo}
 """The commands by name."""

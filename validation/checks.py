@@ -1,0 +1,328 @@
+r"""Theory against simulation, check by check: a number from theory, the same from the exact chain, its standard error, z."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from scipy import special, stats
+
+from odes import SGD, Adapter, Escape, Overlaps, Problem, solve
+from theory import escape_law, mode_start, search_phase, unstable_mode
+from validation.chain import chain_simulator
+from validation.compare import observables
+from validation.ensemble import simulate
+from validation.trajectories import Simulation
+
+FALSE_ALARM = 1e-3
+"""The probability that a whole report calls a right theory wrong."""
+
+LAW_ACCURACY = 0.03
+"""The accuracy that the law of the escape time claims for means and standard deviations where it is given."""
+
+_AMPLITUDE = 0.3
+"""Amplitude of the unstable mode at which trajectories start: the search is over, learning has begun."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One number, predicted and simulated.
+
+    `z` is the deviation in standard errors unless given (as for a p-value); `accuracy` is the relative accuracy that the
+    theory claims for this number, 0 for an exact statement about the limit.
+    """
+
+    setting: str
+    name: str
+    theory: float
+    simulation: float
+    standard_error: float
+    accuracy: float = 0.0
+    z: float = dataclasses.field(default=np.nan)
+
+    def __post_init__(self):
+        if np.isnan(self.z):
+            object.__setattr__(self, "z", float((self.simulation - self.theory) / self.standard_error))
+
+    def agrees(self, limit: float) -> bool:
+        """Whether the deviation is at most `limit` standard errors, or within the accuracy that the theory claims."""
+        close = abs(self.simulation - self.theory) <= self.accuracy * abs(self.theory)
+        return bool(abs(self.z) <= limit or close)
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """A check that a setting does not allow, and why."""
+
+    setting: str
+    reason: str
+
+
+Result = Check | Note
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is simulated: numbers of seeds, and dimensions."""
+
+    trajectory_seeds: int
+    trajectory_dimension: float
+    law_seeds: int
+    law_dimension: float
+    sweep_seeds: int
+    approach: tuple[float, ...]
+    log_dimension: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+QUICK = Effort(
+    trajectory_seeds=16,
+    trajectory_dimension=2e4,
+    law_seeds=200,
+    law_dimension=2e3,
+    sweep_seeds=100,
+    approach=(1e2, 1e3, 1e4, 1e5),
+    log_dimension=(2e3, 1e5, 1e9),
+    ranks=(1, 4, 16),
+)
+FULL = Effort(
+    trajectory_seeds=64,
+    trajectory_dimension=2e5,
+    law_seeds=1000,
+    law_dimension=5e3,
+    sweep_seeds=300,
+    approach=(1e2, 1e3, 1e4, 1e5, 1e6),
+    log_dimension=(2e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9),
+    ranks=(1, 2, 4, 8, 16),
+)
+
+
+def z_limit(checks: int) -> float:
+    """The largest |z| that one of so many checks may have before the report calls a disagreement (Bonferroni)."""
+    return float(stats.norm.isf(FALSE_ALARM / (2 * max(checks, 1))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One setting under test.
+
+    `problem` is simulated and `theory` is predicted from: the same, unless a wrong theory is to be caught.
+    """
+
+    name: str
+    problem: Problem
+    theory: Problem
+    effort: Effort
+    key: PRNGKeyArray
+    escape: Escape = dataclasses.field(default_factory=Escape)
+
+    def at(self, **changes: Any) -> "Case":
+        """The same setting at another dimension, learning rate or rank, with the batch that keeps the noise scale."""
+        return dataclasses.replace(self, problem=_at(self.problem, **changes), theory=_at(self.theory, **changes))
+
+    def check(self, name: str, *numbers: Any, **more: float) -> Check:
+        return Check(self.name, name, *(float(x) for x in numbers), **more)
+
+
+def _at(
+    problem: Problem, *, dimension: float | None = None, learning_rate: float | None = None, rank: int | None = None
+) -> Problem:
+    sgd, adapter = problem.sgd, problem.adapter
+    d = sgd.dimension if dimension is None else dimension
+    eta = sgd.learning_rate if learning_rate is None else learning_rate
+    batch = eta * d / sgd.noise_scale
+    if np.isfinite(batch):
+        batch = max(1.0, float(np.round(batch)))
+    eta = float(sgd.noise_scale) * batch / d if np.isfinite(batch) and sgd.noise_scale > 0 else eta
+    sgd = SGD(learning_rate=eta, batch_size=batch, dimension=d, label_noise=sgd.label_noise)
+    if rank is not None:
+        adapter = Adapter(rank, scale=rank * adapter.kappa, lr_ratio=adapter.lr_ratio, normalized=adapter.normalized)
+    return eqx.tree_at(
+        lambda p: (p.sgd, p.adapter), problem, (sgd, adapter), is_leaf=lambda x: isinstance(x, SGD | Adapter)
+    )
+
+
+def _mode_start(problem: Problem, amplitude: float) -> Overlaps:
+    """Overlaps on the unstable mode, its amplitude shared equally by the adapter's rows."""
+    rank = problem.adapter.rank
+    phase = search_phase(problem)
+    return mode_start(problem, phase, unstable_mode(problem, phase), jnp.full(rank, amplitude / np.sqrt(rank)))
+
+
+def _predicted_escape(case: Case, start: Overlaps, *, finite_steps: bool) -> float:
+    """When the flow escapes from `start`, according to theory."""
+    t1 = 200 * search_phase(case.theory).tau
+    solution = solve(
+        case.theory, start, t1=t1, times=t1[None], escape=case.escape, until_escape=True, finite_steps=finite_steps
+    )
+    return float(solution.escape_time)
+
+
+def _time_scale(case: Case, start: Overlaps) -> float:
+    """About when the flow escapes from `start`, a start on the unstable mode."""
+    law = escape_law(case.theory, case.escape)
+    if law.doubt:
+        return _predicted_escape(case, start, finite_steps=True)
+    return float(law.time(np.log(_AMPLITUDE)))
+
+
+def _run(case: Case, steps: np.ndarray, seeds: int, *, start: Overlaps | None = None, stop: bool = True) -> Simulation:
+    """The exact chain, or the chain of normal batches where a seed would need more than 1e8 samples."""
+    samples = float(case.problem.sgd.batch_size) * steps[-1]
+    simulator = chain_simulator(case.problem, start=start, normal_batches=1e8 < samples < np.inf)
+    return simulate(simulator, key=case.key, seeds=seeds, steps=steps, until=case.escape if stop else None)
+
+
+def _recorded(case: Case, end: float, records: int) -> np.ndarray:
+    """Step numbers of `records` records, evenly spaced up to time `end`."""
+    last = int(np.ceil(end / float(case.problem.sgd.learning_rate)))
+    return np.unique(np.linspace(0, last, records + 1).round().astype(int))
+
+
+def _escape_times(case: Case, seeds: int, end: float, *, start: Overlaps | None = None) -> np.ndarray:
+    """Escape times of the seeds that escaped by `end`."""
+    times = np.asarray(_run(case, _recorded(case, end, 300), seeds, start=start).escape_times(case.escape))
+    return times[np.isfinite(times)]
+
+
+def trajectory(case: Case) -> Iterator[Result]:
+    """|m|, |u|, |s|, w·ω* and the loss at three times around the escape, from a start on the unstable mode."""
+    case = case.at(dimension=case.effort.trajectory_dimension)
+    start = _mode_start(case.problem, _AMPLITUDE)
+    end = _time_scale(case, start)
+    if not np.isfinite(end):
+        yield Note(case.name, "trajectory: the flow does not escape, even from a start on the unstable mode")
+        return
+    steps = np.unique(np.round(np.array([0, 0.5, 1, 1.3]) * end / float(case.problem.sgd.learning_rate)).astype(int))
+    run = _run(case, steps, case.effort.trajectory_seeds, start=start, stop=False)
+    theory = solve(case.theory, start, t1=run.t[-1], times=run.t, finite_steps=True)
+    simulated, predicted = observables(run), observables(theory)
+    for name, values in simulated.items():
+        if name == "s" and float(case.problem.alignment) > 1 - 1e-9:
+            continue
+        for i in range(1, run.t.size):
+            error = float(values[:, i].std(ddof=1)) / np.sqrt(values.shape[0])
+            yield case.check(f"{name} at t = {float(run.t[i]):.4g}", predicted[name][i], values[:, i].mean(), error)
+
+
+def _law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
+    law = escape_law(case.theory, case.escape)
+    if law.doubt:
+        yield Note(case.name, f"law{label}: {law.doubt}")
+        return
+    times = _escape_times(case, seeds, 1.5 * float(law.quantile(1 - 1e-6)))
+    mean, std, n = times.mean(), times.std(ddof=1), times.size
+    surprise = stats.norm.isf(stats.binom.sf(seeds - n - 1, seeds, 1e-6))
+    yield case.check(f"fraction escaped{label}", 1, n / seeds, np.nan, z=max(float(surprise), 0.0))
+    yield case.check(f"escape time, mean{label}", law.mean, mean, std / np.sqrt(n), accuracy=LAW_ACCURACY)
+    excess = special.polygamma(3, law.rank / 2) / special.polygamma(1, law.rank / 2) ** 2
+    error = law.std * np.sqrt((excess + 2) / (4 * n))
+    yield case.check(f"escape time, std{label}", law.std, std, error, accuracy=LAW_ACCURACY)
+    centred = times - mean + float(law.mean)
+    test = stats.kstest(centred, lambda t: np.asarray(law.cdf(t)))
+    expected, spread = stats.kstwo.mean(n), stats.kstwo.std(n)
+    z = float(stats.norm.isf(test.pvalue))
+    yield case.check(f"escape time, KS distance about the mean{label}", expected, test.statistic, spread, z=z)
+
+
+def law(case: Case) -> Iterator[Result]:
+    """Mean, standard deviation and distribution of the escape time from random starts."""
+    yield from _law_checks(case.at(dimension=case.effort.law_dimension), case.effort.law_seeds)
+
+
+def rank_law(case: Case) -> Iterator[Result]:
+    """The law at several ranks."""
+    for rank in case.effort.ranks:
+        chosen = case.at(dimension=case.effort.law_dimension, rank=rank)
+        yield from _law_checks(chosen, case.effort.sweep_seeds, f", rank {rank}")
+
+
+def _slope(x: np.ndarray, y: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
+    """Weighted straight line y = a + b x: b, its standard error, and a."""
+    weights = 1 / errors**2
+    centre = np.sum(weights * x) / weights.sum()
+    spread = np.sum(weights * (x - centre) ** 2)
+    slope = np.sum(weights * (x - centre) * y) / spread
+    return float(slope), float(1 / np.sqrt(spread)), float(np.sum(weights * y) / weights.sum() - slope * centre)
+
+
+def approach(case: Case) -> Iterator[Result]:
+    r"""The deviation of w·ω* from the limit falls like $d^{-1/2}$: the fitted exponent of its root mean square."""
+    start = _mode_start(case.problem, _AMPLITUDE)
+    middle = _time_scale(case, start)
+    if not np.isfinite(middle):
+        yield Note(case.name, "approach: the flow does not escape, even from a start on the unstable mode")
+        return
+    seeds, logs, values = case.effort.sweep_seeds, [], []
+    for d in case.effort.approach:
+        there = case.at(dimension=d)
+        steps = np.array([0, max(1, round(middle / float(there.problem.sgd.learning_rate)))])
+        run = _run(there, steps, seeds, start=start, stop=False)
+        theory = solve(there.theory, start, t1=run.t[-1], times=run.t, finite_steps=True)
+        deviation = np.asarray(run.target_overlap[:, 1] - theory.target_overlap[1])
+        logs.append(np.log(d))
+        values.append(np.log(np.mean(deviation**2)) / 2)
+    errors = np.full(len(logs), 1 / np.sqrt(2 * seeds))
+    slope, error, _ = _slope(np.array(logs), np.array(values), errors)
+    yield case.check("exponent of the deviation in d", -0.5, slope, error)
+
+
+def log_dimension(case: Case) -> Iterator[Result]:
+    """The mean escape time grows by tau/2 for every unit of log d."""
+    logs, means, errors, slopes = [], [], [], []
+    for d in case.effort.log_dimension:
+        there = case.at(dimension=d)
+        expected = escape_law(there.theory, case.escape)
+        if expected.doubt:
+            yield Note(case.name, f"log-dimension, d = {d:.0e}: {expected.doubt}")
+            continue
+        times = _escape_times(there, case.effort.sweep_seeds, 1.5 * float(expected.quantile(1 - 1e-6)))
+        logs.append(np.log(d))
+        means.append(times.mean())
+        errors.append(times.std(ddof=1) / np.sqrt(times.size))
+        slopes.append(float(expected.tau) / 2)
+        name = f"escape time, mean, d = {d:.0e}"
+        yield case.check(name, expected.mean, means[-1], errors[-1], accuracy=LAW_ACCURACY)
+    if len(logs) < 2:
+        return
+    slope, error, _ = _slope(*map(np.array, (logs, means, errors)))
+    yield case.check("slope of the escape time in log d", np.mean(slopes), slope, error, accuracy=LAW_ACCURACY)
+
+
+def learning_rate(case: Case) -> Iterator[Result]:
+    """Escape times from a start on the unstable mode as the learning rate falls to 0 at fixed noise scale."""
+    case = case.at(dimension=case.effort.trajectory_dimension)
+    start = _mode_start(case.problem, _AMPLITUDE)
+    limit = _predicted_escape(case, start, finite_steps=False)
+    if not np.isfinite(limit):
+        yield Note(case.name, "learning-rate: the flow does not escape, even from a start on the unstable mode")
+        return
+    first = float(case.problem.sgd.learning_rate)
+    etas, means, errors = [], [], []
+    for factor in (1, 2, 4):
+        there = case.at(learning_rate=first * factor)
+        eta = float(there.problem.sgd.learning_rate)
+        predicted = _predicted_escape(there, start, finite_steps=True)
+        times = _escape_times(there, case.effort.sweep_seeds, 3 * limit, start=start)
+        etas.append(eta)
+        means.append(times.mean())
+        errors.append(times.std(ddof=1) / np.sqrt(times.size))
+        yield case.check(f"escape time from a given start, eta = {eta:g}", predicted, means[-1], errors[-1])
+    slope, error, constant = _slope(*map(np.array, (etas, means, errors)))
+    centre = np.average(etas, weights=1 / np.array(errors) ** 2)
+    at_zero = float(np.hypot(1 / np.sqrt(np.sum(1 / np.array(errors) ** 2)), error * centre))
+    yield case.check("escape time from a given start, eta -> 0", limit, constant, at_zero)
+
+
+CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {
+    "trajectory": trajectory,
+    "law": law,
+    "approach": approach,
+    "log-dimension": log_dimension,
+    "rank": rank_law,
+    "learning-rate": learning_rate,
+}
+"""The kinds of checks by name."""

@@ -1,0 +1,227 @@
+"""`searchphase validate`: theory against simulation, check by check."""
+
+import concurrent.futures
+import dataclasses
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from odes import SGD
+from odes.storage import write_dataset
+from validation.checks import CHECKS, FULL, QUICK, Case, Check, Effort, Note, Result, z_limit
+from validation.options import BadInput, EscapeOptions, ModelOptions, OptionalPath, OutputOptions, save_figure
+from validation.report import print_json, table
+from validation.style import figure_style
+
+SHIPPED = Path(__file__).parent.parent / "settings.toml"
+_MODEL_KEYS = ("activation", "teacher", "strength", "alignment", "mixture", "rank", "scale", "lr_ratio", "free_rows")
+_TRAINING = {"learning_rate": 0.05, "noise_scale": 1.0, "label_noise": 0.0}
+_KEYS = ("name", *_MODEL_KEYS, *_TRAINING, "criterion", "threshold", "checks", "quick")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validate(OutputOptions, EscapeOptions, ModelOptions):
+    """Theory against the exact simulation: one setting if flags describe one, else a file of settings (exit code 1 if they disagree).
+
+    Compared are trajectories, the law of the escape time, the approach to the limit, and whatever else --checks names.
+    """
+
+    settings: OptionalPath = None
+    """A TOML file with one [[setting]] table per setting, its keys named like the flags (the shipped file unless given)."""
+    quick: bool = False
+    """About two minutes: fewer settings, dimensions and seeds (the default for a single setting)."""
+    full: bool = False
+    """Under an hour: every setting, high dimension, many seeds."""
+    checks: tuple[str, ...] = ()
+    """For a single setting: which of trajectory, law, approach, log-dimension, rank, learning-rate (the first two unless given)."""
+    learning_rate: float = _TRAINING["learning_rate"]
+    """Learning rate eta of a single setting; should be small against the inverse of its fastest rate."""
+    noise_scale: float = _TRAINING["noise_scale"]
+    """theta = eta * d / B of a single setting, kept at every dimension that is simulated."""
+    label_noise: float = _TRAINING["label_noise"]
+    """Variance of the noise on the labels of a single setting."""
+    seed: int = 0
+    """Seed of the random numbers."""
+
+    def run(self) -> int:
+        self.check_paths()
+        if self.quick and self.full:
+            raise BadInput("--quick and --full exclude each other")
+        effort = FULL if self.full else QUICK
+        if self.settings is not None or not self._describes_a_setting:
+            settings = read_settings(Path(self.settings) if self.settings else SHIPPED)
+        else:
+            settings = [self._own_setting()]
+        jobs = list(plan(settings, effort, self.seed, full=self.full))
+        results = carry_out(jobs)
+        checks = [result for result in results if isinstance(result, Check)]
+        notes = [result for result in results if isinstance(result, Note)]
+        limit = z_limit(len(checks))
+        agrees = bool(checks) and all(check.agrees(limit) for check in checks)
+        self.report(checks, notes, limit, agrees)
+        if self.output:
+            self.save(self.output, checks, notes, limit)
+        if self.plot:
+            draw(self.plot, checks, limit)
+        return 0 if agrees else 1
+
+    @property
+    def _describes_a_setting(self) -> bool:
+        """Whether any flag says something about a setting."""
+        chosen = (*_MODEL_KEYS, *_TRAINING, "criterion", "threshold", "checks")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return any(getattr(self, name) != defaults[name] for name in chosen)
+
+    def _own_setting(self) -> dict[str, Any]:
+        """The flags as a setting."""
+        names = set(_KEYS) - {"name", "quick", "checks"}
+        checks = list(self.checks) or ["trajectory", "law"]
+        for name in checks:
+            _known_check("--checks", name)
+        return {name: getattr(self, name) for name in names} | {"name": "flags", "checks": checks, "quick": checks}
+
+    def report(self, checks: list[Check], notes: list[Note], limit: float, agrees: bool) -> None:
+        if self.json:
+            rows = [dataclasses.asdict(check) | {"agrees": check.agrees(limit)} for check in checks]
+            skipped = [dataclasses.asdict(note) for note in notes]
+            print_json({"agrees": agrees, "z_limit": limit, "checks": rows, "not_checked": skipped})
+            return
+        for setting in dict.fromkeys(check.setting for check in checks):
+            print(f"{setting}:")
+            rows = []
+            for check in checks:
+                if check.setting == setting:
+                    row = dataclasses.asdict(check)
+                    verdict = "yes" if check.agrees(limit) else "NO"
+                    del row["setting"], row["accuracy"]
+                    rows.append(row | {"agrees": verdict})
+            print(table(rows), end="\n\n")
+        for note in notes:
+            print(f"not checked: {note.setting}: {note.reason}")
+        wrong = sum(not check.agrees(limit) for check in checks)
+        print(
+            f"{len(checks) - wrong} of {len(checks)} checks agree: |z| <= {limit:.2f} (one false alarm in 1000 reports), "
+            "or within the 3 % that the escape-time law claims"
+        )
+
+    def save(self, path: str, checks: list[Check], notes: list[Note], limit: float) -> None:
+        import xarray
+
+        names = [field.name for field in dataclasses.fields(Check)]
+        columns = {name: ("check", np.array([getattr(check, name) for check in checks])) for name in names}
+        columns["agrees"] = ("check", np.array([check.agrees(limit) for check in checks]))
+        skipped = [dataclasses.asdict(note) for note in notes]
+        write_dataset(
+            xarray.Dataset(columns), path, kind="validate", command=dataclasses.asdict(self), not_checked=skipped
+        )
+
+
+def _known_check(where: str, name: str) -> None:
+    if name not in CHECKS:
+        near = difflib.get_close_matches(name, CHECKS, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BadInput(f"{where} takes {', '.join(CHECKS)}, not {name!r}{hint}")
+
+
+def read_settings(path: Path) -> list[dict[str, Any]]:
+    """The settings of a TOML file, each a dict whose keys are known; BadInput says what is wrong otherwise."""
+    try:
+        settings = tomllib.loads(path.read_text()).get("setting", [])
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"--settings {str(path)!r} cannot be read: {error}") from None
+    if not isinstance(settings, list) or not settings:
+        raise BadInput(f"--settings {str(path)!r} has no [[setting]]")
+    for number, setting in enumerate(settings, 1):
+        where = f"--settings, setting {number}"
+        for key in setting:
+            if key not in _KEYS:
+                near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.3)
+                raise BadInput(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        setting.setdefault("name", f"setting {number}")
+        setting.setdefault("checks", ["trajectory", "law"])
+        for kind in (*setting["checks"], *setting.get("quick", ())):
+            _known_check(where, kind)
+    return settings
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """A number of a settings file, or the words of a flag."""
+    return value if isinstance(value, tuple) else (repr(value),)
+
+
+def case_of(setting: dict[str, Any], effort: Effort, key: jax.Array) -> Case:
+    """The case that a setting describes; BadInput names the setting."""
+    try:
+        model = {name: setting[name] for name in _MODEL_KEYS if name in setting}
+        for name in ("strength", "alignment", "mixture"):
+            if name in model:
+                model[name] = _words(model[name])
+        training = {name: setting.get(name, default) for name, default in _TRAINING.items()}
+        theta, eta = (float(training[name]) for name in ("noise_scale", "learning_rate"))
+        if not (np.isfinite(theta) and theta >= 0):
+            raise BadInput(f"--noise-scale must be non-negative and finite, but is {theta:g}")
+        dimension = effort.law_dimension
+        batch = np.inf if theta == 0 else max(1.0, eta * dimension / theta)
+        sgd = SGD(learning_rate=eta, batch_size=batch, dimension=dimension, label_noise=float(training["label_noise"]))
+        problem = ModelOptions(**model).problem(sgd)
+        escape = EscapeOptions(**{k: setting[k] for k in ("criterion", "threshold") if k in setting}).escape
+    except TypeError as error:
+        raise BadInput(f"--settings, {setting['name']}: {error}") from None
+    return Case(setting["name"], problem, problem, effort, key, escape)
+
+
+def plan(settings: list[dict[str, Any]], effort: Effort, seed: int, *, full: bool):
+    """(kind, case) for every check to be carried out; each has random numbers of its own."""
+    root = jax.random.key(seed)
+    for number, setting in enumerate(settings):
+        for kind in setting["checks"] if full else setting.get("quick", []):
+            key = jax.random.fold_in(jax.random.fold_in(root, number), list(CHECKS).index(kind))
+            yield kind, case_of(setting, effort, key)
+
+
+def carry_out(jobs: list[tuple[str, Case]]) -> list[Result]:
+    """The results of all checks in order, two at a time: while one compiles, another computes."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(lambda kind, case: list(CHECKS[kind](case)), kind, case) for kind, case in jobs]
+        results: list[Result] = []
+        for (kind, case), future in zip(jobs, tqdm(waiting, unit="check", disable=None), strict=True):
+            results.extend(future.result())
+    return results
+
+
+def draw(path: str, checks: list[Check], limit: float) -> None:
+    """Left: mean escape times, simulated over predicted. Right: z of every check, by kind."""
+    with figure_style():
+        import matplotlib.pyplot as plt
+
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.8), width_ratios=(1, 1.5))
+        means = [check for check in checks if check.name.startswith("escape time, mean")]
+        theory, simulation, error = (
+            np.array([getattr(check, name) for check in means]) for name in ("theory", "simulation", "standard_error")
+        )
+        left.errorbar(theory, simulation / theory, error / theory, fmt="o", markersize=3, elinewidth=0.8)
+        left.axhspan(0.97, 1.03, color="0.9", zorder=0, label="3 %")
+        left.axhline(1, color="k", linewidth=0.8)
+        left.set(xscale="log", xlabel="mean escape time, law", ylabel="simulated / law")
+        left.legend(loc="lower right")
+        groups = list(dict.fromkeys(_group(check.name) for check in checks))
+        for check in checks:
+            place = groups.index(_group(check.name)) + 0.25 * np.sin(7 * check.simulation)
+            right.plot(check.z, place, "o", color="C0" if check.agrees(limit) else "C3", markersize=3, alpha=0.7)
+        for sign in (-1, 1):
+            right.axvline(sign * limit, color="0.5", linestyle=":")
+        right.set(yticks=range(len(groups)), yticklabels=groups, xlabel="z (standard errors)")
+        right.invert_yaxis()
+        save_figure(figure, path)
+
+
+def _group(name: str) -> str:
+    """What kind of number a check is about: its name up to the particulars."""
+    for start in (" at t = ", ", rank ", ", d = ", ", eta"):
+        name = name.split(start)[0]
+    return name

@@ -15,6 +15,12 @@ from validation.options import BadInput
 _FLAGS = {"dimension": "dim"}
 """Arguments whose flag has another name."""
 
+_CLEARER = (
+    (r": (?:could not convert string to float:|no type matching .*FLOAT .* from) \[?('.*')\]?$", "number"),
+    (r": (?:invalid literal for int.*:|no type matching .*INT .* from) \[?('.*')\]?$", "whole number"),
+)
+"""What tyro says of a word that is not a number of the kind that the flag takes."""
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs `searchphase` with `args` (the process's own unless given).
@@ -25,18 +31,16 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     name = args[0] if args and args[0] in COMMANDS else None
     try:
-        command = _parse(args)
-        return command.run()
+        return _parse(args).run()
     except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"searchphase{' ' + name if name else ''}: too large for this machine: {reason}", file=sys.stderr)
-        return 2
+        message = f"too large for this machine: {reason}"
     except (BadInput, ValueError, OSError) as error:
         if isinstance(error, ValueError) and not str(error).startswith("Argument `"):
             raise
         message = re.sub(r"Argument `(\w+)`", _flag, str(error)).replace("\n", " ")
-        print(f"searchphase{' ' + name if name else ''}: {message}", file=sys.stderr)
-        return 2
+    print(f"searchphase{f' {name}' if name else ''}: {message}", file=sys.stderr)
+    return 2
 
 
 def _flag(match: re.Match[str]) -> str:
@@ -69,5 +73,7 @@ def _one_line(box: str) -> str:
         if not text or set(text) <= set("─╰╯╭╮"):
             break
         lines.append(text)
-    message = " ".join(lines).removeprefix("Error parsing ")
-    return f"{message.rstrip('.')} (see --help)"
+    message = " ".join(lines).removeprefix("Error parsing ").rstrip(".")
+    for words, kind in _CLEARER:
+        message = re.sub(words, rf" takes a {kind}, not \1", message)
+    return f"{message} (see --help)"

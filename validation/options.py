@@ -15,6 +15,7 @@ from theory import search_phase
 
 Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="X [X ...]|LOW:HIGH:N", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 
@@ -73,7 +74,8 @@ def end_time(t1: float | None, problem: Problem) -> float:
     if t1 is None:
         t1 = 20 * float(search_phase(problem).tau)
         if not np.isfinite(t1):
-            raise BadInput("--t1 must be given, because the search phase never ends here (tau is infinite)")
+            place = f"strength {float(problem.strength):g}"
+            raise BadInput(f"--t1 must be given, because the search phase never ends at {place} (tau is infinite)")
     if not (np.isfinite(t1) and t1 > 0):
         raise BadInput(f"--t1 must be positive and finite, but is {t1:g}")
     return t1
@@ -141,21 +143,23 @@ class ModelOptions:
                 raise BadInput(f"{flag} must be {allowed}, but is {values[~good][0]:g}")
         return [(rho, cosine) for cosine in alignments for rho in strengths]
 
+    def problems(self, sgd: SGD) -> list[Problem]:
+        """The problem at every (strength, alignment) that the flags ask for."""
+        student, teacher = self.links
+        adapter = self.adapter
+        return [
+            Problem.single_index(
+                student, strength=strength, alignment=alignment, teacher=teacher, adapter=adapter, sgd=sgd
+            )
+            for strength, alignment in self.pretrained()
+        ]
+
     def problem(self, sgd: SGD) -> Problem:
         """The one problem that the flags ask for."""
-        places = self.pretrained()
-        if len(places) != 1:
-            raise BadInput(f"--strength, --alignment and --mixture take one value here, but stand for {len(places)}")
-        strength, alignment = places[0]
-        student, teacher = self.links
-        return Problem.single_index(
-            student,
-            strength=strength,
-            alignment=alignment,
-            teacher=teacher,
-            adapter=self.adapter,
-            sgd=sgd,
-        )
+        places = len(self.pretrained())
+        if places != 1:
+            raise BadInput(f"--strength, --alignment and --mixture take one value here, but stand for {places}")
+        return self.problems(sgd)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,3 +218,25 @@ class OutputOptions:
     def check_paths(self) -> None:
         check_writable("--output", self.output, (".nc",))
         check_writable("--plot", self.plot, (".png", ".pdf", ".svg"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
+    t1: OptionalFloat = None
+    """Time at which a run ends; 20 times tau unless given."""
+
+    def check(self) -> None:
+        """Raises BadInput, before any work is done, for flags that cannot be used whatever the problem is."""
+        self.check_paths()
+        self.check_start()
+
+    def only_run(self) -> tuple[Problem, float]:
+        """The one problem that the flags ask for and the time at which its run ends."""
+        self.check()
+        problem = self.problem(self.sgd)
+        return problem, end_time(self.t1, problem)
+
+    def runs(self) -> list[tuple[Problem, float]]:
+        """Every problem that the flags ask for and the time at which its run ends."""
+        self.check()
+        return [(problem, end_time(self.t1, problem)) for problem in self.problems(self.sgd)]

@@ -7,26 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from odes import log_times, random_overlaps, solve
-from validation.options import (
-    BadInput,
-    EscapeOptions,
-    ModelOptions,
-    OptionalFloat,
-    OutputOptions,
-    TrainingOptions,
-    end_time,
-    save_figure,
-)
+from validation.options import BadInput, RunOptions, save_figure
 from validation.report import print_json, table
 from validation.style import TIME_LABEL, figure_style
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Solve(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
+class Solve(RunOptions):
     """Integrate the closed equations of the overlaps from a random start at dimension d (exit code 1 if that fails)."""
 
-    t1: OptionalFloat = None
-    """End of the integration; 20 times tau unless given."""
     records: int = 201
     """Number of output times."""
     log_times: bool = False
@@ -37,15 +26,12 @@ class Solve(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
     """Absolute tolerance of the integrator."""
 
     def run(self) -> int:
-        self.check_paths()
-        escape, problem = self.escape, self.problem(self.sgd)
-        self.check_start()
-        t1 = end_time(self.t1, problem)
+        problem, t1 = self.only_run()
         if self.records < 2:
             raise BadInput(f"--records must be at least 2, but is {self.records}")
         times = log_times(t1, self.records) if self.log_times else jnp.linspace(0, t1, self.records)
         start = random_overlaps(problem, jax.random.key(self.seed), up=self.up)
-        solution = solve(problem, start, t1=t1, times=times, escape=escape, rtol=self.rtol, atol=self.atol)
+        solution = solve(problem, start, t1=t1, times=times, escape=self.escape, rtol=self.rtol, atol=self.atol)
         columns = {
             "t": solution.t,
             "loss": solution.loss,

@@ -97,13 +97,18 @@ def block_slices(seeds: int, at_once: int) -> list[slice]:
     >>> block_slices(10, 4)
     [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
     """
-    count = -(-seeds // max(1, min(at_once, seeds)))
+    count = -(-seeds // at_once)
     size = -(-seeds // count)
     return [slice(first, min(first + size, seeds)) for first in range(0, seeds, size)]
 
 
 def _run_block(
-    simulator: Simulator, starts: Array, keys: Array, steps: np.ndarray, until: Escape | None, advanced: Callable
+    simulator: Simulator,
+    starts: Array,
+    keys: Array,
+    steps: np.ndarray,
+    until: Escape | None,
+    advanced: Callable[[int], Any],
 ) -> Block:
     """The records of the seeds with the given keys; after the early stop they are NaN."""
     states, done = _starts(simulator, starts), 0
@@ -117,7 +122,6 @@ def _run_block(
         finished |= np.asarray(now)
         advanced(int(step) - done)
         done = int(step)
-    advanced(int(steps[-1]) - done)
     taken = np.full(keys.shape[0], len(records))
     nothing = jax.tree.map(lambda x: np.full_like(x, np.nan), records[-1])
     records.extend([nothing] * (steps.size - len(records)))
@@ -133,6 +137,7 @@ def simulate(
     steps: ArrayLike,
     until: Escape | None = None,
     shared_start: bool = False,
+    block: int | None = None,
     progress: bool = False,
     kept: Callable[[int, Callable[[], Block]], Block] | None = None,
 ) -> Simulation:
@@ -145,15 +150,19 @@ def simulate(
     - `until`: a block of seeds stops once all its seeds have met this criterion, or left the range of floating point
         numbers; its later records are NaN;
     - `shared_start`: whether all seeds start alike, so that they differ by their data alone;
+    - `block`: how many seeds may advance together; the simulator's `seeds_at_once` unless given. The same block gives the
+        same numbers bit for bit, another one the same up to rounding;
     - `progress`: show a progress bar on standard error if that is a terminal;
     - `kept`: called with every block's number and a function that computes it; returns the block, computed or stored.
 
-    **Raises** ValueError for fewer than one seed and steps that do not increase.
+    **Raises** ValueError for fewer than one seed, a block of fewer than one and steps that do not increase.
     """
     require("seeds", seeds, "at least 1", lambda x: x >= 1)
+    at_once = simulator.seeds_at_once if block is None else block
+    require("block", at_once, "at least 1", lambda x: x >= 1)
     steps = checked_steps(steps)
     starts, keys = seed_keys(key, seeds, shared_start=shared_start)
-    slices = block_slices(seeds, simulator.seeds_at_once)
+    slices = block_slices(seeds, at_once)
     size = slices[0].stop
     blocks = []
     label = f"{seeds} seeds, d = {float(simulator.problem.sgd.dimension):g}"
@@ -167,6 +176,7 @@ def simulate(
                 return jax.tree.map(lambda x: x[:count], block)
 
             blocks.append(compute() if kept is None else kept(number, compute))
+            bar.update((number + 1) * int(steps[-1]) - bar.n)
     return gather(simulator, blocks, steps)
 
 

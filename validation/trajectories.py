@@ -56,15 +56,23 @@ class Simulation(Trajectory):
         import xarray
 
         return xarray.Dataset(
-            {
-                "up": (("seed", "time", "unit", "rank"), np.asarray(self.overlaps.up)),
-                "cross": (("seed", "time", "rank", "frame"), np.asarray(self.overlaps.cross)),
-                "down_gram": (("seed", "time", "rank", "rank_"), np.asarray(self.overlaps.down_gram)),
-                "loss": (("seed", "time"), np.asarray(self.loss)),
-                "recorded": ("seed", np.asarray(self.recorded)),
-            },
+            records_to_variables(self.overlaps, self.loss, self.recorded),
             coords={"time": np.asarray(self.t)},
             attrs={"method": self.method, "simulation_dtype": self.dtype},
+        )
+
+    @classmethod
+    def from_dataset(cls, dataset, problem: Problem) -> "Simulation":
+        """The simulation of `problem` whose `to_dataset()` is `dataset`."""
+        overlaps, loss, recorded = records_from_variables(dataset)
+        return cls(
+            t=jnp.asarray(dataset["time"].values),
+            overlaps=overlaps,
+            loss=loss,
+            recorded=recorded,
+            problem=problem,
+            method=dataset.attrs["method"],
+            dtype=dataset.attrs["simulation_dtype"],
         )
 
     def save(self, path: str | os.PathLike, **what: Any) -> None:
@@ -96,6 +104,25 @@ class Simulation(Trajectory):
         return (
             f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(self.t[-1]):g}, {records} records"
         )
+
+
+def records_to_variables(overlaps: Overlaps, loss: Any, recorded: Any) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """The records of some seeds as variables of an `xarray.Dataset`, with dimensions (seed, time, ...)."""
+    return {
+        "up": (("seed", "time", "unit", "rank"), np.asarray(overlaps.up)),
+        "cross": (("seed", "time", "rank", "frame"), np.asarray(overlaps.cross)),
+        "down_gram": (("seed", "time", "rank", "rank_"), np.asarray(overlaps.down_gram)),
+        "loss": (("seed", "time"), np.asarray(loss)),
+        "recorded": (("seed",), np.asarray(recorded)),
+    }
+
+
+def records_from_variables(variables: Any) -> tuple[Overlaps, Array, Array]:
+    """Overlaps, loss and number of records of the seeds that [`records_to_variables`][] wrote."""
+    up, cross, down_gram, loss, recorded = (
+        jnp.asarray(variables[name].values) for name in ("up", "cross", "down_gram", "loss", "recorded")
+    )
+    return Overlaps(up, cross, down_gram), loss, recorded
 
 
 def even_steps(t1: float, learning_rate: float, records: int) -> np.ndarray:

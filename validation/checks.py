@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -86,7 +87,7 @@ QUICK = Effort(
     sweep_seeds=100,
     approach=(1e2, 1e3, 1e4, 1e5),
     log_dimension=(2e3, 1e5, 1e9),
-    ranks=(1, 4, 16),
+    ranks=(1, 8),
 )
 FULL = Effort(
     trajectory_seeds=64,
@@ -122,6 +123,10 @@ class Case:
     def at(self, **changes: Any) -> "Case":
         """The same setting at another dimension, learning rate or rank, with the batch that keeps the noise scale."""
         return dataclasses.replace(self, problem=_at(self.problem, **changes), theory=_at(self.theory, **changes))
+
+    def stream(self, number: int) -> "Case":
+        """The same setting with other random numbers."""
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, number))
 
     def check(self, name: str, *numbers: Any, **more: float) -> Check:
         return Check(self.name, name, *(float(x) for x in numbers), **more)
@@ -237,7 +242,7 @@ def rank_law(case: Case) -> Iterator[Result]:
     """The law at several ranks."""
     for rank in case.effort.ranks:
         chosen = case.at(dimension=case.effort.law_dimension, rank=rank)
-        yield from _law_checks(chosen, case.effort.sweep_seeds, f", rank {rank}")
+        yield from _law_checks(chosen.stream(rank), case.effort.sweep_seeds, f", rank {rank}")
 
 
 def _slope(x: np.ndarray, y: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
@@ -257,8 +262,8 @@ def approach(case: Case) -> Iterator[Result]:
         yield Note(case.name, "approach: the flow does not escape, even from a start on the unstable mode")
         return
     seeds, logs, values = case.effort.sweep_seeds, [], []
-    for d in case.effort.approach:
-        there = case.at(dimension=d)
+    for i, d in enumerate(case.effort.approach):
+        there = case.at(dimension=d).stream(i)
         steps = np.array([0, max(1, round(middle / float(there.problem.sgd.learning_rate)))])
         run = _run(there, steps, seeds, start=start, stop=False)
         theory = solve(there.theory, start, t1=run.t[-1], times=run.t, finite_steps=True)
@@ -273,8 +278,8 @@ def approach(case: Case) -> Iterator[Result]:
 def log_dimension(case: Case) -> Iterator[Result]:
     """The mean escape time grows by tau/2 for every unit of log d."""
     logs, means, errors, slopes = [], [], [], []
-    for d in case.effort.log_dimension:
-        there = case.at(dimension=d)
+    for i, d in enumerate(case.effort.log_dimension):
+        there = case.at(dimension=d).stream(i)
         expected = escape_law(there.theory, case.escape)
         if expected.doubt:
             yield Note(case.name, f"log-dimension, d = {d:.0e}: {expected.doubt}")
@@ -303,7 +308,7 @@ def learning_rate(case: Case) -> Iterator[Result]:
     first = float(case.problem.sgd.learning_rate)
     etas, means, errors = [], [], []
     for factor in (1, 2, 4):
-        there = case.at(learning_rate=first * factor)
+        there = case.at(learning_rate=first * factor).stream(factor)
         eta = float(there.problem.sgd.learning_rate)
         predicted = _predicted_escape(there, start, finite_steps=True)
         times = _escape_times(there, case.effort.sweep_seeds, 3 * limit, start=start)

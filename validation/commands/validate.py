@@ -3,6 +3,8 @@
 import concurrent.futures
 import dataclasses
 import difflib
+import functools
+import multiprocessing
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from validation.style import figure_style
 SHIPPED = Path(__file__).parent.parent / "settings.toml"
 _MODEL_KEYS = ("activation", "teacher", "strength", "alignment", "mixture", "rank", "scale", "lr_ratio", "free_rows")
 _TRAINING = {"learning_rate": 0.05, "noise_scale": 1.0, "label_noise": 0.0}
+_WORTH_PROCESSES = 4
 _KEYS = ("name", *_MODEL_KEYS, *_TRAINING, "criterion", "threshold", "checks", "quick")
 
 
@@ -57,8 +60,7 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
             settings = read_settings(Path(self.settings) if self.settings else SHIPPED)
         else:
             settings = [self._own_setting()]
-        jobs = list(plan(settings, effort, self.seed, full=self.full))
-        results = carry_out(jobs)
+        results = carry_out(plan(settings, effort, self.seed, full=self.full))
         checks = [result for result in results if isinstance(result, Check)]
         notes = [result for result in results if isinstance(result, Note)]
         limit = z_limit(len(checks))
@@ -175,23 +177,45 @@ def case_of(setting: dict[str, Any], effort: Effort, key: jax.Array) -> Case:
     return Case(setting["name"], problem, problem, effort, key, escape)
 
 
-def plan(settings: list[dict[str, Any]], effort: Effort, seed: int, *, full: bool):
-    """(kind, case) for every check to be carried out; each has random numbers of its own."""
-    root = jax.random.key(seed)
-    for number, setting in enumerate(settings):
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One kind of check on one setting, with random numbers of its own; plain data, so that another process can do it."""
+
+    kind: str
+    setting: dict[str, Any]
+    effort: Effort
+    seed: int
+    number: int
+
+    def run(self) -> list[Result]:
+        key = jax.random.fold_in(jax.random.key(self.seed), self.number)
+        return list(CHECKS[self.kind](case_of(self.setting, self.effort, key)))
+
+
+def plan(settings: list[dict[str, Any]], effort: Effort, seed: int, *, full: bool) -> list[Job]:
+    """The checks that the settings ask for. BadInput, before any of them is carried out, if a setting is wrong."""
+    jobs = []
+    for setting in settings:
+        case_of(setting, effort, jax.random.key(0))
         for kind in setting["checks"] if full else setting.get("quick", []):
-            key = jax.random.fold_in(jax.random.fold_in(root, number), list(CHECKS).index(kind))
-            yield kind, case_of(setting, effort, key)
+            jobs.append(Job(kind, setting, effort, seed, len(jobs)))
+    return jobs
 
 
-def carry_out(jobs: list[tuple[str, Case]]) -> list[Result]:
-    """The results of all checks in order, two at a time: while one compiles, another computes."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(lambda kind, case: list(CHECKS[kind](case)), kind, case) for kind, case in jobs]
-        results: list[Result] = []
-        for (kind, case), future in zip(jobs, tqdm(waiting, unit="check", disable=None), strict=True):
-            results.extend(future.result())
-    return results
+def carry_out(jobs: list[Job]) -> list[Result]:
+    """The results of all checks in order. Many are shared between two processes (on a CPU), since most of their time is compilation."""
+    bar = functools.partial(tqdm, total=len(jobs), unit="check", disable=None)
+    if len(jobs) < _WORTH_PROCESSES or jax.default_backend() != "cpu":
+        done = [job.run() for job in bar(jobs)]
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_double_precision) as pool:
+            done = list(bar(pool.map(Job.run, jobs)))
+    return [result for results in done for result in results]
+
+
+def _double_precision() -> None:
+    jax.config.update("jax_enable_x64", True)
 
 
 def draw(path: str, checks: list[Check], limit: float) -> None:

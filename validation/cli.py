@@ -16,8 +16,8 @@ _FLAGS = {"dimension": "dim"}
 """Arguments whose flag has another name."""
 
 _CLEARER = (
-    (r": (?:could not convert string to float:|no type matching .*FLOAT .* from) \[?('.*')\]?$", "number"),
-    (r": (?:invalid literal for int.*:|no type matching .*INT .* from) \[?('.*')\]?$", "whole number"),
+    (r": (?:could not convert string to float:|no type matching .*FLOAT .* from) \[? ?('.*') ?\]?$", "number"),
+    (r": (?:invalid literal for int.*:|no type matching .*INT .* from) \[? ?('.*') ?\]?$", "whole number"),
 )
 """What tyro says of a word that is not a number of the kind that the flag takes."""
 
@@ -66,12 +66,14 @@ def _parse(args: list[str]):
 
 
 def _one_line(box: str) -> str:
-    """The message inside tyro's box, up to its first rule, without the frame."""
+    """The message inside tyro's box (of lines, or of hyphens where the terminal has none), up to its first rule."""
     lines = []
     for line in box.splitlines()[1:]:
-        text = line.strip("│ ").strip()
-        if not text or set(text) <= set("─╰╯╭╮"):
-            break
+        text = line.strip("│ ")
+        if set(text) <= set("-─╰╯╭╮"):
+            if lines:
+                break
+            continue
         lines.append(text)
     message = " ".join(lines).removeprefix("Error parsing ").rstrip(".")
     for words, kind in _CLEARER:

@@ -165,7 +165,9 @@ def simulate(
     slices = block_slices(seeds, at_once)
     size = slices[0].stop
     blocks = []
-    label = f"{seeds} seeds, d = {float(simulator.problem.sgd.dimension):g}"
+    problem = simulator.problem
+    where = f"strength {float(problem.strength):.4g}, " if problem.is_single_index else ""
+    label = f"{where}{seeds} seeds, d = {float(problem.sgd.dimension):g}"
     hide = None if progress else True
     with tqdm(total=len(slices) * int(steps[-1]), unit="step", disable=hide, desc=label) as bar:
         for number, part in enumerate(slices):

@@ -7,6 +7,7 @@ from pathlib import Path
 TIME_LABEL = r"time $t = \eta\cdot$step"
 TAU_LABEL = r"search-phase time $\tau$"
 STRENGTH_LABEL = r"pretrained strength $\mu$"
+ESCAPE_LABEL = "escape time"
 LOSS_LABEL = r"population loss $\ell$"
 
 COLOURS = {"linear": "#0072B2", "relu": "#D55E00", "erf": "#009E73", "sigmoid": "#CC79A7", "tanh": "#56B4E9"}

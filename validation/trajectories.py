@@ -84,7 +84,7 @@ class Simulation(Trajectory):
         write_dataset(self.to_dataset(), path, kind="simulation", problem=self.problem.to_dict(), **what)
 
     def plot(self, ax=None):
-        """Draws the mean loss over the seeds that did not diverge on `ax` (a new one if None).
+        """Draws the mean loss over the seeds that did not diverge on `ax` (a new one if None), nothing if all did.
 
         The band reaches from the seeds' 16th to their 84th percentile.
         """
@@ -92,6 +92,7 @@ class Simulation(Trajectory):
 
         ax = plt.subplots()[1] if ax is None else ax
         kept = self.loss[~self.diverged]
+        kept = kept if kept.size else jnp.full_like(self.loss, jnp.nan)
         low, high = jnp.percentile(kept, jnp.array([16.0, 84.0]), axis=0)
         (line,) = ax.plot(self.t, kept.mean(axis=0), marker="o", linestyle="none", markersize=3)
         ax.fill_between(self.t, low, high, color=line.get_color(), alpha=0.2, linewidth=0)

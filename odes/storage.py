@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_PACKAGES = ("searchphase", "jax", "diffrax", "equinox", "numpy")
+_PACKAGES = ("searchphase", "jax", "jaxlib", "diffrax", "equinox", "numpy")
 
 
 def provenance(**what: Any) -> dict[str, str]:

@@ -1,0 +1,170 @@
+"""Many seeds in blocks: what does not change their numbers, early stop, several strengths, runs that go on where they stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from odes import SGD, Escape, Problem, load
+from tests.test_cli import run
+from validation import chain_simulator, simulate
+from validation.ensemble import block_slices
+
+CHAIN = "simulate --method chain --dim 1e3 --batch-size 64 --strength 0.2".split()
+
+
+def simulator(strength=0.2):
+    return chain_simulator(Problem.single_index("erf", strength=strength, sgd=SGD(dimension=1000, batch_size=64)))
+
+
+def same_bits(one, other):
+    for x, y in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def same_file(one, other):
+    one, other = load(one), load(other)
+    assert set(one.data_vars) == set(other.data_vars) and {"up", "cross", "down_gram", "loss"} <= set(one.data_vars)
+    for name in one.variables:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_records_and_number_of_seeds_do_not_change_the_seeds(key):
+    few = simulate(simulator(), key=key, seeds=4, steps=[0, 50], block=2)
+    many = simulate(simulator(), key=key, seeds=8, steps=[0, 7, 20, 50, 60], block=2)
+    same_bits(few.overlaps, jax.tree.map(lambda x: x[:4, [0, 3]], many.overlaps))
+    same_bits(few.loss, many.loss[:4, [0, 3]])
+    together = simulate(simulator(), key=key, seeds=4, steps=[0, 50])
+    np.testing.assert_allclose(together.m, few.m, rtol=1e-4)  # another block: rounding, of samples in float32
+
+
+@pytest.mark.parametrize("seeds, at_once", [(1, 5), (7, 3), (9, 4), (10, 3), (64, 5)])
+def test_blocks_hold_every_seed_once_and_keep_their_size(seeds, at_once):
+    slices = block_slices(seeds, at_once)
+    assert [i for part in slices for i in range(part.start, part.stop)] == list(range(seeds))
+    assert slices[0].stop <= at_once and block_slices(seeds, slices[0].stop) == slices
+
+
+def test_early_stop_leaves_out_records_and_no_escape(key):
+    steps = np.arange(0, 601, 10)
+    full = simulate(simulator(), key=key, seeds=8, steps=steps, block=2)
+    stopped = simulate(simulator(), key=key, seeds=8, steps=steps, block=2, until=Escape())
+    times, taken = np.asarray(stopped.escape_times()), np.asarray(stopped.recorded)
+    same_bits(times, full.escape_times())
+    assert np.isfinite(times).all() and not stopped.diverged.any()
+    assert (taken < steps.size).all() and (taken[::2] == taken[1::2]).all() and len(set(taken)) > 1
+    assert (np.asarray(stopped.t)[taken - 1] >= times).all()
+    left_out = np.arange(steps.size) >= taken[:, None]
+    for ours, known in zip(*(jax.tree.leaves((some.overlaps, some.loss)) for some in (stopped, full)), strict=True):
+        same_bits(ours[~left_out], known[~left_out])
+        assert np.isnan(ours[left_out]).all()
+
+
+def test_several_strengths_in_one_call(capsys, tmp_path):
+    """The first point has the key folded with 0, its own end time, and its part of the file."""
+    output = str(tmp_path / "sweep.nc")
+    words = (
+        "simulate --method chain --dim 200 --batch-size 64 --mixture 0.1 0.3 --seeds 4 --block 2 --records 10".split()
+    )
+    words += ["--threshold", "0.9", "--until-escape", "--output", output]
+    code, out, err = run(capsys, *words, "--json", "--plot", str(tmp_path / "sweep.png"))
+    points = json.loads(out)["points"]
+    assert code == 0 and err == "" and sorted(os.listdir(tmp_path)) == ["sweep.nc", "sweep.png"]
+    assert list(points[0])[:3] == ["strength", "alignment", "t"] and points[0]["diverged"] == 0
+    np.testing.assert_allclose([point["strength"] * point["alignment"] for point in points], [0.1, 0.3])
+    assert points[0]["t"][-1] < points[1]["t"][-1] and points[0]["loss_mean"][-1] is None
+    sgd = SGD(dimension=200, batch_size=64)
+    alone = simulate(
+        chain_simulator(
+            Problem.single_index("erf", strength=points[1]["strength"], alignment=points[1]["alignment"], sgd=sgd)
+        ),
+        key=jax.random.fold_in(jax.random.key(0), 1),
+        seeds=4,
+        steps=(np.asarray(points[1]["t"]) / 0.2).round().astype(int),
+        until=Escape("loss", 0.9),
+        block=2,
+    )
+    same_bits(alone.escape_times(Escape("loss", 0.9)), np.asarray(points[1]["escape_times"], float))
+    stored = load(output)
+    assert stored["cross"].dims == ("point", "seed", "record", "rank", "frame") and stored["time"].shape == (2, 11)
+    same_bits(stored["loss"][1].values, alone.loss)
+    code, out, _ = run(capsys, *words, "--resume")  # finished: read, not computed
+    header, *rows, note = out.splitlines()
+    assert header.split() == (
+        "strength alignment escaped escape_time_mean standard_error escape_time_std diverged".split()
+    )
+    assert len(rows) == 2 and [row.split()[2] for row in rows] == ["4", "4"] and "4 seeds at every point" in note
+
+
+def test_points_with_fewer_records_are_padded(capsys, tmp_path):
+    """tau, hence the number of steps, grows with strength; the short run has fewer steps than records."""
+    output = tmp_path / "short.nc"
+    words = "simulate --method chain --strength 0.1 0.9 --learning-rate 40 --batch-size 64 --seeds 2 --json".split()
+    words += ["--output", str(output)]
+    points = json.loads(run(capsys, *words)[1])["points"]
+    lengths = [len(point["t"]) for point in points]
+    assert lengths[0] < lengths[1] == 101
+    assert np.isfinite(load(output)["time"].values).sum(axis=1).tolist() == lengths
+    assert json.loads(run(capsys, *words, "--resume")[1])["points"] == points
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(capsys, tmp_path):
+    words = [*CHAIN, "0.3", "--seeds", "40", "--block", "2", "--t1", "200", "--until-escape"]
+    killed, whole, parts = tmp_path / "killed.nc", tmp_path / "whole.nc", tmp_path / "killed.nc.parts"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "validation", *words, "--output", str(killed)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+    )
+    while not (parts / "point-0-block-1.nc").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stored = sorted(file.name for file in parts.glob("point*.nc"))
+    assert 2 <= len(stored) < 40 and not killed.exists()
+    (parts / ".point-0-block-19-abc.nc").write_bytes(b"half a file")
+    code, _, err = run(capsys, *words, "--output", str(killed))
+    assert code == 2 and err.count("\n") == 1 and "holds an unfinished run: go on with --resume" in err
+    before = {name: (parts / name).stat().st_mtime_ns for name in stored}
+    seeds = [word if word != "40" else "38" for word in words]
+    code, _, err = run(capsys, *seeds, "--output", str(killed), "--resume")
+    assert code == 2 and err.count("\n") == 1 and "was made with --seeds 40 (now 38)" in err
+    assert before == {name: (parts / name).stat().st_mtime_ns for name in stored}
+    assert run(capsys, *words, "--output", str(killed), "--resume")[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["killed.nc"]
+    assert run(capsys, *words, "--output", str(whole), "--resume")[0] == 0  # nothing there: it starts
+    same_file(killed, whole)
+    assert {name: value for name, value in load(killed).attrs.items() if name != "command"} == {
+        name: value for name, value in load(whole).attrs.items() if name != "command"
+    }
+
+
+def test_a_finished_run_is_printed_again_or_refused(capsys, tmp_path):
+    words = [*CHAIN, "--seeds", "2", "--t1", "4", "--output", str(tmp_path / "run.nc")]
+    _, out, _ = run(capsys, *words)
+    (tmp_path / "run.nc.parts").mkdir()  # as if killed before the folder was removed
+    stamp = (tmp_path / "run.nc").stat().st_mtime_ns
+    assert run(capsys, *words, "--resume") == (0, out, "")
+    assert (tmp_path / "run.nc").stat().st_mtime_ns == stamp and os.listdir(tmp_path) == ["run.nc"]
+    code, _, err = run(capsys, *words, "--resume", "--dtype", "float64", "--block", "1")
+    assert code == 2 and "made with --dtype float32 (now float64), --block not given (now 1)" in err
+    assert run(capsys, "escape", "--output", str(tmp_path / "run.nc"))[0] == 0
+    code, _, err = run(capsys, *words, "--resume")
+    assert code == 2 and err.count("\n") == 1 and "run.nc was made with" in err
+    (tmp_path / "run.nc").write_text("no netCDF")
+    code, _, err = run(capsys, *words, "--resume")
+    assert code == 2 and err.count("\n") == 1 and "is not a result of this command" in err
+
+
+@pytest.mark.parametrize("method, batch", [("direct", "20"), ("chain", "inf"), ("gaussian", "1e9")])
+def test_every_method_runs(capsys, method, batch):
+    words = f"simulate --method {method} --batch-size {batch} --dim 50 --strength 0.2 --seeds 2 --t1 2".split()
+    code, out, err = run(capsys, *words)
+    assert code == 0 and err == "" and f"Simulation ({method}) of 2 seeds at d = 50" in out

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special
 
-from odes import SGD, Adapter, Escape, Overlaps, Problem, flow, pretrained, solve
+from odes import SGD, Adapter, Overlaps, Problem, flow, pretrained, solve
 from tests.reference import FUNCTIONS
 from theory import (
     critical_points,
@@ -195,43 +195,3 @@ def test_plateau_drift_is_the_speed_of_the_overlap():
 
 def test_no_plateau_where_d_is_positive():
     assert np.isnan(plateau(Problem.single_index("erf", strength=0.5)).up)
-
-
-@pytest.mark.parametrize(
-    "rank, mean, error, std", [(1, 197.0, 3.7, 50.6), (4, 143.4, 1.3, 18.3), (8, 124.1, 0.9, 12.1)]
-)
-def test_escape_law_reproduces_known_values(rank, mean, error, std):
-    """Simulated means with their standard errors and the spread, known to one decimal, for erf, mu = .5, d = 2000."""
-    sgd = SGD(dimension=2000, batch_size=400, learning_rate=0.2)
-    law = escape_law(Problem.single_index("erf", strength=0.5, adapter=Adapter(rank), sgd=sgd), Escape("overlap", 0.4))
-    assert abs(float(law.mean) - mean) < 2 * error
-    assert abs(float(law.std) - std) < 0.06
-
-
-def test_escape_law_without_noise_is_the_ode_from_random_starts():
-    """Gradient flow, chi and kappa not one: the law's mean and spread against 2000 solved starts, within four errors."""
-    adapter, sgd = Adapter(1, scale=1.4, lr_ratio=2.5), SGD(dimension=1e6, batch_size=np.inf)
-    problem = Problem.single_index("erf", strength=0.3, alignment=0.95, adapter=adapter, sgd=sgd)
-    law = escape_law(problem)
-
-    from odes import random_overlaps
-
-    def escape_time(key):
-        start = random_overlaps(problem, key)
-        run = solve(
-            problem, start, t1=60 * search_phase(problem).tau, times=jnp.ones(1), escape=Escape(), until_escape=True
-        )
-        return run.escape_time
-
-    times = jax.jit(jax.vmap(escape_time))(jax.random.split(jax.random.key(5), 2000))
-    assert np.isfinite(times).all()
-    error = float(times.std()) / np.sqrt(times.size)
-    assert abs(float(times.mean() - law.mean)) < 4 * error
-    kurtosis_error = (
-        float(law.std) * np.sqrt((np.mean(((times - times.mean()) / times.std()) ** 4) - 1) / times.size) / 2
-    )
-    assert abs(float(times.std() - law.std)) < 4 * kurtosis_error
-
-
-def test_escape_law_refuses_the_plateau():
-    assert np.isnan(escape_law(Problem.single_index("He2", strength=0.3)).mean)

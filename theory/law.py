@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jax.scipy.special import digamma, gammaincc, polygamma
-from jaxtyping import Array, Float, Int, ScalarLike
+from jaxtyping import Array, Float, Int
 
 from odes import Escape, Overlaps, Problem, pretrained, solve
 from odes.arguments import ArrayLike
@@ -106,8 +106,9 @@ class EscapeLaw(eqx.Module):
         """Why the law does not hold, in words; empty where it does."""
         return REGIMES[int(self.regime)]
 
-    def time(self, log_radius: ScalarLike) -> Float[Array, ""]:
+    def time(self, log_radius: ArrayLike) -> Float[Array, "..."]:
         """The escape time of a run whose mode has the amplitude exp(log_radius)."""
+        log_radius = jnp.asarray(log_radius)
         time = jnp.interp(log_radius, self.log_radii, self.offsets) - self.tau * log_radius
         return jnp.where(self.regime == 0, time, jnp.nan)
 

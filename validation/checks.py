@@ -30,10 +30,10 @@ _AMPLITUDE = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One number, predicted and simulated.
+    """One number, predicted and simulated at a dimension.
 
-    `z` is the deviation in standard errors unless given (as for a p-value); `accuracy` is the relative accuracy that the
-    theory claims for this number, 0 for an exact statement about the limit.
+    `z` is the deviation in standard errors, or the normal deviate that is as improbable; `accuracy` is the relative accuracy
+    that the theory claims for this number, 0 for an exact statement about the limit.
     """
 
     setting: str
@@ -41,12 +41,9 @@ class Check:
     theory: float
     simulation: float
     standard_error: float
-    accuracy: float = 0.0
-    z: float = dataclasses.field(default=np.nan)
-
-    def __post_init__(self):
-        if np.isnan(self.z):
-            object.__setattr__(self, "z", float((self.simulation - self.theory) / self.standard_error))
+    z: float
+    accuracy: float
+    dimension: float
 
     def agrees(self, limit: float) -> bool:
         """Whether the deviation is at most `limit` standard errors, or within the accuracy that the theory claims."""
@@ -86,17 +83,17 @@ QUICK = Effort(
     law_dimension=2e3,
     sweep_seeds=100,
     approach=(1e2, 1e3, 1e4, 1e5),
-    log_dimension=(2e3, 1e5, 1e9),
+    log_dimension=(1e2, 1e3, 1e5, 1e7, 1e9),
     ranks=(1, 8),
 )
 FULL = Effort(
     trajectory_seeds=64,
     trajectory_dimension=2e5,
     law_seeds=1000,
-    law_dimension=5e3,
+    law_dimension=2e3,
     sweep_seeds=300,
     approach=(1e2, 1e3, 1e4, 1e5, 1e6),
-    log_dimension=(2e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9),
+    log_dimension=(1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9),
     ranks=(1, 2, 4, 8, 16),
 )
 
@@ -128,8 +125,25 @@ class Case:
         """The same setting with other random numbers."""
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, number))
 
-    def check(self, name: str, *numbers: Any, **more: float) -> Check:
-        return Check(self.name, name, *(float(x) for x in numbers), **more)
+    def check(
+        self,
+        name: str,
+        theory: Any,
+        simulation: Any,
+        error: Any,
+        *,
+        z: float | None = None,
+        runs: int | None = None,
+        accuracy: float = 0.0,
+    ) -> Check:
+        """A check of this setting; if the error was estimated from `runs` runs, deviations follow Student's t."""
+        theory, simulation, error = float(theory), float(simulation), float(error)
+        if z is None:
+            z = (simulation - theory) / error
+            if runs is not None:
+                z = float(np.sign(z) * stats.norm.isf(stats.t.sf(abs(z), runs - 1)))
+        d = float(self.problem.sgd.dimension)
+        return Check(self.name, name, theory, simulation, error, z, accuracy, d)
 
 
 def _at(
@@ -177,7 +191,7 @@ def _time_scale(case: Case, start: Overlaps) -> float:
 def _run(case: Case, steps: np.ndarray, seeds: int, *, start: Overlaps | None = None, stop: bool = True) -> Simulation:
     """The exact chain, or the chain of normal batches where a seed would need more than 1e8 samples."""
     samples = float(case.problem.sgd.batch_size) * steps[-1]
-    simulator = chain_simulator(case.problem, start=start, normal_batches=1e8 < samples < np.inf)
+    simulator = chain_simulator(case.problem, start=start, normal_batches=bool(1e8 < samples < np.inf))
     return simulate(simulator, key=case.key, seeds=seeds, steps=steps, until=case.escape if stop else None)
 
 
@@ -209,8 +223,10 @@ def trajectory(case: Case) -> Iterator[Result]:
         if name == "s" and float(case.problem.alignment) > 1 - 1e-9:
             continue
         for i in range(1, run.t.size):
-            error = float(values[:, i].std(ddof=1)) / np.sqrt(values.shape[0])
-            yield case.check(f"{name} at t = {float(run.t[i]):.4g}", predicted[name][i], values[:, i].mean(), error)
+            mean, n = values[:, i].mean(), values.shape[0]
+            error = float(values[:, i].std(ddof=1)) / np.sqrt(n)
+            name_at = f"{name} at t = {float(run.t[i]):.4g}"
+            yield case.check(name_at, predicted[name][i], mean, error, runs=n)
 
 
 def _law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
@@ -222,7 +238,9 @@ def _law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
     mean, std, n = times.mean(), times.std(ddof=1), times.size
     surprise = stats.norm.isf(stats.binom.sf(seeds - n - 1, seeds, 1e-6))
     yield case.check(f"fraction escaped{label}", 1, n / seeds, np.nan, z=max(float(surprise), 0.0))
-    yield case.check(f"escape time, mean{label}", law.mean, mean, std / np.sqrt(n), accuracy=LAW_ACCURACY)
+    yield case.check(
+        f"escape time, mean{label}", law.mean, mean, std / np.sqrt(n), accuracy=LAW_ACCURACY, freedom=n - 1
+    )
     excess = special.polygamma(3, law.rank / 2) / special.polygamma(1, law.rank / 2) ** 2
     error = law.std * np.sqrt((excess + 2) / (4 * n))
     yield case.check(f"escape time, std{label}", law.std, std, error, accuracy=LAW_ACCURACY)
@@ -290,7 +308,7 @@ def log_dimension(case: Case) -> Iterator[Result]:
         errors.append(times.std(ddof=1) / np.sqrt(times.size))
         slopes.append(float(expected.tau) / 2)
         name = f"escape time, mean, d = {d:.0e}"
-        yield case.check(name, expected.mean, means[-1], errors[-1], accuracy=LAW_ACCURACY)
+        yield there.check(name, expected.mean, means[-1], errors[-1], accuracy=LAW_ACCURACY)
     if len(logs) < 2:
         return
     slope, error, _ = _slope(*map(np.array, (logs, means, errors)))

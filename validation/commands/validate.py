@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from odes import SGD
 from odes.storage import write_dataset
-from validation.checks import CHECKS, FULL, QUICK, Case, Check, Effort, Note, Result, z_limit
+from validation.checks import CHECKS, FULL, LAW_ACCURACY, QUICK, Case, Check, Effort, Note, Result, z_limit
 from validation.options import BadInput, EscapeOptions, ModelOptions, OptionalPath, OutputOptions, save_figure
 from validation.report import print_json, table
 from validation.style import figure_style
@@ -100,7 +100,7 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
                 if check.setting == setting:
                     row = dataclasses.asdict(check)
                     verdict = "yes" if check.agrees(limit) else "NO"
-                    del row["setting"], row["accuracy"]
+                    del row["setting"], row["accuracy"], row["dimension"]
                     rows.append(row | {"agrees": verdict})
             print(table(rows), end="\n\n")
         for note in notes:
@@ -219,33 +219,60 @@ def _double_precision() -> None:
 
 
 def draw(path: str, checks: list[Check], limit: float) -> None:
-    """Left: mean escape times, simulated over predicted. Right: z of every check, by kind."""
+    """Mean escape times, simulated over predicted; against the dimension, where that was varied; z of every check."""
     with figure_style():
         import matplotlib.pyplot as plt
 
-        figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 2.8), width_ratios=(1, 1.5))
         means = [check for check in checks if check.name.startswith("escape time, mean")]
-        theory, simulation, error = (
-            np.array([getattr(check, name) for check in means]) for name in ("theory", "simulation", "standard_error")
-        )
-        left.errorbar(theory, simulation / theory, error / theory, fmt="o", markersize=3, elinewidth=0.8)
-        left.axhspan(0.97, 1.03, color="0.9", zorder=0, label="3 %")
-        left.axhline(1, color="k", linewidth=0.8)
-        left.set(xscale="log", xlabel="mean escape time, law", ylabel="simulated / law")
-        left.legend(loc="lower right")
-        groups = list(dict.fromkeys(_group(check.name) for check in checks))
-        for check in checks:
-            place = groups.index(_group(check.name)) + 0.25 * np.sin(7 * check.simulation)
-            right.plot(check.z, place, "o", color="C0" if check.agrees(limit) else "C3", markersize=3, alpha=0.7)
-        for sign in (-1, 1):
-            right.axvline(sign * limit, color="0.5", linestyle=":")
-        right.set(yticks=range(len(groups)), yticklabels=groups, xlabel="z (standard errors)")
-        right.invert_yaxis()
+        varied = [check for check in means if ", d = " in check.name]
+        widths = [1.0] * (bool(means) + bool(varied)) + [1.1]
+        figure, axes = plt.subplots(1, len(widths), figsize=(2.6 * len(widths) + 1.2, 2.8), width_ratios=widths)
+        panels = list(np.atleast_1d(axes))
+        if means:
+            _draw_ratios(panels.pop(0), means)
+        if varied:
+            _draw_dimensions(panels.pop(0), varied)
+        _draw_deviations(panels.pop(0), checks, limit)
         save_figure(figure, path)
+
+
+def _column(checks: list[Check], name: str) -> np.ndarray:
+    return np.array([getattr(check, name) for check in checks])
+
+
+def _draw_ratios(ax: Any, means: list[Check]) -> None:
+    theory, simulation, error = (_column(means, name) for name in ("theory", "simulation", "standard_error"))
+    ax.errorbar(theory, simulation / theory, error / theory, fmt="o", markersize=3, elinewidth=0.8)
+    ax.axhspan(1 - LAW_ACCURACY, 1 + LAW_ACCURACY, color="0.9", zorder=0)
+    ax.axhline(1, color="k", linewidth=0.8)
+    ax.set(xscale="log", xlabel="mean escape time $t$, law", ylabel=r"simulated / law (band: 3 %)")
+
+
+def _draw_dimensions(ax: Any, varied: list[Check]) -> None:
+    for i, setting in enumerate(dict.fromkeys(check.setting for check in varied)):
+        chosen = [check for check in varied if check.setting == setting]
+        d, theory, simulation, error = (
+            _column(chosen, name) for name in ("dimension", "theory", "simulation", "standard_error")
+        )
+        ax.plot(d, theory, color=f"C{i}", label=setting)
+        ax.errorbar(d, simulation, error, fmt="o", color=f"C{i}", markersize=3, elinewidth=0.8)
+    ax.set(xscale="log", xlabel="dimension $d$", ylabel="mean escape time $t$", ylim=(0, None))
+    ax.legend(loc="upper left")
+
+
+def _draw_deviations(ax: Any, checks: list[Check], limit: float) -> None:
+    groups = list(dict.fromkeys(_group(check.name) for check in checks))
+    for check in checks:
+        place = groups.index(_group(check.name)) + 0.25 * np.sin(7 * check.simulation)
+        ax.plot(check.z, place, "o", color="C0" if check.agrees(limit) else "C3", markersize=3, alpha=0.7)
+    for sign in (-1, 1):
+        ax.axvline(sign * limit, color="0.5", linestyle=":")
+    ax.set(yticks=range(len(groups)), yticklabels=groups, xlabel="z (standard errors)")
+    ax.invert_yaxis()
 
 
 def _group(name: str) -> str:
     """What kind of number a check is about: its name up to the particulars."""
     for start in (" at t = ", ", rank ", ", d = ", ", eta"):
         name = name.split(start)[0]
-    return name
+    return name.replace("escape time from a given start", "escape from a start").replace(" about the mean", "")

@@ -138,12 +138,11 @@ class Case:
     ) -> Check:
         """A check of this setting; if the error was estimated from `runs` runs, deviations follow Student's t."""
         theory, simulation, error = float(theory), float(simulation), float(error)
-        if z is None:
-            z = (simulation - theory) / error
-            if runs is not None:
-                z = float(np.sign(z) * stats.norm.isf(stats.t.sf(abs(z), runs - 1)))
+        deviation = (simulation - theory) / error
+        if runs is not None:
+            deviation = float(np.sign(deviation) * stats.norm.isf(stats.t.sf(abs(deviation), runs - 1)))
         d = float(self.problem.sgd.dimension)
-        return Check(self.name, name, theory, simulation, error, z, accuracy, d)
+        return Check(self.name, name, theory, simulation, error, deviation if z is None else z, accuracy, d)
 
 
 def _at(
@@ -238,9 +237,7 @@ def _law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
     mean, std, n = times.mean(), times.std(ddof=1), times.size
     surprise = stats.norm.isf(stats.binom.sf(seeds - n - 1, seeds, 1e-6))
     yield case.check(f"fraction escaped{label}", 1, n / seeds, np.nan, z=max(float(surprise), 0.0))
-    yield case.check(
-        f"escape time, mean{label}", law.mean, mean, std / np.sqrt(n), accuracy=LAW_ACCURACY, freedom=n - 1
-    )
+    yield case.check(f"escape time, mean{label}", law.mean, mean, std / np.sqrt(n), accuracy=LAW_ACCURACY, runs=n)
     excess = special.polygamma(3, law.rank / 2) / special.polygamma(1, law.rank / 2) ** 2
     error = law.std * np.sqrt((excess + 2) / (4 * n))
     yield case.check(f"escape time, std{label}", law.std, std, error, accuracy=LAW_ACCURACY)

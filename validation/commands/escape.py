@@ -1,6 +1,7 @@
 """`searchphase escape`: the search phase of pretrained weights, analytically."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 
 from odes import Problem
 from odes.storage import write_dataset
-from theory import critical_points, escape_law, plateau, sweep
+from theory import REGIMES, EscapeLaw, critical_points, escape_law, largest_noise_scale, plateau, sweep
 from validation.options import EscapeOptions, ModelOptions, OptionalFloat, OutputOptions, TrainingOptions, save_figure
 from validation.report import print_json, table
 from validation.style import STRENGTH_LABEL, TAU_LABEL, figure_style
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,9 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
     """Rate and time scale of the search phase, critical strengths and, at a dimension, the law of the escape time."""
 
     dim: OptionalFloat = None
-    """Dimension d; gives the mean and spread of the escape time over random starts (needs more time)."""
+    """Dimension d; gives the law of the escape time over random starts and SGD noise (needs more time)."""
+    noise_limit: bool = False
+    """Also find the largest noise scale theta = eta * d / B at which SGD still escapes (needs more time)."""
     batch_size: float = float("inf")
     """Fresh samples per SGD step; inf is gradient flow."""
     learning_rate: float = 0.2
@@ -55,11 +60,11 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
             for i in np.flatnonzero(np.isfinite(settled.up)):
                 names = ("up", "rate", "tau", "drift")
                 plateaus[i] = {name: float(getattr(settled, name)[i]) for name in names}
-        for name in ("mean", "std"):
-            columns[f"escape_time_{name}"] = np.full(len(places), np.nan)
-        if self.dim is not None:
-            law = jax.jit(jax.vmap(lambda place: escape_law(problem_at(place), escape)))(places)
-            columns["escape_time_mean"], columns["escape_time_std"] = np.asarray(law.mean), np.asarray(law.std)
+        columns |= self.law(places, lambda place: escape_law(problem_at(place), escape))
+        columns["largest_noise_scale"] = np.full(len(places), np.nan)
+        if self.noise_limit:
+            limits = [largest_noise_scale(problem_at(jnp.asarray(place)), escape) for place in places]
+            columns["largest_noise_scale"] = np.asarray(limits)
         points = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         critical = self.critical(student, teacher, places)
         self.report(points, critical)
@@ -68,6 +73,21 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         if self.plot:
             self.draw(self.plot, points, critical)
         return 0
+
+    def law(self, places: np.ndarray, law_at: Callable[[jax.Array], EscapeLaw]) -> dict[str, Any]:
+        """The law's columns: mean, std, quantiles, and why it is not given where it is not (all empty without a dimension)."""
+        if self.dim is None:
+            empty = {f"escape_time_{name}": np.full(len(places), np.nan) for name in ("mean", "std")}
+            return empty | {f"escape_time_{name}": [None] * len(places) for name in ("quantiles", "doubt")}
+
+        def summary(place: jax.Array) -> tuple[jax.Array, ...]:
+            law = law_at(place)
+            return law.mean, law.std, law.quantile(np.array(_QUANTILES)), law.regime
+
+        mean, std, quantiles, regime = (np.asarray(x) for x in jax.jit(jax.vmap(summary))(places))
+        named = [dict(zip(map(str, _QUANTILES), row.tolist(), strict=True)) for row in quantiles]
+        columns = {"mean": mean, "std": std, "quantiles": named, "doubt": [REGIMES[i] or None for i in regime]}
+        return {f"escape_time_{name}": values for name, values in columns.items()}
 
     def critical(self, student, teacher, places: np.ndarray) -> list[dict[str, float]]:
         """The gradient's zeros along each family, up to the largest strength asked for or 1 (to mu = 1 for mixtures)."""
@@ -87,7 +107,11 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
             zeros = [zero["strength"] for zero in critical]
             print_json({"points": points, "critical_strengths": zeros, "divergences": critical})
             return
-        hidden = set() if self.dim else {"escape_time_mean", "escape_time_std"}
+        hidden = {"escape_time_quantiles", "escape_time_doubt"}
+        if self.dim is None:
+            hidden |= {"escape_time_mean", "escape_time_std"}
+        if not self.noise_limit:
+            hidden.add("largest_noise_scale")
         if not any(point["plateau"] for point in points):
             hidden.add("plateau")
         rows = [{name: value for name, value in point.items() if name not in hidden} for point in points]
@@ -95,6 +119,13 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
             if row.get("plateau"):
                 row["plateau"] = "|u| = {up:.4g}, rate {rate:.4g}, drift {drift:.4g}".format(**row["plateau"])
         print(table(rows))
+        for point in points:
+            place = f"strength {point['strength']:g}, alignment {point['alignment']:g}"
+            if point["escape_time_doubt"]:
+                print(f"no escape time at {place}: {point['escape_time_doubt']}")
+            elif self.dim is not None:
+                spread = ", ".join(f"{level}: {time:.4g}" for level, time in point["escape_time_quantiles"].items())
+                print(f"quantiles of the escape time at {place}: {spread}")
         for zero in critical:
             family = "mixture mu" if zero["alignment"] is None else f"alignment {zero['alignment']:g}, strength"
             grows = f": tau ~ {zero['prefactor']:.4g} / (distance)^2" if np.isfinite(zero["prefactor"]) else ""
@@ -103,7 +134,12 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
     def save(self, path: str, columns: dict, critical: list[dict]) -> None:
         import xarray
 
-        numbers = {name: ("point", np.asarray(values)) for name, values in columns.items() if name != "plateau"}
+        plain = [name for name in columns if name not in ("plateau", "escape_time_quantiles", "escape_time_doubt")]
+        numbers = {name: ("point", np.asarray(columns[name])) for name in plain}
+        numbers["escape_time_doubt"] = ("point", np.array([doubt or "" for doubt in columns["escape_time_doubt"]]))
+        for level in _QUANTILES if self.dim is not None else ():
+            times = [quantiles[str(level)] for quantiles in columns["escape_time_quantiles"]]
+            numbers[f"escape_time_quantile_{level}"] = ("point", np.asarray(times))
         for name in ("up", "rate", "tau", "drift"):
             values = [np.nan if p is None else p[name] for p in columns["plateau"]]
             numbers[f"plateau_{name}"] = ("point", np.asarray(values))

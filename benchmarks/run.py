@@ -1,4 +1,4 @@
-"""Prints the table of benchmarks: theory against SciPy, trajectories against SciPy, the simulator against its random numbers.
+"""Prints the table of benchmarks: theory against SciPy, trajectories against SciPy, the simulators against their random numbers.
 
 All numbers of one table come from one run on one machine; compare ratios, not seconds. `--slow` adds the comparison of
 64 simulated seeds with the ODE (several minutes).
@@ -22,7 +22,7 @@ from scipy_reference import aligned_tau, erf_trajectory
 
 from odes import SGD, Overlaps, Problem, solve
 from theory import critical_points, search_phase, sweep
-from validation import compare, even_steps, simulate_direct
+from validation import compare, even_steps, simulate_chain, simulate_direct
 from validation.report import table
 
 ACTIVATIONS = ["linear", "relu", "erf", "sigmoid"] + [f"He{k}" for k in range(2, 8)]
@@ -159,6 +159,41 @@ def simulator(dtype: str) -> list[dict[str, Any]]:
     ]
 
 
+def chain() -> list[dict[str, Any]]:
+    """(d) The exact chain against drawing its random numbers, and against the direct simulator on one job."""
+    seeds, steps, batch = 64, 2000, 500
+    problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=1000, batch_size=batch, learning_rate=0.2))
+    keys = jax.random.split(jax.random.key(0), seeds)
+
+    @jax.jit
+    def draw(keys: jax.Array) -> jax.Array:
+        def step(i, _):
+            inputs = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), (2, batch), "float32"))(keys)
+            return jax.lax.optimization_barrier(inputs)
+
+        return jax.lax.fori_loop(0, steps, step, jnp.zeros((seeds, 2, batch), "float32"))
+
+    def chained() -> jax.Array:
+        return simulate_chain(problem, key=jax.random.key(0), seeds=seeds, steps=[0, steps]).loss
+
+    def direct(length: int) -> jax.Array:
+        return simulate_direct(problem, key=jax.random.key(0), seeds=seeds, steps=[0, length]).loss
+
+    few = steps // 20
+    jax.block_until_ready((draw(keys), chained(), direct(1)))
+    floor, whole = seconds(lambda: draw(keys)), seconds(chained)
+    trained = seconds(lambda: direct(few), 1) * steps / few
+    microseconds = 1e6 / (seeds * steps)
+    return [
+        {"what": "chain: random numbers of one step, us", "seconds": floor * microseconds, "note": "B = 500"},
+        {"what": "chain: one step, us", "seconds": whole * microseconds, "note": "any d"},
+        {"what": "  step / random numbers", "seconds": whole / floor, "note": "ratio, at most 3"},
+        {"what": "chain: 64 seeds, 2000 steps, B = 500", "seconds": whole, "note": ""},
+        {"what": "direct simulator, the same, d = 1000", "seconds": trained, "note": f"from {few} steps"},
+        {"what": "  direct / chain", "seconds": trained / whole, "note": "ratio, at least 100"},
+    ]
+
+
 def agreement() -> None:
     """64 seeds of the direct simulator against the ODE from the same starts."""
     sgd = SGD(dimension=1000, batch_size=500, learning_rate=0.2)
@@ -186,7 +221,7 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; {device.platform} {device.device_kind}; jax {jax.__version__}\n"
     )
-    print(table([*taus(), *he3(), *trajectories(), *simulator("float32"), *simulator("float64")]))
+    print(table([*taus(), *he3(), *trajectories(), *simulator("float32"), *simulator("float64"), *chain()]))
     if slow:
         agreement()
 

@@ -122,7 +122,7 @@ def test_disagreement_is_exit_code_one(capsys, tmp_path):
         '[[setting]]\nactivation = "He3"\nmixture = 0.5\nlearning_rate = 0.03\nnoise_scale = 0.005\nquick = ["trajectory"]'
     )
     assert main(["validate", "--settings", str(settings)]) == 1
-    assert "NO" in capsys.readouterr().out
+    assert "NO AGREEMENT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

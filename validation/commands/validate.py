@@ -6,6 +6,7 @@ import difflib
 import functools
 import multiprocessing
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,11 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
             settings = read_settings(Path(self.settings) if self.settings else SHIPPED)
         else:
             settings = [self._own_setting()]
-        results = carry_out(plan(settings, effort, self.seed, full=self.full))
+        results: list[Result] = []
+        for some in carry_out(plan(settings, effort, self.seed, full=self.full)):
+            results.extend(some)
+            if not self.json:
+                print_checks([result for result in some if isinstance(result, Check)])
         checks = [result for result in results if isinstance(result, Check)]
         notes = [result for result in results if isinstance(result, Note)]
         limit = z_limit(len(checks))
@@ -93,21 +98,14 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
             skipped = [dataclasses.asdict(note) for note in notes]
             print_json({"agrees": agrees, "z_limit": limit, "checks": rows, "not_checked": skipped})
             return
-        for setting in dict.fromkeys(check.setting for check in checks):
-            print(f"{setting}:")
-            rows = []
-            for check in checks:
-                if check.setting == setting:
-                    row = dataclasses.asdict(check)
-                    verdict = "yes" if check.agrees(limit) else "NO"
-                    del row["setting"], row["accuracy"], row["dimension"]
-                    rows.append(row | {"agrees": verdict})
-            print(table(rows), end="\n\n")
         for note in notes:
             print(f"not checked: {note.setting}: {note.reason}")
-        wrong = sum(not check.agrees(limit) for check in checks)
+        wrong = [check for check in checks if not check.agrees(limit)]
+        if wrong:
+            print("\nNO AGREEMENT:")
+            print_checks(wrong)
         print(
-            f"{len(checks) - wrong} of {len(checks)} checks agree: |z| <= {limit:.2f} (one false alarm in 1000 reports), "
+            f"{len(checks) - len(wrong)} of {len(checks)} checks agree: |z| <= {limit:.2f} (one false alarm in 1000 reports), "
             "or within the 3 % that the escape-time law claims"
         )
 
@@ -121,6 +119,14 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         write_dataset(
             xarray.Dataset(columns), path, kind="validate", command=dataclasses.asdict(self), not_checked=skipped
         )
+
+
+def print_checks(checks: list[Check]) -> None:
+    """A table for each setting, and an empty line after it."""
+    for setting in dict.fromkeys(check.setting for check in checks):
+        names = ("name", "theory", "simulation", "standard_error", "z")
+        rows = [{name: getattr(check, name) for name in names} for check in checks if check.setting == setting]
+        print(f"{setting}:\n{table(rows)}\n", flush=True)
 
 
 def _known_check(where: str, name: str) -> None:
@@ -202,16 +208,18 @@ def plan(settings: list[dict[str, Any]], effort: Effort, seed: int, *, full: boo
     return jobs
 
 
-def carry_out(jobs: list[Job]) -> list[Result]:
-    """The results of all checks in order. Many are shared between two processes (on a CPU), since most of their time is compilation."""
+def carry_out(jobs: list[Job]) -> Iterator[list[Result]]:
+    """The results of each job, in order, as they come.
+
+    On a CPU many jobs are shared between two processes, since most of their time is compilation.
+    """
     bar = functools.partial(tqdm, total=len(jobs), unit="check", disable=None)
     if len(jobs) < _WORTH_PROCESSES or jax.default_backend() != "cpu":
-        done = [job.run() for job in bar(jobs)]
-    else:
-        spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_double_precision) as pool:
-            done = list(bar(pool.map(Job.run, jobs)))
-    return [result for results in done for result in results]
+        yield from (job.run() for job in bar(jobs))
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_double_precision) as pool:
+        yield from bar(pool.map(Job.run, jobs))
 
 
 def _double_precision() -> None:

@@ -38,7 +38,7 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
     settings: OptionalPath = None
     """A TOML file with one [[setting]] table per setting, its keys named like the flags (the shipped file unless given)."""
     quick: bool = False
-    """About two minutes: fewer settings, dimensions and seeds (the default for a single setting)."""
+    """Two to three minutes: fewer settings, dimensions and seeds (the default for a single setting)."""
     full: bool = False
     """Under an hour: every setting, high dimension, many seeds."""
     checks: tuple[str, ...] = ()

@@ -163,7 +163,7 @@ CHAIN_CASES = {
     "LoRA+, label noise": single(
         "relu", strength=0.4, alignment=0.7, theta=4.0, noise=0.3, lr_ratio=4.0, scale=0.7, d=2e3
     ),
-    "free rows, large noise": single(theta=20.0, normalized=False, d=2e4, noise=0.1, alignment=0.7),
+    "free rows, large noise": single(theta=5.0, normalized=False, d=2e4, noise=0.1, alignment=0.7),
 }
 
 

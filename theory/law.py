@@ -148,7 +148,7 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
 
     Here T(a) itself is followed, at amplitudes of equal probability and, for r > 1, at several ways to split them among the
     rows: $T(a) + \tau\log a$ is smooth, so that six are enough, and the average of $\log a$ is known. The law is given
-    where it was found within 3 % of simulated means: amplitude $a_0 \le 0.1$, $\eta\lambda_+ \le 0.4$ and $\eta\chi\kappa^2D \le 1$; it
+    where it was found within 3 % of simulated means (but near [`theory.largest_noise_scale`][] it is late): amplitude $a_0 \le 0.1$, $\eta\lambda_+ \le 0.4$ and $\eta\chi\kappa^2D \le 1$; it
     assumes U = 0 at the start.
 
     **Raises** ValueError unless the problem is single-index.

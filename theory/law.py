@@ -147,9 +147,9 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
       \mathrm{std}[t] = \tfrac{\tau}{2}\sqrt{\psi'(r/2)}.$$
 
     Here T(a) itself is followed, at amplitudes of equal probability and, for r > 1, at several ways to split them among the
-    rows: $T(a) + \tau\log a$ is smooth, so that six are enough, and the average of $\log a$ is known. The law is given
-    where it was found within 3 % of simulated means (but near [`theory.largest_noise_scale`][] it is late): amplitude $a_0 \le 0.1$, $\eta\lambda_+ \le 0.4$ and $\eta\chi\kappa^2D \le 1$; it
-    assumes U = 0 at the start.
+    rows: $T(a) + \tau\log a$ is smooth, so that six are enough, and the average of $\log a$ is known. The law is given for
+    amplitude $a_0 \le 0.1$, $\eta\lambda_+ \le 0.4$ and $\eta\chi\kappa^2D \le 1$, where it was found within 3 % of simulated means,
+    but near [`theory.largest_noise_scale`][] it is late. It assumes U = 0 at the start.
 
     **Raises** ValueError unless the problem is single-index.
     """

@@ -2,9 +2,9 @@
 
 from odes.activations import Activation, activation
 from odes.escape import Escape
-from odes.flow import flow, gradient_at, mean_change, modified_flow, noise_at, noise_of
+from odes.flow import flow, gradient_at, gradient_of, kurtosis_at, mean_change, modified_flow, noise_at, noise_of
 from odes.gaussian import PairMoments, gaussian_average, pair_moments, self_moments
-from odes.overlaps import Covariances, Overlaps, covariances, pretrained, random_overlaps
+from odes.overlaps import Covariances, Overlaps, covariances, gram_root, pretrained, random_overlaps, target_overlap
 from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
 from odes.problem import SGD, Adapter, Problem
 from odes.solve import Solution, log_times, solve
@@ -29,6 +29,9 @@ __all__ = [
     "flow",
     "gaussian_average",
     "gradient_at",
+    "gradient_of",
+    "gram_root",
+    "kurtosis_at",
     "load",
     "log_times",
     "mean_change",
@@ -42,4 +45,5 @@ __all__ = [
     "random_overlaps",
     "self_moments",
     "solve",
+    "target_overlap",
 ]

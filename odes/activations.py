@@ -1,7 +1,6 @@
 """Link functions by name: `activation("erf")`, `activation("He2+0.5*He4")`, `activation("erf^2")`."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable
 
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
+
+from odes.arguments import nearest
 
 MAX_DEGREE = 20
 """The largest k for which the Hermite polynomial He_k has a name."""
@@ -184,7 +185,7 @@ class _Parser:
         else:
             name = self.tokens.pop(0)
             if name not in ATOMS:
-                raise self.error(f"there is no {name!r}{_suggestion(name)}")
+                raise self.error(f"there is no {name!r}{nearest(name, ATOMS)}")
             inside = ATOMS[name]
         if self.take("^2"):
             inside = inside.squared()
@@ -196,12 +197,6 @@ class _Parser:
 def both_are(f: Activation, h: Activation, name: str) -> bool:
     """Whether f and h are both the link function called `name`, whatever the user called them."""
     return f.function == h.function == ATOMS[name].function
-
-
-def _suggestion(name: str) -> str:
-    lower = {known.lower(): known for known in ATOMS}
-    near = [lower[m] for m in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _combination(terms: list[tuple[float, Activation]]) -> Activation:

@@ -1,6 +1,7 @@
 """Checks of user input that say which argument is wrong, its value and what is allowed."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -42,6 +43,23 @@ def require_shape(name: str, value: Any, symbols: str, shape: tuple[int, ...]) -
     """
     if np.shape(value) != shape:
         raise ValueError(f"Argument `{name}` must have shape {symbols} = {shape}, but has shape {np.shape(value)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the known words that look like `word`, to end an error message with; empty if none does.
+
+    >>> nearest("Relu", ["linear", "relu"])
+    "; did you mean 'relu'?"
+    """
+    lower = {name.lower(): name for name in known}
+    near = [repr(lower[match]) for match in difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.4)]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def require_known(name: str, word: str, known: Iterable[str]) -> None:
+    """Raises ValueError, with the nearest that is known, unless `word` is one of `known`."""
+    if word not in known:
+        raise ValueError(f"Argument `{name}` must be one of {', '.join(known)}, but is {word!r}{nearest(word, known)}")
 
 
 def positive(value: np.ndarray) -> Any:

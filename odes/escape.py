@@ -1,15 +1,13 @@
 r"""What counts as escape from the search phase: one definition for theory, ODE and simulators."""
 
-import difflib
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
-from odes.arguments import require
+from odes.arguments import require, require_known
 from odes.flow import gradient_at
-from odes.overlaps import Overlaps, covariances, pretrained
+from odes.overlaps import Overlaps, pretrained, target_overlap
 from odes.problem import Problem
 
 CRITERIA = {
@@ -32,20 +30,18 @@ class Escape(eqx.Module):
     threshold: Float[Array, ""]
 
     def __init__(self, criterion: str = "loss", threshold: ScalarLike = 0.5):
-        if criterion not in CRITERIA:
-            near = difflib.get_close_matches(criterion, CRITERIA, n=1, cutoff=0.3)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"Argument `criterion` must be one of {list(CRITERIA)}, but is {criterion!r}{hint}")
+        require_known("criterion", criterion, CRITERIA)
         self.criterion = criterion
         self.threshold = jnp.asarray(threshold, jnp.result_type(float))
         require("threshold", self.threshold, "between 0 and 1, both excluded", lambda x: np.logical_and(x > 0, x < 1))
 
-    def value(self, problem: Problem, overlaps: Overlaps) -> Float[Array, ""]:
-        """What the criterion looks at: the loss, or w·ω*."""
+    def value(
+        self, problem: Problem, overlaps: Overlaps, loss: Float[Array, "..."] | None = None
+    ) -> Float[Array, "..."]:
+        """What the criterion looks at: the loss (computed here unless given, which many overlaps need), or w·ω*."""
         if self.criterion == "loss":
-            return gradient_at(problem, overlaps).loss
-        problem.require_single_index()
-        return covariances(problem, overlaps).M[0, 0]
+            return gradient_at(problem, overlaps).loss if loss is None else loss
+        return target_overlap(problem, overlaps)
 
     def reference(self, problem: Problem) -> Float[Array, ""]:
         """The criterion's value at w0."""

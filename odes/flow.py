@@ -1,41 +1,42 @@
 r"""The closed ordinary differential equations of the overlaps."""
 
-import equinox as eqx
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odes.overlaps import Covariances, Overlaps, covariances
-from odes.population import PopulationGradient, gradient_noise, population_gradient
+from odes.population import PopulationGradient, gradient_kurtosis, gradient_noise, population_gradient
 from odes.problem import Problem
+
+
+def _units(problem: Problem, covariance: Covariances) -> dict[str, Any]:
+    """What the averages of `odes.population` need to know of the units."""
+    return {
+        "student": problem.student,
+        "teacher": problem.teacher,
+        "Q": covariance.Q,
+        "M": covariance.M,
+        "P": covariance.P,
+        "readout": problem.readout,
+        "teacher_readout": problem.teacher_readout,
+    }
+
+
+def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient:
+    """The population loss and its gradient's coefficients C and D at given covariances of the preactivations."""
+    return population_gradient(**_units(problem, covariance))
 
 
 def gradient_at(problem: Problem, overlaps: Overlaps) -> PopulationGradient:
     """The population loss and its gradient's coefficients C and D at given overlaps."""
-    covariance = covariances(problem, overlaps)
-    return population_gradient(
-        problem.student,
-        problem.teacher,
-        covariance.Q,
-        covariance.M,
-        covariance.P,
-        readout=problem.readout,
-        teacher_readout=problem.teacher_readout,
-    )
+    return gradient_of(problem, covariances(problem, overlaps))
 
 
 def noise_of(problem: Problem, covariance: Covariances) -> Float[Array, "K K"]:
     """N, the second moment of one sample's gradient amplitudes, at given covariances of the preactivations (K = P = 1)."""
-    return gradient_noise(
-        problem.student,
-        problem.teacher,
-        covariance.Q,
-        covariance.M,
-        covariance.P,
-        readout=problem.readout,
-        teacher_readout=problem.teacher_readout,
-        label_noise=problem.sgd.label_noise,
-    )
+    return gradient_noise(**_units(problem, covariance), label_noise=problem.sgd.label_noise)
 
 
 def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
@@ -43,25 +44,38 @@ def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
     return noise_of(problem, covariances(problem, overlaps))
 
 
-class _Gradient(eqx.Module):
-    """The population gradient $G = DW - CT$ and its overlaps: H = G F^T, J = G V^T, `square` = G G^T."""
-
-    H: Float[Array, "K f"]
-    J: Float[Array, "K r"]
-    square: Float[Array, "K K"]
+def kurtosis_at(problem: Problem, overlaps: Overlaps) -> Float[Array, ""]:
+    """The kurtosis of one sample's gradient amplitude at given overlaps (K = P = 1)."""
+    units = _units(problem, covariances(problem, overlaps))
+    return gradient_kurtosis(**units, label_noise=problem.sgd.label_noise)
 
 
-def _gradient_overlaps(problem: Problem, overlaps: Overlaps) -> _Gradient:
-    gradient = gradient_at(problem, overlaps)
-    covariance = covariances(problem, overlaps)
-    kappa, up, cross = problem.adapter.kappa, overlaps.up, overlaps.cross
+def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: bool) -> Overlaps:
+    r"""The change of the overlaps in one SGD step over its learning rate η, before rows are rescaled to unit length.
+
+    $\Delta U/\eta = -\chi\kappa J$, $\Delta X/\eta = -\kappa U^TH$ and
+    $\Delta R/\eta = -\kappa(U^TJ + J^TU) + \kappa^2U^T(\eta GG^T + \theta N)U$ with the population gradient $G = DW - CT$ and its
+    overlaps $H = GF^T$, $J = GV^T$. The term in $GG^T$ is there if `finite`, that in θ if `noise`.
+    """
+    adapter, covariance = problem.adapter, covariances(problem, overlaps)
+    gradient = gradient_of(problem, covariance)
+    step = adapter.kappa * overlaps.up
     target = gradient.C @ problem.target
-    mixed = gradient.D @ covariance.M @ gradient.C.T
-    return _Gradient(
-        H=gradient.D @ (problem.frozen @ problem.frame_gram + kappa * up @ cross) - target @ problem.frame_gram,
-        J=gradient.D @ (problem.frozen @ cross.T + kappa * up @ overlaps.down_gram) - target @ cross.T,
-        square=gradient.D @ covariance.Q @ gradient.D - mixed - mixed.T + gradient.C @ covariance.P @ gradient.C.T,
+    along_frame = (
+        gradient.D @ (problem.frozen @ problem.frame_gram + step @ overlaps.cross) - target @ problem.frame_gram
     )
+    along_rows = (
+        gradient.D @ (problem.frozen @ overlaps.cross.T + step @ overlaps.down_gram) - target @ overlaps.cross.T
+    )
+    drift = step.T @ along_rows
+    d_gram = -(drift + drift.T)
+    if finite:
+        mixed = gradient.D @ covariance.M @ gradient.C.T
+        square = gradient.D @ covariance.Q @ gradient.D - mixed - mixed.T + gradient.C @ covariance.P @ gradient.C.T
+        d_gram += problem.sgd.learning_rate * step.T @ square @ step
+    if noise:
+        d_gram += problem.sgd.noise_scale * step.T @ noise_of(problem, covariance) @ step
+    return Overlaps(-adapter.lr_ratio * adapter.kappa * along_rows, -step.T @ along_frame, d_gram)
 
 
 def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:
@@ -78,18 +92,15 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
 
     Source: Saad & Solla 1995 for the method; docs/theory.md, section 4.
     """
-    adapter, gradient = problem.adapter, _gradient_overlaps(problem, overlaps)
-    step = adapter.kappa * overlaps.up
-    d_cross = -step.T @ gradient.H
-    drift = step.T @ gradient.J
-    d_gram = -(drift + drift.T)
-    if noise:
-        d_gram += problem.sgd.noise_scale * step.T @ noise_at(problem, overlaps) @ step
-    if adapter.normalized:
-        growth = jnp.diagonal(d_gram) / 2
-        d_cross -= growth[:, None] * overlaps.cross
-        d_gram -= jnp.add.outer(growth, growth) * overlaps.down_gram
-    return Overlaps(-adapter.lr_ratio * adapter.kappa * gradient.J, d_cross, d_gram)
+    change = _free_change(problem, overlaps, noise=noise, finite=False)
+    if not problem.adapter.normalized:
+        return change
+    growth = jnp.diagonal(change.down_gram) / 2
+    return Overlaps(
+        change.up,
+        change.cross - growth[:, None] * overlaps.cross,
+        change.down_gram - jnp.add.outer(growth, growth) * overlaps.down_gram,
+    )
 
 
 def mean_change(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:
@@ -101,19 +112,16 @@ def mean_change(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> 
     $l_a^2 = 1 + \Delta R_{aa}/R_{aa}$, which keeps lengths. As η -> 0 this is [`odes.flow`][]. Small changes are computed
     without cancellation.
     """
-    adapter, eta, gradient = problem.adapter, problem.sgd.learning_rate, _gradient_overlaps(problem, overlaps)
-    step = adapter.kappa * overlaps.up
-    d_cross = -step.T @ gradient.H
-    drift = step.T @ gradient.J
-    d_gram = eta * step.T @ gradient.square @ step - drift - drift.T
-    if noise:
-        d_gram += problem.sgd.noise_scale * step.T @ noise_at(problem, overlaps) @ step
-    if adapter.normalized:
-        logs = jnp.log1p(eta * jnp.diagonal(d_gram) / jnp.diagonal(overlaps.down_gram)) / 2
-        both = jnp.add.outer(logs, logs)
-        d_cross = jnp.exp(-logs)[:, None] * d_cross + (jnp.expm1(-logs) / eta)[:, None] * overlaps.cross
-        d_gram = jnp.exp(-both) * d_gram + jnp.expm1(-both) / eta * overlaps.down_gram
-    return Overlaps(-adapter.lr_ratio * adapter.kappa * gradient.J, d_cross, d_gram)
+    change, eta = _free_change(problem, overlaps, noise=noise, finite=True), problem.sgd.learning_rate
+    if not problem.adapter.normalized:
+        return change
+    logs = jnp.log1p(eta * jnp.diagonal(change.down_gram) / jnp.diagonal(overlaps.down_gram)) / 2
+    both = jnp.add.outer(logs, logs)
+    return Overlaps(
+        change.up,
+        jnp.exp(-logs)[:, None] * change.cross + (jnp.expm1(-logs) / eta)[:, None] * overlaps.cross,
+        jnp.exp(-both) * change.down_gram + jnp.expm1(-both) / eta * overlaps.down_gram,
+    )
 
 
 def modified_flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:

@@ -3,7 +3,7 @@ r"""The state of the limit: the overlaps that close the dynamics, and their exac
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, ScalarLike
 
 from odes.arguments import concrete, require
 from odes.problem import Problem
@@ -48,6 +48,17 @@ def covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
     )
 
 
+def target_overlap(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
+    r"""$w\cdot\omega^* = \rho c + \kappa\,u\cdot m$ of the whole student, at one or many overlaps (single-index).
+
+    **Raises** ValueError unless the problem is single-index.
+    """
+    problem.require_single_index()
+    start = (problem.frozen @ problem.frame_gram @ problem.target.T)[0, 0]
+    gained = jnp.sum(overlaps.up[..., 0, :] * (overlaps.cross @ problem.target[0]), axis=-1)
+    return start + problem.adapter.kappa * gained
+
+
 def pretrained(problem: Problem) -> Overlaps:
     """The point where the search phase begins: U = 0, no overlap, orthonormal rows of V (the limit d -> infinity)."""
     rank = problem.adapter.rank
@@ -57,6 +68,13 @@ def pretrained(problem: Problem) -> Overlaps:
         cross=jnp.zeros((rank, problem.frame_size), dtype),
         down_gram=jnp.eye(rank, dtype=dtype),
     )
+
+
+def gram_root(gram: Float[Array, "f f"]) -> tuple[Float[Array, "f f"], Bool[Array, " f"]]:
+    """Vectors with the given Gram matrix, as rows, in a basis in which only some directions (the second result) are not zero."""
+    eigenvalues, vectors = jnp.linalg.eigh(gram)
+    spans = eigenvalues > 1e3 * jnp.finfo(gram.dtype).eps * eigenvalues[-1]
+    return vectors * jnp.sqrt(jnp.where(spans, eigenvalues, 0))[None], spans
 
 
 def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ScalarLike = 0.0) -> Overlaps:
@@ -69,8 +87,7 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ScalarLike = 0.0
     **Raises** ValueError if d is below rank F + r, where the r rows would not be independent of the frame.
     """
     rank, dtype = problem.adapter.rank, problem.frame_gram.dtype
-    eigenvalues, vectors = jnp.linalg.eigh(problem.frame_gram)
-    spans = eigenvalues > 1e3 * jnp.finfo(dtype).eps * eigenvalues[-1]
+    root, spans = gram_root(problem.frame_gram)
     dimension = problem.sgd.dimension
     freedom = dimension - jnp.sum(spans, dtype=dtype)
     if concrete(freedom):
@@ -83,9 +100,8 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ScalarLike = 0.0
     outside = below + jnp.diag(diagonal)
     gram = inside @ inside.T + outside @ outside.T
     lengths = jnp.sqrt(jnp.diagonal(gram))
-    scales = jnp.sqrt(jnp.where(spans, eigenvalues, 0))
     return Overlaps(
         up=jnp.full((problem.units[0], rank), up, dtype),
-        cross=inside @ (vectors * scales[None]).T / lengths[:, None],
+        cross=inside @ root.T / lengths[:, None],
         down_gram=gram / jnp.outer(lengths, lengths),
     )

@@ -141,3 +141,32 @@ def gradient_noise(
     moments = noise_moments(student, teacher, Q[0, 0], M[0, 0], P[0, 0])
     square = a**2 * moments.ss - 2 * a * b * moments.sp + b**2 * moments.pp
     return jnp.reshape(a**2 * (square + label_noise * moments.slope), (1, 1))
+
+
+def gradient_kurtosis(
+    student: Activation,
+    teacher: Activation,
+    Q: Float[Array, "K K"],
+    M: Float[Array, "K P"],
+    P: Float[Array, "P P"],
+    *,
+    readout: Float[Array, " K"],
+    teacher_readout: Float[Array, " P"],
+    label_noise: ScalarLike,
+) -> Float[Array, ""]:
+    r"""$E[g^4]/E[g^2]^2$ of one sample's gradient amplitude $g = a(e - \sqrt\Delta z)\sigma'(\lambda)$, for K = P = 1.
+
+    3 for a Gaussian, thousands for polynomials: how many samples a batch needs until its squared amplitude is sharp.
+    """
+    a, b = readout[0], teacher_readout[0]
+
+    def integrand(x, y):
+        square, slope = (a * student(x) - b * teacher(y)) ** 2, student.derivative(x) ** 2
+        noisy = square**2 + 6 * label_noise * square + 3 * label_noise**2
+        return jnp.stack([(square + label_noise) * slope, noisy * slope**2])
+
+    growth = 4 * (max(student.growth, teacher.growth) + max(student.growth - 1, 0))
+    polynomials = student.hermite is not None and teacher.hermite is not None
+    rule = tensor_rule(growth) if polynomials else polar_rule(growth)
+    second, fourth = gaussian_average(integrand, Q[0, 0], P[0, 0], M[0, 0], rule=rule, smooth=False)
+    return fourth / second**2

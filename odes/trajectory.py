@@ -1,10 +1,9 @@
 """What trajectories of the overlaps have in common, integrated or simulated, one or many."""
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float
 
-from odes.overlaps import Overlaps, covariances
+from odes.overlaps import Overlaps, target_overlap
 from odes.problem import Problem
 
 
@@ -35,11 +34,4 @@ class Trajectory(eqx.Module):
     @property
     def target_overlap(self) -> Float[Array, "*batch"]:
         """w·ω* of the whole student (single-index)."""
-        self.problem.require_single_index()
-
-        def at(overlaps: Overlaps) -> Array:
-            return covariances(self.problem, overlaps).M[0, 0]
-
-        for _ in range(self.overlaps.up.ndim - 2):
-            at = jax.vmap(at)
-        return at(self.overlaps)
+        return target_overlap(self.problem, self.overlaps)

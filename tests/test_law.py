@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, special
 
 from odes import SGD, Adapter, Escape, Problem, flow, mean_change, modified_flow, random_overlaps, solve
-from theory import escape_law, largest_noise_scale, search_phase, unstable_mode
+from theory import escape_from, escape_law, largest_noise_scale, mode_start, search_phase, unstable_mode, up_noise
 from validation import even_steps, simulate_chain
 
 
@@ -111,6 +111,9 @@ def test_law_at_very_large_dimension_is_the_leading_order():
     np.testing.assert_allclose(tau, 0.2 / np.log1p(0.2 * float(phase.rate)), rtol=1e-12)
 
 
+FREE_AND_NOISY = dict(theta=20.0, normalized=False, noise=0.1, alignment=0.7)
+
+
 @pytest.mark.parametrize(
     "problem, doubt",
     [
@@ -120,6 +123,8 @@ def test_law_at_very_large_dimension_is_the_leading_order():
         (single("He3", strength=0.6, theta=0.4), "does not escape"),
         (single(d=60.0, rank=8), "dimension is too small"),
         (single("linear", strength=0.1, eta=1.5), "learning rate is too large"),
+        (single(d=2e3, **FREE_AND_NOISY), "noise on U"),
+        (single("He3", strength=0.6, theta=0.1, eta=0.0025, d=2e4), "heavy tails"),
         (single(d=1e5), ""),
     ],
 )
@@ -128,6 +133,24 @@ def test_law_says_where_it_does_not_hold(problem, doubt):
     assert doubt in law.doubt and (law.doubt == "") == (doubt == "")
     numbers = [law.mean, law.std, law.quantile(0.5)]
     assert np.isfinite(numbers).all() == (doubt == "")
+
+
+@pytest.mark.slow
+def test_slow_crossing_gives_single_runs_a_head_start(key):
+    """Runs cross before the flow by about the head start, as long as that is small."""
+    escape = Escape("overlap", 0.4)
+    for d, refused in ((2e4, True), (2e5, False)):
+        problem = single(d=d, **FREE_AND_NOISY)
+        law, phase = escape_law(problem, escape), search_phase(problem)
+        mode = unstable_mode(problem, phase)
+        start = mode_start(problem, phase, mode, law.amplitude[None])
+        flow_run = escape_from(problem, start, escape, phase)
+        ahead = float(up_noise(problem, escape, phase, flow_run.final).head_start)
+        run = simulate_chain(problem, key=key, seeds=200, steps=np.arange(0, 501), start=start, until=escape)
+        times = np.asarray(run.escape_times(escape))
+        error = times.std() / np.sqrt(times.size)
+        assert abs(float(flow_run.escape_time) - times.mean() - ahead) < 0.35 * ahead + 3 * error
+        assert ("noise on U" in law.doubt) == refused
 
 
 def test_law_works_under_vmap():

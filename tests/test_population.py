@@ -15,6 +15,7 @@ from odes import (
     covariances,
     flow,
     gradient_at,
+    kurtosis_at,
     noise_at,
     population_gradient,
     pretrained,
@@ -157,6 +158,21 @@ def test_noise_matches_sampling(key):
     samples = ((f(own) - h(target)) ** 2 + 0.3) * f.derivative(own) ** 2
     error = samples.std() / np.sqrt(samples.size)
     assert abs(float(samples.mean() - noise_at(problem, pretrained(problem))[0, 0])) < 4 * float(error)
+
+
+@pytest.mark.parametrize("name, nodes", [("He3", 24), ("tanh", 200)])
+def test_kurtosis_by_gauss_hermite(name, nodes):
+    """Against Gauss-Hermite quadrature in the plane, with the label noise as a third variable."""
+    problem = Problem.single_index(name, strength=0.6, alignment=0.5, sgd=SGD(label_noise=0.2))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    few, few_weights = np.polynomial.hermite_e.hermegauss(6)
+    a, b, z = np.meshgrid(nodes, nodes, few, indexing="ij")
+    weight = np.einsum("i,j,k->ijk", weights, weights, few_weights) / (2 * np.pi) ** 1.5
+    f = activation(name)
+    own = 0.6 * (0.5 * a + np.sqrt(0.75) * b)
+    g = np.asarray((f(jnp.asarray(own)) - f(jnp.asarray(a)) - np.sqrt(0.2) * z) * f.derivative(jnp.asarray(own)))
+    expected = np.sum(weight * g**4) / np.sum(weight * g**2) ** 2
+    np.testing.assert_allclose(kurtosis_at(problem, pretrained(problem)), expected, rtol=1e-8)
 
 
 def test_random_overlaps_follow_the_exact_law(key):

@@ -62,13 +62,13 @@ def test_noise_off_is_caught_in_the_law():
 def test_flipped_sign_in_the_flow_is_caught(monkeypatch):
     """The curvature D enters the flow with the wrong sign."""
     module = importlib.import_module("odes.flow")
-    right = module.gradient_at
+    right = module.gradient_of
 
     def wrong(*args):
         gradient = right(*args)
         return eqx.tree_at(lambda g: g.D, gradient, -gradient.D)
 
-    monkeypatch.setattr(module, "gradient_at", wrong)
+    monkeypatch.setattr(module, "gradient_of", wrong)
     jax.clear_caches()
     try:
         assert not verdict("trajectory", problem(), problem())

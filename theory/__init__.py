@@ -2,7 +2,18 @@
 
 from theory.critical import CriticalPoints, critical_points
 from theory.hermite import hermite_coefficients, information_exponent
-from theory.law import REGIMES, EscapeLaw, UnstableMode, escape_law, largest_noise_scale, mode_start, unstable_mode
+from theory.law import (
+    REGIMES,
+    EscapeLaw,
+    UnstableMode,
+    UpNoise,
+    escape_from,
+    escape_law,
+    largest_noise_scale,
+    mode_start,
+    unstable_mode,
+    up_noise,
+)
 from theory.plateau import Plateau, plateau
 from theory.stability import SearchPhase, escape_rate, search_phase, sweep
 
@@ -13,7 +24,9 @@ __all__ = [
     "Plateau",
     "SearchPhase",
     "UnstableMode",
+    "UpNoise",
     "critical_points",
+    "escape_from",
     "escape_law",
     "escape_rate",
     "hermite_coefficients",
@@ -24,4 +37,5 @@ __all__ = [
     "search_phase",
     "sweep",
     "unstable_mode",
+    "up_noise",
 ]

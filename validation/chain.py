@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odes import Escape, Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps
+from odes import Escape, Overlaps, Problem, covariances, gradient_at, gram_root, noise_of, random_overlaps
 from odes.arguments import ArrayLike, require
 from validation.ensemble import Simulator, simulate, whole_number
 from validation.trajectories import Simulation
@@ -67,10 +67,8 @@ class BatchMeans(eqx.Module):
 
 def frame_basis(problem: Problem) -> FrameBasis:
     """The basis of the frame's span; its size f' is decided now, so the problem's arrays must be concrete."""
-    gram = np.asarray(problem.frame_gram, float)
-    eigenvalues, vectors = np.linalg.eigh(gram)
-    spans = eigenvalues > 1e3 * float(jnp.finfo(problem.frame_gram.dtype).eps) * eigenvalues[-1]
-    root = vectors[:, spans] * np.sqrt(eigenvalues[spans])
+    root, spans = (np.asarray(x) for x in gram_root(problem.frame_gram))
+    root = root[:, spans]
     target = np.asarray(problem.target, float) @ root
     rotation, _ = np.linalg.qr(target.T, mode="complete")
     teachers = min(target.shape)

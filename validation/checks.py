@@ -12,11 +12,11 @@ from jaxtyping import PRNGKeyArray
 from scipy import special, stats
 
 from odes import SGD, Adapter, Escape, Overlaps, Problem, solve
-from theory import escape_law, mode_start, search_phase, unstable_mode
+from theory import escape_from, escape_law, mode_start, search_phase, unstable_mode
 from validation.chain import chain_simulator
 from validation.compare import observables
 from validation.ensemble import simulate
-from validation.trajectories import Simulation
+from validation.trajectories import Simulation, even_steps
 
 FALSE_ALARM = 1e-3
 """The probability that a whole report calls a right theory wrong."""
@@ -148,13 +148,13 @@ class Case:
 def _at(
     problem: Problem, *, dimension: float | None = None, learning_rate: float | None = None, rank: int | None = None
 ) -> Problem:
+    """The problem with other numbers: κ is kept, and θ up to the rounding of the batch to whole samples."""
     sgd, adapter = problem.sgd, problem.adapter
-    d = sgd.dimension if dimension is None else dimension
-    eta = sgd.learning_rate if learning_rate is None else learning_rate
-    batch = eta * d / sgd.noise_scale
-    if np.isfinite(batch):
-        batch = max(1.0, float(np.round(batch)))
-    eta = float(sgd.noise_scale) * batch / d if np.isfinite(batch) and sgd.noise_scale > 0 else eta
+    theta, d = float(sgd.noise_scale), float(sgd.dimension if dimension is None else dimension)
+    eta, batch = float(sgd.learning_rate if learning_rate is None else learning_rate), np.inf
+    if theta > 0:
+        batch = max(1.0, float(np.round(eta * d / theta)))
+        eta = theta * batch / d
     sgd = SGD(learning_rate=eta, batch_size=batch, dimension=d, label_noise=sgd.label_noise)
     if rank is not None:
         adapter = Adapter(rank, scale=rank * adapter.kappa, lr_ratio=adapter.lr_ratio, normalized=adapter.normalized)
@@ -170,20 +170,17 @@ def _mode_start(problem: Problem, amplitude: float) -> Overlaps:
     return mode_start(problem, phase, unstable_mode(problem, phase), jnp.full(rank, amplitude / np.sqrt(rank)))
 
 
-def _predicted_escape(case: Case, start: Overlaps, *, finite_steps: bool) -> float:
+def _predicted_escape(case: Case, start: Overlaps, *, finite_steps: bool = True) -> float:
     """When the flow escapes from `start`, according to theory."""
-    t1 = 200 * search_phase(case.theory).tau
-    solution = solve(
-        case.theory, start, t1=t1, times=t1[None], escape=case.escape, until_escape=True, finite_steps=finite_steps
-    )
-    return float(solution.escape_time)
+    phase = search_phase(case.theory)
+    return float(escape_from(case.theory, start, case.escape, phase, finite_steps=finite_steps).escape_time)
 
 
 def _time_scale(case: Case, start: Overlaps) -> float:
     """About when the flow escapes from `start`, a start on the unstable mode."""
     law = escape_law(case.theory, case.escape)
     if law.doubt:
-        return _predicted_escape(case, start, finite_steps=True)
+        return _predicted_escape(case, start)
     return float(law.time(np.log(_AMPLITUDE)))
 
 
@@ -194,25 +191,35 @@ def _run(case: Case, steps: np.ndarray, seeds: int, *, start: Overlaps | None = 
     return simulate(simulator, key=case.key, seeds=seeds, steps=steps, until=case.escape if stop else None)
 
 
-def _recorded(case: Case, end: float, records: int) -> np.ndarray:
-    """Step numbers of `records` records, evenly spaced up to time `end`."""
-    last = int(np.ceil(end / float(case.problem.sgd.learning_rate)))
-    return np.unique(np.linspace(0, last, records + 1).round().astype(int))
-
-
 def _escape_times(case: Case, seeds: int, end: float, *, start: Overlaps | None = None) -> np.ndarray:
     """Escape times of the seeds that escaped by `end`."""
-    times = np.asarray(_run(case, _recorded(case, end, 300), seeds, start=start).escape_times(case.escape))
+    steps = even_steps(end, float(case.problem.sgd.learning_rate), 300)
+    times = np.asarray(_run(case, steps, seeds, start=start).escape_times(case.escape))
     return times[np.isfinite(times)]
+
+
+def _mean(values: Any) -> tuple[float, float]:
+    """The mean and its standard error."""
+    values = np.asarray(values)
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
+
+
+def _from_the_mode(case: Case) -> tuple[Overlaps, float]:
+    """A start on the unstable mode and about when the flow escapes from it."""
+    start = _mode_start(case.problem, _AMPLITUDE)
+    return start, _time_scale(case, start)
+
+
+def _no_escape(case: Case, check: str) -> Note:
+    return Note(case.name, f"{check}: the flow does not escape, even from a start on the unstable mode")
 
 
 def trajectory(case: Case) -> Iterator[Result]:
     """|m|, |u|, |s|, w·ω* and the loss at three times around the escape, from a start on the unstable mode."""
     case = case.at(dimension=case.effort.trajectory_dimension)
-    start = _mode_start(case.problem, _AMPLITUDE)
-    end = _time_scale(case, start)
+    start, end = _from_the_mode(case)
     if not np.isfinite(end):
-        yield Note(case.name, "trajectory: the flow does not escape, even from a start on the unstable mode")
+        yield _no_escape(case, "trajectory")
         return
     steps = np.unique(np.round(np.array([0, 0.5, 1, 1.3]) * end / float(case.problem.sgd.learning_rate)).astype(int))
     run = _run(case, steps, case.effort.trajectory_seeds, start=start, stop=False)
@@ -222,10 +229,9 @@ def trajectory(case: Case) -> Iterator[Result]:
         if name == "s" and float(case.problem.alignment) > 1 - 1e-9:
             continue
         for i in range(1, run.t.size):
-            mean, n = values[:, i].mean(), values.shape[0]
-            error = float(values[:, i].std(ddof=1)) / np.sqrt(n)
+            mean, error = _mean(values[:, i])
             name_at = f"{name} at t = {float(run.t[i]):.4g}"
-            yield case.check(name_at, predicted[name][i], mean, error, runs=n)
+            yield case.check(name_at, predicted[name][i], mean, error, runs=values.shape[0])
 
 
 def _law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
@@ -234,13 +240,13 @@ def _law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
         yield Note(case.name, f"law{label}: {law.doubt}")
         return
     times = _escape_times(case, seeds, 1.5 * float(law.quantile(1 - 1e-6)))
-    mean, std, n = times.mean(), times.std(ddof=1), times.size
+    (mean, mean_error), n = _mean(times), times.size
     surprise = stats.norm.isf(stats.binom.sf(seeds - n - 1, seeds, 1e-6))
     yield case.check(f"fraction escaped{label}", 1, n / seeds, np.nan, z=max(float(surprise), 0.0))
-    yield case.check(f"escape time, mean{label}", law.mean, mean, std / np.sqrt(n), accuracy=LAW_ACCURACY, runs=n)
+    yield case.check(f"escape time, mean{label}", law.mean, mean, mean_error, accuracy=LAW_ACCURACY, runs=n)
     excess = special.polygamma(3, law.rank / 2) / special.polygamma(1, law.rank / 2) ** 2
     error = law.std * np.sqrt((excess + 2) / (4 * n))
-    yield case.check(f"escape time, std{label}", law.std, std, error, accuracy=LAW_ACCURACY)
+    yield case.check(f"escape time, std{label}", law.std, times.std(ddof=1), error, accuracy=LAW_ACCURACY)
     centred = times - mean + float(law.mean)
     test = stats.kstest(centred, lambda t: np.asarray(law.cdf(t)))
     expected, spread = stats.kstwo.mean(n), stats.kstwo.std(n)
@@ -271,10 +277,9 @@ def _slope(x: np.ndarray, y: np.ndarray, errors: np.ndarray) -> tuple[float, flo
 
 def approach(case: Case) -> Iterator[Result]:
     r"""The deviation of w·ω* from the limit falls like $d^{-1/2}$: the fitted exponent of its root mean square."""
-    start = _mode_start(case.problem, _AMPLITUDE)
-    middle = _time_scale(case, start)
+    start, middle = _from_the_mode(case)
     if not np.isfinite(middle):
-        yield Note(case.name, "approach: the flow does not escape, even from a start on the unstable mode")
+        yield _no_escape(case, "approach")
         return
     seeds, logs, values = case.effort.sweep_seeds, [], []
     for i, d in enumerate(case.effort.approach):
@@ -300,12 +305,13 @@ def log_dimension(case: Case) -> Iterator[Result]:
             yield Note(case.name, f"log-dimension, d = {d:.0e}: {expected.doubt}")
             continue
         times = _escape_times(there, case.effort.sweep_seeds, 1.5 * float(expected.quantile(1 - 1e-6)))
+        mean, error = _mean(times)
         logs.append(np.log(d))
-        means.append(times.mean())
-        errors.append(times.std(ddof=1) / np.sqrt(times.size))
+        means.append(mean)
+        errors.append(error)
         slopes.append(float(expected.tau) / 2)
         name = f"escape time, mean, d = {d:.0e}"
-        yield there.check(name, expected.mean, means[-1], errors[-1], accuracy=LAW_ACCURACY)
+        yield there.check(name, expected.mean, mean, error, accuracy=LAW_ACCURACY)
     if len(logs) < 2:
         return
     slope, error, _ = _slope(*map(np.array, (logs, means, errors)))
@@ -318,19 +324,20 @@ def learning_rate(case: Case) -> Iterator[Result]:
     start = _mode_start(case.problem, _AMPLITUDE)
     limit = _predicted_escape(case, start, finite_steps=False)
     if not np.isfinite(limit):
-        yield Note(case.name, "learning-rate: the flow does not escape, even from a start on the unstable mode")
+        yield _no_escape(case, "learning-rate")
         return
     first = float(case.problem.sgd.learning_rate)
     etas, means, errors = [], [], []
     for factor in (1, 2, 4):
         there = case.at(learning_rate=first * factor).stream(factor)
         eta = float(there.problem.sgd.learning_rate)
-        predicted = _predicted_escape(there, start, finite_steps=True)
+        predicted = _predicted_escape(there, start)
         times = _escape_times(there, case.effort.sweep_seeds, 3 * limit, start=start)
+        mean, error = _mean(times)
         etas.append(eta)
-        means.append(times.mean())
-        errors.append(times.std(ddof=1) / np.sqrt(times.size))
-        yield case.check(f"escape time from a given start, eta = {eta:g}", predicted, means[-1], errors[-1])
+        means.append(mean)
+        errors.append(error)
+        yield case.check(f"escape time from a given start, eta = {eta:g}", predicted, mean, error)
     slope, error, constant = _slope(*map(np.array, (etas, means, errors)))
     centre = np.average(etas, weights=1 / np.array(errors) ** 2)
     at_zero = float(np.hypot(1 / np.sqrt(np.sum(1 / np.array(errors) ** 2)), error * centre))

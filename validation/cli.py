@@ -15,6 +15,9 @@ from validation.options import BadInput
 _FLAGS = {"dimension": "dim"}
 """Arguments whose flag has another name."""
 
+_INTERRUPTED = 130
+"""The exit code of a process that Ctrl-C ended."""
+
 _CLEARER = (
     (r": (?:could not convert string to float:|no type matching .*FLOAT .* from) \[? ?('.*') ?\]?$", "number"),
     (r": (?:invalid literal for int.*:|no type matching .*INT .* from) \[? ?('.*') ?\]?$", "whole number"),
@@ -25,11 +28,12 @@ _CLEARER = (
 def main(args: Sequence[str] | None = None) -> int:
     """Runs `searchphase` with `args` (the process's own unless given).
 
-    Returns the exit code: 0 done, 1 the check said no, 2 bad input.
+    Returns the exit code: 0 done, 1 the check said no, 2 bad input, 130 interrupted.
     """
     jax.config.update("jax_enable_x64", True)
     args = list(sys.argv[1:] if args is None else args)
     name = args[0] if args and args[0] in COMMANDS else None
+    code = 2
     try:
         return _parse(args).run()
     except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
@@ -39,8 +43,10 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(error, ValueError) and not str(error).startswith("Argument `"):
             raise
         message = re.sub(r"Argument `(\w+)`", _flag, str(error)).replace("\n", " ")
+    except KeyboardInterrupt:
+        message, code = "interrupted", _INTERRUPTED
     print(f"searchphase{f' {name}' if name else ''}: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _flag(match: re.Match[str]) -> str:

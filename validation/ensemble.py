@@ -73,15 +73,12 @@ def _advance(
     real = jnp.result_type(float)
     overlaps = jax.vmap(lambda state: jax.tree.map(lambda x: x.astype(real), simulator.overlaps(state)))(states)
 
-    def observe(overlaps: Overlaps) -> tuple[Array, Array]:
-        loss = gradient_at(simulator.problem, overlaps).loss
-        if until is None:
-            return loss, jnp.zeros((), bool)
-        margin = until.margin(simulator.problem, overlaps, until.reference(simulator.problem))
-        return loss, (margin <= 0) | ~jnp.isfinite(margin)
-
-    loss, finished = jax.lax.map(observe, overlaps, batch_size=_AVERAGES_AT_ONCE)
-    return states, overlaps, loss, finished
+    problem = simulator.problem
+    loss = jax.lax.map(lambda at: gradient_at(problem, at).loss, overlaps, batch_size=_AVERAGES_AT_ONCE)
+    if until is None:
+        return states, overlaps, loss, jnp.zeros(loss.shape, bool)
+    margin = until.distance(until.value(problem, overlaps, loss), until.reference(problem))
+    return states, overlaps, loss, (margin <= 0) | ~jnp.isfinite(margin)
 
 
 def seed_keys(key: PRNGKeyArray, seeds: int, *, shared_start: bool = False) -> tuple[Array, Array]:

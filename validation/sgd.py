@@ -3,10 +3,9 @@ r"""Direct simulation of one-pass SGD in d dimensions."""
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odes import Escape, Overlaps, Problem
+from odes import Escape, Overlaps, Problem, gram_root
 from odes.arguments import ArrayLike, require
 from validation.ensemble import Simulator, simulate, whole_number
 from validation.trajectories import Simulation
@@ -24,9 +23,8 @@ class Weights(eqx.Module):
 
 def frame(problem: Problem, dimension: int) -> Float[Array, "f d"]:
     r"""Vectors with the Gram matrix Γ, in the first directions of R^d (the input's law is isotropic)."""
-    eigenvalues, vectors = np.linalg.eigh(np.asarray(problem.frame_gram))
-    root = vectors * np.sqrt(np.maximum(eigenvalues, 0))
-    return jnp.asarray(np.pad(root, ((0, 0), (0, dimension - root.shape[0]))))
+    root, _ = gram_root(problem.frame_gram)
+    return jnp.pad(root, ((0, 0), (0, dimension - root.shape[0])))
 
 
 def initial_weights(problem: Problem, dimension: int, key: PRNGKeyArray, *, up: float, dtype) -> Weights:

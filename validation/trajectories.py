@@ -39,9 +39,8 @@ class Simulation(Trajectory):
     def escape_times(self, escape: Escape | None = None) -> Float[Array, " seeds"]:
         """When each seed met the criterion, interpolated linearly between records; NaN where it did not."""
         escape = Escape() if escape is None else escape
-        reference = escape.reference(self.problem)
-        value = self.loss if escape.criterion == "loss" else self.target_overlap
-        margin = escape.distance(value, reference)
+        value = escape.value(self.problem, self.overlaps, self.loss)
+        margin = escape.distance(value, escape.reference(self.problem))
         out = margin <= 0
         after = jnp.argmax(out, axis=1)
         before = jnp.maximum(after - 1, 0)

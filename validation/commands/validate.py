@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import difflib
 import functools
 import multiprocessing
 import tomllib
@@ -15,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from odes import SGD
+from odes.arguments import nearest
 from odes.storage import write_dataset
 from validation.checks import CHECKS, FULL, LAW_ACCURACY, QUICK, Case, Check, Effort, Note, Result, z_limit
 from validation.options import BadInput, EscapeOptions, ModelOptions, OptionalPath, OutputOptions, save_figure
@@ -131,9 +131,7 @@ def print_checks(checks: list[Check]) -> None:
 
 def _known_check(where: str, name: str) -> None:
     if name not in CHECKS:
-        near = difflib.get_close_matches(name, CHECKS, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise BadInput(f"{where} takes {', '.join(CHECKS)}, not {name!r}{hint}")
+        raise BadInput(f"{where} takes {', '.join(CHECKS)}, not {name!r}{nearest(name, CHECKS)}")
 
 
 def read_settings(path: Path) -> list[dict[str, Any]]:
@@ -148,8 +146,7 @@ def read_settings(path: Path) -> list[dict[str, Any]]:
         where = f"--settings, setting {number}"
         for key in setting:
             if key not in _KEYS:
-                near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.3)
-                raise BadInput(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise BadInput(f"{where}: unknown key {key!r}{nearest(key, _KEYS)}")
         setting.setdefault("name", f"setting {number}")
         setting.setdefault("checks", ["trajectory", "law"])
         for kind in (*setting["checks"], *setting.get("quick", ())):

@@ -1,7 +1,7 @@
 r"""The learning problem: teacher, frozen pretrained weights, LoRA adapter, SGD. Frozen, checked when made."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -221,6 +221,39 @@ class Problem(eqx.Module):
         mu = _array(mu)
         require("mixture", mu, "finite", np.isfinite)
         return cls._with_gram(activation, mu, mu**2 + (1 - mu) ** 2, teacher, adapter, sgd)
+
+    @classmethod
+    def full_weights(
+        cls,
+        activation: str | Activation,
+        *,
+        learns: Literal["target", "source"] = "target",
+        cosine: ScalarLike = 1.0,
+        teacher: str | Activation | None = None,
+        normalized: bool = True,
+        sgd: SGD | None = None,
+    ) -> "Problem":
+        r"""One student unit whose weights w are trained themselves: from scratch, or the pretraining of a w0.
+
+        No frozen weights, rank 1, κ = 1, U = 1 fixed (lr ratio 0): w is the one row of V, so that a start needs `up` = 1. The
+        frame has rows (ω*, ω_s), target and source with ω*·ω_s = `cosine`, so that m = w·ω* and s = w·ω_s; w `learns` one of
+        them, with the link function `teacher`. `normalized` keeps its length.
+
+        >>> Problem.full_weights("erf", learns="source", cosine=0.5).target.tolist()
+        [[0.0, 1.0]]
+        """
+        cosine = _array(cosine)
+        require("cosine", cosine, "between -1 and 1", lambda c: np.abs(c) <= 1)
+        one = jnp.ones_like(cosine)
+        return cls(
+            activation,
+            frame_gram=jnp.stack([jnp.stack([one, cosine]), jnp.stack([cosine, one])]),
+            frozen=[[0.0, 0.0]],
+            target=[[1.0, 0.0] if learns == "target" else [0.0, 1.0]],
+            teacher=teacher,
+            adapter=Adapter(1, lr_ratio=0.0, normalized=normalized),
+            sgd=sgd,
+        )
 
     @property
     def units(self) -> tuple[int, int]:

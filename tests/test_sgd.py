@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import SGD, Adapter, Escape, Overlaps, Problem, flow, gradient_at, load
+from odes import SGD, Adapter, Escape, Overlaps, Problem, flow, gradient_at, load, random_overlaps
 from validation import compare, even_steps, simulate_direct
-from validation.sgd import Weights, frame, sgd_step
+from validation.basis import frame_basis
+from validation.sgd import Weights, direct_simulator, sgd_step
+
+
+def frame_of(problem, d):
+    """Vectors with the frame's Gram matrix in R^d."""
+    rows = frame_basis(problem).rows
+    return jnp.pad(rows, ((0, 0), (0, d - rows.shape[1])))
 
 
 @pytest.mark.parametrize("normalized", [True, False])
@@ -17,7 +24,7 @@ def test_one_step_is_sgd_on_the_batch_loss(activation, normalized, key):
     adapter = Adapter(2, scale=3.0, lr_ratio=1.7, normalized=normalized)
     problem = Problem.single_index(activation, strength=0.6, alignment=0.4, teacher="tanh", adapter=adapter)
     keys = jax.random.split(key, 4)
-    F, inputs = frame(problem, 9), jax.random.normal(keys[0], (20, 9))
+    F, inputs = frame_of(problem, 9), jax.random.normal(keys[0], (20, 9))
     noise = jax.random.normal(keys[1], (20,))
     U, V = jax.random.normal(keys[2], (1, 2)), jax.random.normal(keys[3], (2, 9))
 
@@ -34,10 +41,18 @@ def test_one_step_is_sgd_on_the_batch_loss(activation, normalized, key):
     np.testing.assert_allclose(ours.down, new_V, rtol=1e-11, atol=1e-13)
 
 
-def test_frame_has_the_gram_matrix():
-    problem = Problem.single_index("erf", strength=0.6, alignment=0.4)
-    F = frame(problem, 7)
+def test_start_has_the_given_overlaps(key):
+    problem = Problem.single_index(
+        "erf", strength=0.6, alignment=0.4, adapter=Adapter(2), sgd=SGD(dimension=9, batch_size=5)
+    )
+    start = random_overlaps(problem, key, up=0.3)
+    simulator = direct_simulator(problem, start=start, dtype="float64")
+    F = simulator.directions
     np.testing.assert_allclose(F @ F.T, problem.frame_gram, atol=1e-14)
+    for ours, given in zip(
+        jax.tree.leaves(simulator.overlaps(simulator.start(key))), jax.tree.leaves(start), strict=True
+    ):
+        np.testing.assert_allclose(ours, given, atol=1e-14)
 
 
 @pytest.mark.parametrize("normalized", [True, False])
@@ -53,7 +68,7 @@ def test_mean_step_is_the_flow_with_its_noise_term(normalized):
         SGD(dimension=d, batch_size=batch, learning_rate=eta, label_noise=0.2),
     )
     problem = Problem.single_index("erf", strength=0.7, alignment=0.6, adapter=adapter, sgd=sgd)
-    F = frame(problem, d)
+    F = frame_of(problem, d)
     V = jax.random.normal(jax.random.key(1), (2, d)) / np.sqrt(d)
     V = V + 0.4 * F[:1]
     V /= jnp.linalg.norm(V, axis=1, keepdims=True)

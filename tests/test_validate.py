@@ -52,7 +52,8 @@ def test_wrong_theory_is_caught(kind, wrong):
 def test_noise_off_is_caught_in_the_law():
     """Noise feeds the unstable mode as much as the start does; an early threshold sees that before the flow is slowed by it."""
     noisy, quiet = (problem(theta=theta, alignment=0.7) for theta in (6.0, 0.0))
-    case = Case("test", noisy, quiet, EFFORT, jax.random.key(1), Escape("loss", 0.9))
+    effort = dataclasses.replace(EFFORT, law_dimension=6e3)
+    case = Case("test", noisy, quiet, effort, jax.random.key(1), Escape("loss", 0.9))
     checks = list(CHECKS["law"](case))
     assert not all(check.agrees(z_limit(len(checks))) for check in checks)
     right = list(CHECKS["law"](dataclasses.replace(case, theory=noisy)))

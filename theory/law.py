@@ -265,34 +265,47 @@ def up_noise(problem: Problem, escape: Escape, phase: SearchPhase, crossing: Ove
     r"""The fluctuations of U where the flow escapes.
 
     In the direction g (the gradient in U of the margin z, [`odes.Escape.margin`][]) U gets noise of variance
-    $\theta\chi^2\kappa^2N\,gRg^T/d$ per unit time and relaxes at the rate $\gamma_g = \chi\kappa^2D\,gRg^T/gg^T$. The head start is
-    the standard deviation that is left, over the speed at which the flow crosses the threshold:
-
-    $$\frac{1}{|\dot z|}\sqrt{\frac{\theta\chi^2\kappa^2N\,gRg^T}{2d\,(\gamma_g + \lambda_+)}}.$$
+    $\theta\chi^2\kappa^2N\,gRg^T/d$ per unit time and forgets it at the rate $\gamma = \chi\kappa^2D\,gRg^T/gg^T + \lambda_+$, which leaves
+    on z the variance $\varsigma^2 = \theta\chi^2\kappa^2N\,gRg^T/(2d\gamma)$. For the last $\varsigma$ before the threshold the flow took
+    $T = 2\varsigma/(|\dot z| + \sqrt{\dot z^2 + 2\ddot z\varsigma})$. Fluctuations that are forgotten much faster carry a run over by all
+    of it, slow ones by nothing on average; the head start is $T^2/(T + 1/\gamma)$.
 
     A step multiplies the squared length of a row by 1 + x, x of mean $\bar x = \eta\theta\kappa^2N|U|^2$ and variance $\bar x^2K/B$ with
     the amplitudes' kurtosis K; since $E\log(1 + x) \simeq \bar x - E[x^2]/2$, the rows shrink less by the fraction
     $\bar xK/(2B) = \theta^2\kappa^2N|U|^2K/(2d)$, the tail.
     """
-    adapter = problem.adapter
+    adapter, sgd = problem.adapter, problem.sgd
     reference = escape.reference(problem)
-    gradient = jax.grad(lambda at: escape.margin(problem, at, reference))(crossing)
-    velocity = modified_flow(problem, crossing)
-    speed = sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(velocity), strict=True))
+
+    def margin(at: Overlaps) -> Array:
+        return escape.margin(problem, at, reference)
+
+    def speed(at: Overlaps) -> Array:
+        return jax.jvp(margin, (at,), (modified_flow(problem, at),))[1]
+
+    velocity, acceleration = jax.jvp(speed, (crossing,), (modified_flow(problem, crossing),))
+    noise = noise_at(problem, crossing)[0, 0]
     damping = adapter.lr_ratio * adapter.kappa**2 * jnp.maximum(gradient_at(problem, crossing).D[0, 0], 0)
-    kick = (adapter.lr_ratio * adapter.kappa) ** 2 * problem.sgd.noise_scale * noise_at(problem, crossing)[0, 0]
+    kick = (adapter.lr_ratio * adapter.kappa) ** 2 * sgd.noise_scale * noise / sgd.dimension
 
-    def variance(directions: Array) -> Array:
+    def fluctuation(directions: Array) -> tuple[Array, Array]:
+        """The variance of U along the directions, and the rate at which it is forgotten."""
         spread = jnp.sum((directions @ crossing.down_gram) * directions)
-        relaxation = damping * spread / jnp.sum(directions**2) + phase.rate
-        return kick * spread / (2 * problem.sgd.dimension * relaxation)
+        rate = damping * spread / jnp.sum(directions**2) + phase.rate
+        return kick * spread / (2 * rate), rate
 
+    variance, rate = fluctuation(jax.grad(margin)(crossing).up)
+    deviation = jnp.sqrt(variance)
+    root = jnp.sqrt(jnp.maximum(velocity**2 + 2 * acceleration * deviation, 0))
+    last = 2 * deviation / (jnp.abs(velocity) + root)
+    total, _ = fluctuation(jnp.eye(adapter.rank, dtype=noise.dtype))
     length = jnp.sum(crossing.up**2)
-    growth = problem.sgd.noise_scale * adapter.kappa**2 * noise_at(problem, crossing)[0, 0] * length
-    tail = growth * problem.sgd.noise_scale * kurtosis_at(problem, crossing) / (2 * problem.sgd.dimension)
+    tail = (
+        (sgd.noise_scale * adapter.kappa) ** 2 * noise * length * kurtosis_at(problem, crossing) / (2 * sgd.dimension)
+    )
     return UpNoise(
-        relative=variance(jnp.eye(adapter.rank, dtype=kick.dtype)) / length,
-        head_start=jnp.sqrt(variance(gradient.up)) / jnp.abs(speed),
+        relative=total / length,
+        head_start=last**2 / (last + 1 / rate),
         tail=tail if adapter.normalized else jnp.zeros_like(tail),
     )
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odes import Escape, Overlaps, Problem, covariances, gradient_at, gram_root, noise_of, random_overlaps
+from odes import Escape, Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps
 from odes.arguments import ArrayLike, require
+from validation.basis import Coordinates, FrameBasis, frame_basis, to_coordinates, to_overlaps
 from validation.ensemble import Simulator, simulate, whole_number
 from validation.trajectories import Simulation
 
@@ -30,29 +31,6 @@ _AVERAGE_COST = 2**11
 """Gaussian averages instead of a batch count as this many samples."""
 
 
-class FrameBasis(eqx.Module):
-    r"""The frame's rows in an orthonormal basis of their span, whose first directions span the teachers.
-
-    `rows` (f, f') with $\Gamma$ = rows rows^T, f' = rank Γ; `teacher` (P, P'), $T$ in the first P' = min(P, f') directions.
-    """
-
-    rows: Float[Array, "f span"]
-    teacher: Float[Array, "P teachers"]
-
-
-class Coordinates(eqx.Module):
-    r"""The chain's state: the rows of V in an orthonormal basis of span(F, V).
-
-    `up` (K, r) is U; `inside` (r, f') and `outside` (r, r) are the components of V within span F and orthogonal to it, the
-    second up to a rotation, so that $X$ = inside rows^T and $R$ = inside inside^T + outside outside^T. Unlike R itself they
-    cannot become indefinite by rounding.
-    """
-
-    up: Float[Array, "K r"]
-    inside: Float[Array, "r span"]
-    outside: Float[Array, "r r"]
-
-
 class BatchMeans(eqx.Module):
     r"""What a batch leaves of its samples: means over it, in an orthonormal basis of the preactivations.
 
@@ -63,29 +41,6 @@ class BatchMeans(eqx.Module):
     teacher: Float[Array, "K teachers"]
     student: Float[Array, "K K"]
     root: Float[Array, "K K"]
-
-
-def frame_basis(problem: Problem) -> FrameBasis:
-    """The basis of the frame's span; its size f' is decided now, so the problem's arrays must be concrete."""
-    root, spans = (np.asarray(x) for x in gram_root(problem.frame_gram))
-    root = root[:, spans]
-    target = np.asarray(problem.target, float) @ root
-    rotation, _ = np.linalg.qr(target.T, mode="complete")
-    teachers = min(target.shape)
-    return FrameBasis(jnp.asarray(root @ rotation), jnp.asarray((target @ rotation)[:, :teachers]))
-
-
-def to_coordinates(basis: FrameBasis, overlaps: Overlaps) -> Coordinates:
-    """Coordinates of V that have the given overlaps."""
-    inside = overlaps.cross @ jnp.linalg.pinv(basis.rows).T
-    eigenvalues, vectors = jnp.linalg.eigh(overlaps.down_gram - inside @ inside.T)
-    return Coordinates(overlaps.up, inside, vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None])
-
-
-def to_overlaps(basis: FrameBasis, state: Coordinates) -> Overlaps:
-    """The overlaps of V at given coordinates."""
-    gram = state.inside @ state.inside.T + state.outside @ state.outside.T
-    return Overlaps(state.up, state.inside @ basis.rows.T, gram)
 
 
 def _lower_root(rows: Array) -> Array:
@@ -194,9 +149,8 @@ class ChainSimulator(Simulator):
 
     def start(self, key: PRNGKeyArray) -> Coordinates:
         """The given overlaps, or those of a random start."""
-        if self.initial is not None:
-            return to_coordinates(self.basis, self.initial)
-        return to_coordinates(self.basis, random_overlaps(self.problem, key, up=self.up))
+        start = random_overlaps(self.problem, key, up=self.up) if self.initial is None else self.initial
+        return to_coordinates(self.basis, start)
 
     def overlaps(self, state: Coordinates) -> Overlaps:
         return to_overlaps(self.basis, state)

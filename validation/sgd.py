@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odes import Escape, Overlaps, Problem, gram_root
+from odes import Escape, Overlaps, Problem
 from odes.arguments import ArrayLike, require
+from validation.basis import frame_basis, to_coordinates
 from validation.ensemble import Simulator, simulate, whole_number
 from validation.trajectories import Simulation
 
@@ -19,12 +20,6 @@ class Weights(eqx.Module):
 
     up: Float[Array, "K r"]
     down: Float[Array, "r d"]
-
-
-def frame(problem: Problem, dimension: int) -> Float[Array, "f d"]:
-    r"""Vectors with the Gram matrix Γ, in the first directions of R^d (the input's law is isotropic)."""
-    root, _ = gram_root(problem.frame_gram)
-    return jnp.pad(root, ((0, 0), (0, dimension - root.shape[0])))
 
 
 def initial_weights(problem: Problem, dimension: int, key: PRNGKeyArray, *, up: float, dtype) -> Weights:
@@ -62,6 +57,7 @@ class DirectSimulator(Simulator):
 
     problem: Problem
     directions: Float[Array, "f d"]
+    initial: Weights | None
     up: float
     batch: int = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
@@ -76,6 +72,9 @@ class DirectSimulator(Simulator):
         return jax.tree.map(lambda x: x.astype(self.dtype), self.problem)
 
     def start(self, key: PRNGKeyArray) -> Weights:
+        """The given weights, or those of a random start."""
+        if self.initial is not None:
+            return self.initial
         return initial_weights(self._cast, self.directions.shape[1], key, up=self.up, dtype=self.directions.dtype)
 
     def step(self, state: Weights, key: PRNGKeyArray) -> Weights:
@@ -90,10 +89,14 @@ class DirectSimulator(Simulator):
         return Overlaps(state.up, state.down @ self.directions.T, state.down @ state.down.T)
 
 
-def direct_simulator(problem: Problem, *, up: float = 0.0, dtype: str = "float32") -> DirectSimulator:
+def direct_simulator(
+    problem: Problem, *, start: Overlaps | None = None, up: float = 0.0, dtype: str = "float32"
+) -> DirectSimulator:
     """The direct simulator of a problem.
 
-    - `up`: the value of every entry of U at the start; `dtype`: "float32" or "float64", of the whole simulation.
+    - `start`: the overlaps from which every seed starts, in one position of the rows of V (the input's law does not know
+        positions); random rows unless given, with `up` for every entry of U;
+    - `dtype`: "float32" or "float64", of the whole simulation.
 
     **Raises** ValueError for an infinite or fractional batch or dimension, and a dimension below the number of fixed
     directions plus the rank.
@@ -101,8 +104,19 @@ def direct_simulator(problem: Problem, *, up: float = 0.0, dtype: str = "float32
     batch, dimension = (whole_number(name, getattr(problem.sgd, name)) for name in ("batch_size", "dimension"))
     least = problem.frame_size + problem.adapter.rank
     require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
-    directions = frame(problem, dimension).astype(dtype)
-    return DirectSimulator(problem=problem, directions=directions, up=up, batch=batch, dtype=dtype)
+    basis, initial = frame_basis(problem), None
+
+    def embed(rows: Array) -> Array:
+        """Rows given by their first coordinates."""
+        return jnp.pad(rows, ((0, 0), (0, dimension - rows.shape[1]))).astype(dtype)
+
+    if start is not None:
+        place = to_coordinates(basis, start)
+        down = jnp.concatenate([place.inside, place.outside], axis=1)
+        initial = Weights(place.up.astype(dtype), embed(down))
+    return DirectSimulator(
+        problem=problem, directions=embed(basis.rows), initial=initial, up=up, batch=batch, dtype=dtype
+    )
 
 
 def simulate_direct(
@@ -112,13 +126,14 @@ def simulate_direct(
     seeds: int,
     steps: ArrayLike,
     until: Escape | None = None,
+    start: Overlaps | None = None,
     up: float = 0.0,
     shared_start: bool = False,
     dtype: str = "float32",
     progress: bool = False,
 ) -> Simulation:
     """One-pass SGD with d-dimensional weights: [`direct_simulator`][] in [`validation.simulate`][]."""
-    simulator = direct_simulator(problem, up=up, dtype=dtype)
+    simulator = direct_simulator(problem, start=start, up=up, dtype=dtype)
     return simulate(
         simulator, key=key, seeds=seeds, steps=steps, until=until, shared_start=shared_start, progress=progress
     )

@@ -1,0 +1,54 @@
+r"""Coordinates of all fixed and trained directions in an orthonormal basis: where both simulators start."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from odes import Overlaps, Problem, gram_root
+
+
+class FrameBasis(eqx.Module):
+    r"""The frame's rows in an orthonormal basis of their span, whose first directions span the teachers.
+
+    `rows` (f, f') with $\Gamma$ = rows rows^T, f' = rank Γ; `teacher` (P, P'), $T$ in the first P' = min(P, f') directions.
+    """
+
+    rows: Float[Array, "f span"]
+    teacher: Float[Array, "P teachers"]
+
+
+class Coordinates(eqx.Module):
+    r"""The rows of V in an orthonormal basis of span(F, V), and U.
+
+    `up` (K, r) is U; `inside` (r, f') and `outside` (r, r) are the components of V within span F and orthogonal to it, the
+    second up to a rotation, so that $X$ = inside rows^T and $R$ = inside inside^T + outside outside^T. Unlike R itself they
+    cannot become indefinite by rounding.
+    """
+
+    up: Float[Array, "K r"]
+    inside: Float[Array, "r span"]
+    outside: Float[Array, "r r"]
+
+
+def frame_basis(problem: Problem) -> FrameBasis:
+    """The basis of the frame's span; its size f' is decided now, so the problem's arrays must be concrete."""
+    root, spans = (np.asarray(x) for x in gram_root(problem.frame_gram))
+    root = root[:, spans]
+    target = np.asarray(problem.target, float) @ root
+    rotation, _ = np.linalg.qr(target.T, mode="complete")
+    teachers = min(target.shape)
+    return FrameBasis(jnp.asarray(root @ rotation), jnp.asarray((target @ rotation)[:, :teachers]))
+
+
+def to_coordinates(basis: FrameBasis, overlaps: Overlaps) -> Coordinates:
+    """Coordinates of V that have the given overlaps."""
+    inside = overlaps.cross @ jnp.linalg.pinv(basis.rows).T
+    eigenvalues, vectors = jnp.linalg.eigh(overlaps.down_gram - inside @ inside.T)
+    return Coordinates(overlaps.up, inside, vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None])
+
+
+def to_overlaps(basis: FrameBasis, state: Coordinates) -> Overlaps:
+    """The overlaps of V at given coordinates."""
+    gram = state.inside @ state.inside.T + state.outside @ state.outside.T
+    return Overlaps(state.up, state.inside @ basis.rows.T, gram)

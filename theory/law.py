@@ -13,9 +13,9 @@ from odes import (
     Overlaps,
     Problem,
     Solution,
+    flow,
     gradient_at,
     kurtosis_at,
-    modified_flow,
     noise_at,
     pretrained,
     solve,
@@ -281,9 +281,9 @@ def up_noise(problem: Problem, escape: Escape, phase: SearchPhase, crossing: Ove
         return escape.margin(problem, at, reference)
 
     def speed(at: Overlaps) -> Array:
-        return jax.jvp(margin, (at,), (modified_flow(problem, at),))[1]
+        return jax.jvp(margin, (at,), (flow(problem, at),))[1]
 
-    velocity, acceleration = jax.jvp(speed, (crossing,), (modified_flow(problem, crossing),))
+    velocity, acceleration = jax.jvp(speed, (crossing,), (flow(problem, crossing),))
     noise = noise_at(problem, crossing)[0, 0]
     damping = adapter.lr_ratio * adapter.kappa**2 * jnp.maximum(gradient_at(problem, crossing).D[0, 0], 0)
     kick = (adapter.lr_ratio * adapter.kappa) ** 2 * sgd.noise_scale * noise / sgd.dimension

@@ -86,7 +86,7 @@ class Parts:
             if self.block_size() is not None:
                 return None
             raise
-        self._remove()
+        self.remove()
         return from_dataset(dataset, problems)
 
     def finish(self, simulations: Sequence[Simulation], places: Sequence[tuple[float, float]], block_size: int) -> None:
@@ -97,9 +97,10 @@ class Parts:
         else:
             problems = [simulation.problem.to_dict() for simulation in simulations]
             write_dataset(to_dataset(simulations, places), self.path, kind="simulations", problems=problems, **what)
-        self._remove()
+        self.remove()
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
+        """Removes the folder of parts."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 

@@ -1,17 +1,54 @@
-"""One look for every figure: a style sheet, a colour for each link function, words for each symbol."""
+"""One look for every figure: a style sheet, a colour for each link function and strength, words for each symbol."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+COLUMN, TEXT = 3.3, 6.9
+"""Widths in inches of one column and of the whole text in a two-column paper."""
 
 TIME_LABEL = r"time $t = \eta\cdot$step"
 TAU_LABEL = r"search-phase time $\tau$"
 STRENGTH_LABEL = r"pretrained strength $\mu$"
 ESCAPE_LABEL = "escape time"
 LOSS_LABEL = r"population loss $\ell$"
+M_LABEL = r"adapter overlap $m = v\cdot\omega^*$"
+OVERLAP_LABEL = r"student overlap $w\cdot\omega^*$"
 
-COLOURS = {"linear": "#0072B2", "relu": "#D55E00", "erf": "#009E73", "sigmoid": "#CC79A7", "tanh": "#56B4E9"}
-"""Colour-blind-safe colours (Okabe & Ito) of the link functions that are drawn together most."""
+COLOURS = {
+    "linear": "#0072B2",
+    "relu": "#D55E00",
+    "erf": "#009E73",
+    "sigmoid": "#CC79A7",
+    "tanh": "#56B4E9",
+    "He1": "#332288",
+    "He2": "#E69F00",
+    "He3": "#0072B2",
+    "He4": "#882255",
+    "He5": "#D55E00",
+    "He6": "#44AA99",
+    "He7": "#009E73",
+    "He10": "#999933",
+}
+"""Colour-blind-safe colours (Okabe & Ito; Tol) of the link functions, the same in every figure."""
+
+
+def link_label(name: str) -> str:
+    """A link function's name as it is written in figures.
+
+    >>> link_label("He10")
+    'He$_{10}$'
+    """
+    return re.sub(r"He(\d+)", r"He$_{\1}$", name)
+
+
+def strength_colour(strength: float) -> Any:
+    """The colour of a pretrained strength between 0 and 1, the same in every figure, dark for weak pretraining."""
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](0.92 * strength)
 
 
 @contextlib.contextmanager

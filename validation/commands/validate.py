@@ -1,22 +1,18 @@
 """`searchphase validate`: theory against simulation, check by check."""
 
-import concurrent.futures
 import dataclasses
-import functools
-import multiprocessing
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from odes import SGD
 from odes.arguments import nearest
 from odes.storage import write_dataset
 from validation.checks import CHECKS, FULL, LAW_ACCURACY, QUICK, Case, Check, Effort, Note, Result, z_limit
+from validation.jobs import carry_out
 from validation.options import BadInput, EscapeOptions, ModelOptions, OptionalPath, OutputOptions, save_figure
 from validation.report import print_json, table
 from validation.style import figure_style
@@ -24,7 +20,6 @@ from validation.style import figure_style
 SHIPPED = Path(__file__).parent.parent / "settings.toml"
 _MODEL_KEYS = ("activation", "teacher", "strength", "alignment", "mixture", "rank", "scale", "lr_ratio", "free_rows")
 _TRAINING = {"learning_rate": 0.05, "noise_scale": 1.0, "label_noise": 0.0}
-_WORTH_PROCESSES = 4
 _KEYS = ("name", *_MODEL_KEYS, *_TRAINING, "criterion", "threshold", "checks", "quick")
 
 
@@ -62,7 +57,7 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         else:
             settings = [self._own_setting()]
         results: list[Result] = []
-        for some in carry_out(plan(settings, effort, self.seed, full=self.full)):
+        for some in carry_out(plan(settings, effort, self.seed, full=self.full), unit="check"):
             results.extend(some)
             if not self.json:
                 print_checks([result for result in some if isinstance(result, Check)])
@@ -203,24 +198,6 @@ def plan(settings: list[dict[str, Any]], effort: Effort, seed: int, *, full: boo
         for kind in setting["checks"] if full else setting.get("quick", []):
             jobs.append(Job(kind, setting, effort, seed, len(jobs)))
     return jobs
-
-
-def carry_out(jobs: list[Job]) -> Iterator[list[Result]]:
-    """The results of each job, in order, as they come.
-
-    On a CPU many jobs are shared between two processes, since most of their time is compilation.
-    """
-    bar = functools.partial(tqdm, total=len(jobs), unit="check", disable=None)
-    if len(jobs) < _WORTH_PROCESSES or jax.default_backend() != "cpu":
-        yield from (job.run() for job in bar(jobs))
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_double_precision) as pool:
-        yield from bar(pool.map(Job.run, jobs))
-
-
-def _double_precision() -> None:
-    jax.config.update("jax_enable_x64", True)
 
 
 def draw(path: str, checks: list[Check], limit: float) -> None:

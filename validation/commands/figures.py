@@ -1,0 +1,114 @@
+"""`searchphase figures`: the figures of the theory and its check, by name or all."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from odes.arguments import nearest
+from validation.figures import FIGURES, FULL, QUICK, Settings
+from validation.jobs import carry_out
+from validation.options import BadInput
+from validation.report import print_json
+
+Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Draw figures, all or those that are named: a PDF, a PNG and a netCDF file with the data and what made them.
+
+    Data that the same settings and versions made before are drawn again, not computed; an interrupted run goes on
+    where it was.
+    """
+
+    names: Names = ()
+    """Which figures (see --list); all unless given."""
+    folder: str = "figures"
+    """Where the files are written; made if it does not exist."""
+    list: bool = False
+    """Print the names, with a sentence on each, and do nothing else."""
+    quick: bool = False
+    """Fewer seeds, points and dimensions: all figures in about five minutes."""
+    redraw: bool = False
+    """Draw stored data whatever settings made them; compute nothing."""
+    again: bool = False
+    """Compute again what is stored already."""
+    seed: int = 0
+    """Seed of the random numbers."""
+    json: bool = False
+    """Print JSON instead of the paths."""
+
+    def run(self) -> int:
+        for name in self.names:
+            if name not in FIGURES:
+                raise BadInput(f"there is no figure {name!r}{nearest(name, FIGURES)} (--list names them)")
+        chosen = list_of(self.names)
+        if self.list:
+            self.report({name: FIGURES[name].sentence for name in chosen})
+            return 0
+        if self.redraw and self.again:
+            raise BadInput("--redraw and --again exclude each other")
+        folder = writable_folder(self.folder)
+        if self.redraw:
+            for name in chosen:
+                FIGURES[name].stored(folder)
+        settings = dataclasses.replace(QUICK if self.quick else FULL, seed=self.seed)
+        jobs = [Job(name, str(folder), settings, self.redraw, self.again) for name in chosen]
+        written = []
+        for paths in carry_out(jobs, unit="figure"):
+            written.extend(paths)
+            if not self.json:
+                print(*paths, sep="\n", flush=True)
+        if self.json:
+            print_json({"written": written})
+        return 0
+
+    def report(self, sentences: dict[str, str]) -> None:
+        if self.json:
+            print_json({"figures": [{"name": name, "shows": sentence} for name, sentence in sentences.items()]})
+            return
+        width = max(map(len, sentences))
+        for name, sentence in sentences.items():
+            print(f"{name:<{width}}  {sentence}")
+
+
+def list_of(names: tuple[str, ...]) -> list[str]:
+    """The named figures once each, in the gallery's order; all without names."""
+    return [name for name in FIGURES if name in names or not names]
+
+
+def writable_folder(path: str) -> Path:
+    """The folder for figures, made if it is missing; BadInput, before any work is done, if it cannot be written."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(f"--folder {path!r} cannot be written: {error.strerror}") from None
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One figure to be made; plain data, so that another process can do it."""
+
+    name: str
+    folder: str
+    settings: Settings
+    redraw: bool
+    again: bool
+
+    def run(self) -> list[str]:
+        """The paths of the files that were written."""
+        figure, folder = FIGURES[self.name], Path(self.folder)
+        paths = []
+        if self.redraw or (not self.again and figure.up_to_date(folder, self.settings)):
+            dataset = figure.stored(folder)
+        else:
+            dataset = figure.computed(folder, self.settings)
+            paths.append(figure.data_file(folder))
+        return [str(path) for path in (*paths, *figure.files(folder, dataset))]

@@ -1,0 +1,283 @@
+r"""How long the search takes: τ against the strength of pretraining, with simulated escape times turned into τ."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import digamma
+
+from odes import SGD, Escape, Problem, activation, log_times, self_moments, solve
+from odes.arguments import ArrayLike
+from theory import critical_points, escape_from, mode_start, search_phase, sweep, unstable_mode
+from validation.figures.base import Figure, Work, at_dimension, typical_start
+from validation.style import COLOURS, M_LABEL, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label, strength_colour
+from validation.trajectories import even_steps
+
+_STRENGTHS = 0.02, 0.98
+_MARKED = 0.1, 0.8
+_SHOWN = 0.2, 0.325
+_DIRECT = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A student's link function, in which `panel` it is drawn, and the unit of its times, 1/`rate`."""
+
+    name: str
+    panel: int = 0
+    rate: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A figure of τ(μ): link functions, whether labels are squared, whether batches are finite, which link's dynamics is shown."""
+
+    links: Sequence[Link]
+    titles: Sequence[str] = ("",)
+    squared: bool = False
+    noisy: bool = True
+    shown: str | None = None
+    unit: str = ""
+
+    def teacher(self, link: str) -> str:
+        """The teacher's link function."""
+        return f"({link})^2" if self.squared else link
+
+
+def tuned(student: str, teacher: str, strengths: ArrayLike, dimension: float, *, noisy: bool = True) -> list[Problem]:
+    r"""Aligned problems with learning rates small against their fastest rates, and noise that the search phase feels.
+
+    η is the smaller of 0.1 τ and 0.4 over the largest of D(w0) and $E[\sigma'^2]$ at unit variance. At $\theta = 2\lambda_+/N$ SGD noise
+    feeds the unstable mode about as much as the random start does; the batch, the same for all, is the median of those
+    that this asks for. Infinite batches unless `noisy`.
+    """
+    phase = sweep(student, strength=jnp.asarray(strengths), teacher=teacher)
+    curvature = jnp.maximum(phase.D, self_moments(activation(student), 1.0).cross)
+    etas = jnp.minimum(0.1 * phase.tau, 0.4 / curvature)
+    batches = etas * dimension * phase.noise / phase.rate / 2
+    batch = max(1.0, round(float(jnp.median(batches)))) if noisy else np.inf
+    return [
+        Problem.single_index(
+            student,
+            strength=float(strength),
+            teacher=teacher,
+            sgd=SGD(learning_rate=float(eta), batch_size=batch, dimension=dimension),
+        )
+        for strength, eta in zip(np.asarray(strengths), etas, strict=True)
+    ]
+
+
+@eqx.filter_jit
+def _least_loss(problem: Problem) -> jax.Array:
+    """The loss at which the flow has arrived 40 τ after a typical start."""
+    end = 40 * search_phase(problem).tau
+    return solve(problem, typical_start(problem), t1=end, times=end[None], rtol=1e-6).loss[0]
+
+
+def halfway(problem: Problem) -> Escape:
+    """Escape halfway in loss between w0 and where the flow ends up."""
+    ratio = float(_least_loss(problem) / search_phase(problem).loss)
+    return Escape("loss", (1 + min(ratio, 0.9)) / 2)
+
+
+@eqx.filter_jit
+def _leading_order(problem: Problem, escape: Escape) -> tuple[jax.Array, jax.Array]:
+    r"""$T_0$ and $L$ in $E[t] = T_0 + \tau L$ (docs/theory.md, section 7).
+
+    $T_0 = T(a_0) + \tau\log a_0$ from the flow at the typical amplitude $a_0$; $L = -\log a_0 - (\psi(1/2) + \log 2)/2$. NaN where
+    the flow does not escape.
+    """
+    phase = search_phase(problem)
+    mode = unstable_mode(problem, phase)
+    amplitude = jnp.sqrt(mode.variance)
+    start = mode_start(problem, phase, mode, amplitude[None])
+    time = escape_from(problem, start, escape, phase, rtol=1e-6, atol=1e-10).escape_time
+    time = jnp.where(phase.D > 0, time, jnp.nan)
+    return time + mode.tau * jnp.log(amplitude), -jnp.log(amplitude) - (digamma(0.5) + jnp.log(2.0)) / 2
+
+
+def _simulated(work: Work, problem: Problem, escape: Escape, *, direct: bool = False) -> tuple[float, float]:
+    """τ and its standard error from the mean of simulated escape times; NaN where there is no escape to be simulated."""
+    here = at_dimension(problem, float(work.settings.direct_dimension)) if direct else problem
+    constant, logarithm = (float(x) for x in _leading_order(here, escape))
+    tau, eta = float(search_phase(problem).tau), float(problem.sgd.learning_rate)
+    longest = constant + (logarithm + 8) * tau
+    if not longest <= work.settings.most_steps * eta:
+        return np.nan, np.nan
+    run = functools.partial(work.direct if direct else work.chain, until=escape)
+    times = np.asarray(run(problem, even_steps(longest, eta, 200)).escape_times(escape))
+    times = times[np.isfinite(times)]
+    if times.size < 2:
+        return np.nan, np.nan
+    return (times.mean() - constant) / logarithm, times.std(ddof=1) / np.sqrt(times.size) / logarithm
+
+
+def compute(work: Work, plan: Plan) -> Any:
+    """τ(μ), its divergences, and simulated values at some strengths, for every link of the plan."""
+    import xarray
+
+    settings = work.settings
+    names = [link.name for link in plan.links]
+    strengths = np.linspace(*_STRENGTHS, 4 * settings.points)
+    marks = np.linspace(*_MARKED, settings.marks)
+    tau, zeros, simulated = [], [], []
+    for name in names:
+        teacher = plan.teacher(name)
+        tau.append(sweep(name, strength=jnp.asarray(strengths), teacher=teacher).tau)
+        zeros.append(critical_points(name, low=_STRENGTHS[0], high=_STRENGTHS[1], teacher=teacher).strength)
+        for problem in tuned(name, teacher, marks, settings.dimension, noisy=plan.noisy):
+            simulated.append(_simulated(work, problem, halfway(problem) if plan.squared else Escape()))
+    (checked,) = tuned(names[0], plan.teacher(names[0]), [_DIRECT], settings.dimension)
+    direct = _simulated(work, checked, halfway(checked) if plan.squared else Escape(), direct=True)
+    values = np.array(simulated).reshape(len(names), marks.size, 2)
+    dataset = xarray.Dataset(
+        {
+            "tau": (("link", "strength"), np.stack([np.asarray(x) for x in tau])),
+            "critical_strength": (("link", "zero"), np.stack([np.asarray(x) for x in zeros])),
+            "simulated_tau": (("link", "mark"), values[..., 0]),
+            "standard_error": (("link", "mark"), values[..., 1]),
+            "direct_tau": ((), direct[0]),
+            "direct_error": ((), direct[1]),
+        },
+        coords={"link": names, "strength": strengths, "mark": marks},
+        attrs={"direct_strength": _DIRECT, "seeds": settings.seeds, "dimension": settings.dimension},
+    )
+    if plan.shown is None:
+        return dataset
+    return dataset.merge(_dynamics(work, plan.shown, plan.teacher(plan.shown)))
+
+
+def _dynamics(work: Work, name: str, teacher: str) -> Any:
+    """m(t) from the typical start at two strengths, from the flow and, as long as that takes few steps, from the chain."""
+    import xarray
+
+    lines, means, errors, record_times = [], [], [], []
+    sgd = tuned(name, teacher, _SHOWN[:1], work.settings.dimension)[0].sgd
+    problems = [Problem.single_index(name, strength=strength, teacher=teacher, sgd=sgd) for strength in _SHOWN]
+    ends = [12 * float(search_phase(problem).tau) for problem in problems]
+    times = log_times(max(ends), work.settings.points, first=min(ends) / 1000)
+    for problem in problems:
+        eta, start = float(problem.sgd.learning_rate), typical_start(problem)
+        lines.append(solve(problem, start, t1=max(ends), times=times, finite_steps=True).m[:, 0])
+        last = min(work.settings.most_steps // 4, int(max(ends) / eta))
+        steps = np.concatenate([[0], np.unique(np.geomspace(30, last, 12).round().astype(int))])
+        run = work.chain(problem, steps, start=start, seeds=min(work.settings.seeds, 32))
+        means.append(np.asarray(run.m[..., 0].mean(axis=0)))
+        errors.append(np.asarray(run.m[..., 0].std(axis=0, ddof=1)) / np.sqrt(run.m.shape[0]))
+        record_times.append(np.asarray(run.t))
+    return xarray.Dataset(
+        {
+            "overlap": (("shown_strength", "time"), np.stack([np.asarray(x) for x in lines])),
+            "simulated_overlap": (("shown_strength", "record"), np.stack(means)),
+            "overlap_error": (("shown_strength", "record"), np.stack(errors)),
+            "record_time": (("shown_strength", "record"), np.stack(record_times)),
+        },
+        coords={"time": np.asarray(times), "shown_strength": list(_SHOWN)},
+    )
+
+
+def draw(dataset: Any, plan: Plan) -> Any:
+    """τ against μ on a logarithmic axis, divergences dotted, simulated values as markers."""
+    import matplotlib.pyplot as plt
+
+    panels = len(plan.titles) + (plan.shown is not None)
+    widths = [1.0] * len(plan.titles) + [0.7] * (plan.shown is not None)
+    size = (0.55 * TEXT if panels == 1 else TEXT, 2.5)
+    figure, axes = plt.subplots(1, panels, figsize=size, width_ratios=widths, squeeze=False)
+    for i, link in enumerate(plan.links):
+        ax, colour = axes[0, link.panel], COLOURS[link.name]
+        ax.plot(dataset["strength"], link.rate * dataset["tau"][i], color=colour, label=link_label(link.name))
+        for zero in dataset["critical_strength"].values[i]:
+            if zero < _STRENGTHS[1] - 1e-6:
+                ax.axvline(zero, color=colour, linestyle=":", linewidth=0.8)
+        ax.errorbar(
+            dataset["mark"],
+            link.rate * dataset["simulated_tau"][i],
+            link.rate * dataset["standard_error"][i],
+            fmt="o",
+            color=colour,
+            elinewidth=0.8,
+        )
+        if i == 0:
+            ax.errorbar(
+                dataset.attrs["direct_strength"],
+                link.rate * dataset["direct_tau"],
+                link.rate * dataset["direct_error"],
+                fmt="s",
+                color=colour,
+                markerfacecolor="white",
+                elinewidth=0.8,
+            )
+    for ax, title in zip(axes[0], plan.titles, strict=False):
+        ax.set(yscale="log", xlabel=STRENGTH_LABEL, xlim=(0, 1), title=title)
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, min(high, 1e6))
+        ax.legend(loc="upper right" if plan.squared else "upper left", ncols=2, handlelength=1.2, columnspacing=0.8)
+    axes[0, 0].set_ylabel(f"{TAU_LABEL}{plan.unit}")
+    if plan.shown is not None:
+        _draw_dynamics(axes[0, -1], dataset, plan)
+    return figure
+
+
+def _draw_dynamics(ax: Any, dataset: Any, plan: Plan) -> None:
+    rate = next(link.rate for link in plan.links if link.name == plan.shown)
+    for i, strength in enumerate(dataset["shown_strength"].values):
+        colour = strength_colour(float(strength))
+        ax.plot(rate * dataset["time"], dataset["overlap"][i].clip(-1, 1), color=colour, label=rf"$\mu = {strength:g}$")
+        ax.errorbar(
+            rate * dataset["record_time"][i],
+            dataset["simulated_overlap"][i],
+            dataset["overlap_error"][i],
+            fmt="o",
+            color=colour,
+            markersize=2.5,
+        )
+    ax.set(
+        xscale="log", xlabel=r"time $t\times k\,k!$", ylabel=M_LABEL, title=f"dynamics, {link_label(plan.shown or '')}"
+    )
+    ax.legend(loc="center left")
+
+
+def _figure(name: str, sentence: str, plan: Plan) -> Figure:
+    return Figure(name, sentence, functools.partial(compute, plan=plan), functools.partial(draw, plan=plan))
+
+
+_HERMITE_RATE = {2: 4, 3: 18, 5: 600, 6: 4320, 7: 35280, 10: 36288000}
+
+FIGURES = (
+    _figure(
+        "escape-time",
+        "Search-phase time against the strength of aligned pretraining, for linear, relu, erf and sigmoid links.",
+        Plan([Link("erf"), Link("relu"), Link("linear"), Link("sigmoid")]),
+    ),
+    _figure(
+        "escape-time-hermite",
+        "The same for Hermite links, odd and even, whose search phase diverges at interior critical strengths.",
+        Plan(
+            [Link(f"He{k}", 0 if k % 2 else 1, _HERMITE_RATE[k]) for k in (3, 5, 7, 2, 6, 10)],
+            titles=("odd links", "even links"),
+            noisy=False,
+            shown="He3",
+            unit=r" $\times\,k\,k!$",
+        ),
+    ),
+    _figure(
+        "escape-time-squared-labels",
+        "The same where the adapter learns the squares of the labels: most links diverge no longer where pretraining is strong.",
+        Plan(
+            [
+                *(Link(name) for name in ("erf", "relu", "linear", "sigmoid")),
+                *(Link(f"He{k}", 1, _HERMITE_RATE[k]) for k in (3, 2, 5)),
+            ],
+            titles=("squared labels", r"squared labels, $\tau\times k\,k!$"),
+            squared=True,
+            noisy=False,
+            shown="He3",
+        ),
+    ),
+)

@@ -1,0 +1,44 @@
+"""Independent pieces of work, shared between processes: most of their time is compilation, which one process does one by one."""
+
+import concurrent.futures
+import functools
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import jax
+from tqdm import tqdm
+
+_WORTH_PROCESSES = 4
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Job(Protocol[Result]):
+    """A piece of work as plain data, so that another process can do it."""
+
+    def run(self) -> Result:
+        """Does the work."""
+        ...
+
+
+def carry_out(jobs: Sequence[Job[Result]], *, unit: str) -> Iterator[Result]:
+    """The results of each job, in order, as they come, with a progress bar on standard error if that is a terminal.
+
+    On a CPU four jobs or more are shared between two processes.
+    """
+    bar = functools.partial(tqdm, total=len(jobs), unit=unit, disable=None)
+    if len(jobs) < _WORTH_PROCESSES or jax.default_backend() != "cpu":
+        yield from (job.run() for job in bar(jobs))
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_double_precision) as pool:
+        yield from bar(pool.map(_run, jobs))
+
+
+def _run(job: Job[Result]) -> Result:
+    return job.run()
+
+
+def _double_precision() -> None:
+    jax.config.update("jax_enable_x64", True)

@@ -51,6 +51,7 @@ def escape_rate(
     return jnp.where(damped, 2 * drive / jnp.where(damped, damping + root, 1), (root - damping) / 2)
 
 
+@eqx.filter_jit
 def search_phase(problem: Problem) -> SearchPhase:
     r"""C, D, G, the noise, the loss, and the rate and time scale of the search phase of a single-index problem.
 

@@ -1,9 +1,39 @@
 """The figures, one file each: how their data are computed and how they are drawn."""
 
-from validation.figures import dynamics, escape_time
+from validation.figures import (
+    alignment_strength,
+    bias,
+    curriculum,
+    dynamics,
+    escape_time,
+    gradient_transfer,
+    hermite_loss,
+    law,
+    potential,
+    rank,
+    scratch_against_lora,
+    truncation,
+    two_frequencies,
+)
 from validation.figures.base import FULL, QUICK, Figure, Settings, Work
 
-FIGURES: dict[str, Figure] = {figure.name: figure for module in (escape_time, dynamics) for figure in module.FIGURES}
+_MODULES = (
+    escape_time,
+    dynamics,
+    potential,
+    bias,
+    gradient_transfer,
+    two_frequencies,
+    hermite_loss,
+    curriculum,
+    scratch_against_lora,
+    law,
+    rank,
+    alignment_strength,
+    truncation,
+)
+
+FIGURES: dict[str, Figure] = {figure.name: figure for module in _MODULES for figure in module.FIGURES}
 """Every figure by name, in the order of the gallery."""
 
 __all__ = ["FIGURES", "FULL", "QUICK", "Figure", "Settings", "Work"]

@@ -105,6 +105,7 @@ class Work:
         return simulate(simulator, key=key, seeds=seeds, steps=steps, until=until, block=block, kept=kept)
 
 
+@eqx.filter_jit
 def typical_start(problem: Problem) -> Overlaps:
     r"""U = 0 and orthonormal rows of V whose overlap with the gradient's direction at w0 is the typical $d^{-1/2}$, p > 0."""
     phase, rank = search_phase(problem), problem.adapter.rank

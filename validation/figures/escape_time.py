@@ -44,6 +44,11 @@ class Plan:
     shown: str | None = None
     unit: str = ""
 
+    @property
+    def escape(self) -> Escape:
+        """The loss halved; a twentieth of the way in overlap where the loss need not fall so far."""
+        return Escape() if self.noisy else Escape("overlap", 0.05)
+
     def teacher(self, link: str) -> str:
         """The teacher's link function."""
         return f"({link})^2" if self.squared else link
@@ -73,21 +78,8 @@ def tuned(student: str, teacher: str, strengths: ArrayLike, dimension: float, *,
 
 
 @eqx.filter_jit
-def _least_loss(problem: Problem) -> jax.Array:
-    """The loss at which the flow has arrived 40 τ after a typical start."""
-    end = 40 * search_phase(problem).tau
-    return solve(problem, typical_start(problem), t1=end, times=end[None], rtol=1e-6).loss[0]
-
-
-def halfway(problem: Problem) -> Escape:
-    """Escape halfway in loss between w0 and where the flow ends up."""
-    ratio = float(_least_loss(problem) / search_phase(problem).loss)
-    return Escape("loss", (1 + min(ratio, 0.9)) / 2)
-
-
-@eqx.filter_jit
-def _leading_order(problem: Problem, escape: Escape) -> tuple[jax.Array, jax.Array]:
-    r"""$T_0$ and $L$ in $E[t] = T_0 + \tau L$ (docs/theory.md, section 7).
+def _leading_order(problem: Problem, escape: Escape) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""$T_0$, $L$ and τ in $E[t] = T_0 + \tau L$ (docs/theory.md, section 7).
 
     $T_0 = T(a_0) + \tau\log a_0$ from the flow at the typical amplitude $a_0$; $L = -\log a_0 - (\psi(1/2) + \log 2)/2$. NaN where
     the flow does not escape.
@@ -98,14 +90,15 @@ def _leading_order(problem: Problem, escape: Escape) -> tuple[jax.Array, jax.Arr
     start = mode_start(problem, phase, mode, amplitude[None])
     time = escape_from(problem, start, escape, phase, rtol=1e-6, atol=1e-10).escape_time
     time = jnp.where(phase.D > 0, time, jnp.nan)
-    return time + mode.tau * jnp.log(amplitude), -jnp.log(amplitude) - (digamma(0.5) + jnp.log(2.0)) / 2
+    logarithm = -jnp.log(amplitude) - (digamma(0.5) + jnp.log(2.0)) / 2
+    return time + mode.tau * jnp.log(amplitude), logarithm, mode.tau
 
 
 def _simulated(work: Work, problem: Problem, escape: Escape, *, direct: bool = False) -> tuple[float, float]:
     """τ and its standard error from the mean of simulated escape times; NaN where there is no escape to be simulated."""
     here = at_dimension(problem, float(work.settings.direct_dimension)) if direct else problem
-    constant, logarithm = (float(x) for x in _leading_order(here, escape))
-    tau, eta = float(search_phase(problem).tau), float(problem.sgd.learning_rate)
+    constant, logarithm, tau = (float(x) for x in _leading_order(here, escape))
+    eta = float(problem.sgd.learning_rate)
     longest = constant + (logarithm + 8) * tau
     if not longest <= work.settings.most_steps * eta:
         return np.nan, np.nan
@@ -123,7 +116,7 @@ def compute(work: Work, plan: Plan) -> Any:
 
     settings = work.settings
     names = [link.name for link in plan.links]
-    strengths = np.linspace(*_STRENGTHS, 4 * settings.points)
+    strengths = np.linspace(*_STRENGTHS, 4 * settings.points + 1)
     marks = np.linspace(*_MARKED, settings.marks)
     tau, zeros, simulated = [], [], []
     for name in names:
@@ -131,9 +124,9 @@ def compute(work: Work, plan: Plan) -> Any:
         tau.append(sweep(name, strength=jnp.asarray(strengths), teacher=teacher).tau)
         zeros.append(critical_points(name, low=_STRENGTHS[0], high=_STRENGTHS[1], teacher=teacher).strength)
         for problem in tuned(name, teacher, marks, settings.dimension, noisy=plan.noisy):
-            simulated.append(_simulated(work, problem, halfway(problem) if plan.squared else Escape()))
+            simulated.append(_simulated(work, problem, plan.escape))
     (checked,) = tuned(names[0], plan.teacher(names[0]), [_DIRECT], settings.dimension)
-    direct = _simulated(work, checked, halfway(checked) if plan.squared else Escape(), direct=True)
+    direct = _simulated(work, checked, plan.escape, direct=True)
     values = np.array(simulated).reshape(len(names), marks.size, 2)
     dataset = xarray.Dataset(
         {

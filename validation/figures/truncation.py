@@ -1,0 +1,121 @@
+r"""What a Hermite series that is cut at order K does to the search-phase time of relu, whose coefficients decay slowly."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from odes import Escape, Problem
+from theory import escape_law, escape_rate, hermite_coefficients, sweep
+from validation.figures.base import Figure, Work, at_dimension
+from validation.figures.law import long_steps, measured_tau, tuned
+from validation.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT
+from validation.trajectories import Simulation
+
+_LINK = "relu"
+_ORDERS = (10, 16, 20)
+_SHADES = ("#88CCEE", "#44AA99", "#332288")
+_LOW, _HIGH = 0.02, 0.98
+_MARKED = 0.2, 0.85
+
+
+def truncated_loss(order: int, square: Array, overlap: Array) -> Array:
+    r"""The population loss without its constant, from Hermite coefficients up to K = `order` and $\mathrm{var}\,\lambda^* = 1$:
+
+    $$\ell_K(Q, M) = \sum_{k\le K} k!\left[\tfrac12a_k(Q)^2 - a_k(Q)\,a_k(1)\left(M/\sqrt Q\right)^k\right].$$
+    """
+    student = hermite_coefficients(_LINK, order, variance=square)
+    teacher = hermite_coefficients(_LINK, order)
+    factorials = np.cumprod(np.concatenate([[1.0], np.arange(1.0, order + 1)]))
+    powers = (overlap / jnp.sqrt(square)) ** jnp.arange(order + 1)
+    return jnp.sum(factorials * (student**2 / 2 - student * teacher * powers))
+
+
+@eqx.filter_jit
+def truncated_taus(order: int, strengths: Float[Array, " n"]) -> Float[Array, " n"]:
+    r"""τ of aligned students $w_0 = \mu\,\omega^*$ with $C = -\partial_M\ell_K$, $D = 2\,\partial_Q\ell_K$ and $\sqrt G = C - D\mu$."""
+
+    def at(mu: Array) -> Array:
+        by_square, by_overlap = jax.grad(functools.partial(truncated_loss, order), argnums=(0, 1))(mu**2, mu)
+        C, D = -by_overlap, 2 * by_square
+        return 1 / escape_rate(D, (C - D * mu) ** 2)
+
+    return jax.vmap(at)(strengths)
+
+
+def _measured(problem: Problem, run: Simulation) -> tuple[float, float]:
+    return measured_tau(problem, escape_law(problem), run.escape_times())
+
+
+def _compute(work: Work):
+    """τ by series and exactly, and τ from simulated escape times."""
+    import xarray
+
+    settings = work.settings
+    strengths = np.linspace(_LOW, _HIGH, settings.points)
+    marks = np.linspace(*_MARKED, settings.marks)
+    problems = tuned([Problem.single_index(_LINK, strength=mu) for mu in marks], settings.dimension)
+    simulated = [
+        _measured(problem, work.chain(problem, long_steps(problem, escape_law(problem)), until=Escape()))
+        for problem in problems
+    ]
+    middle = settings.marks // 2
+    small = at_dimension(problems[middle], settings.direct_dimension)
+    direct = _measured(small, work.direct(small, long_steps(small, escape_law(small)), until=Escape()))
+    variables: dict[str, Any] = {
+        "exact": ("strength", np.asarray(sweep(_LINK, strength=jnp.asarray(strengths)).tau)),
+        "exact_marked": ("mark", np.asarray(sweep(_LINK, strength=jnp.asarray(marks)).tau)),
+        "series": (
+            ("order", "strength"),
+            np.stack([np.asarray(truncated_taus(order, jnp.asarray(strengths))) for order in _ORDERS]),
+        ),
+        "chain": (("mark", "moment"), np.array(simulated)),
+        "direct": ("moment", np.array(direct)),
+    }
+    coords = {"strength": strengths, "order": list(_ORDERS), "mark": marks, "moment": ["mean", "error"]}
+    return xarray.Dataset(variables, coords=coords, attrs={"direct_mark": middle})
+
+
+def _markers(ax, dataset, scale) -> None:
+    """Simulated τ, divided by `scale` at the marks."""
+    mean, error = (dataset["chain"] / scale).transpose("moment", "mark").values
+    ax.errorbar(dataset["mark"], mean, error, fmt="o", color=COLOURS[_LINK], label="chain", zorder=3)
+    one = dataset["direct"] / scale[dataset.attrs["direct_mark"]]
+    place = dataset["mark"][dataset.attrs["direct_mark"]]
+    ax.errorbar(place, *one.values, fmt="s", markerfacecolor="none", color="black", label="direct", zorder=2)
+
+
+def _draw(dataset):
+    """Left: τ; right: τ over its exact value."""
+    import matplotlib.pyplot as plt
+    import xarray
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT, 2.5))
+    left.plot(dataset["strength"], dataset["exact"], color=COLOURS[_LINK], label="exact")
+    right.axhline(1, color=COLOURS[_LINK])
+    right.axhline(1 / 1.3, color="grey", linestyle=":", label="too fast by a factor 1.3")
+    for order, shade in zip(dataset["order"].values, _SHADES, strict=True):
+        series = dataset["series"].sel(order=order)
+        left.plot(dataset["strength"], series, "--", color=shade, label=f"series to $K = {order}$")
+        right.plot(dataset["strength"], series / dataset["exact"], "--", color=shade)
+    _markers(left, dataset, xarray.ones_like(dataset["exact_marked"]))
+    _markers(right, dataset, dataset["exact_marked"])
+    left.set(yscale="log", xlabel=STRENGTH_LABEL, ylabel=TAU_LABEL, ylim=(0.5, 1e4))
+    left.legend(ncols=2, loc="upper left")
+    right.set(xlabel=STRENGTH_LABEL, ylabel=r"$\tau$ / exact $\tau$", ylim=(0, 1.25))
+    right.legend(*([x[:1] for x in right.get_legend_handles_labels()]), loc="lower right")
+    return figure
+
+
+FIGURES = (
+    Figure(
+        "truncation",
+        "How far a Hermite series cut at order 10 to 20 puts the search-phase time of relu from its exact value.",
+        _compute,
+        _draw,
+    ),
+)

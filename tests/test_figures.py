@@ -18,7 +18,7 @@ from validation.figures.escape_time import Link
 HE3_AT_HALF = 2 / (np.hypot(2.8125, 2 * 3.09375) - 2.8125)
 """tau of He3, aligned at q = mu^2 = 1/4: D = 45 q^2 - 36 q + 9, sqrt(G) = 9 mu (4 mu^2 + 2 mu - 1 - 5 mu^4)."""
 
-TINY = Settings(points=8, marks=2, seeds=4, dimension=400.0, direct_seeds=2, direct_dimension=60, most_steps=400)
+TINY = Settings(points=8, marks=2, seeds=4, dimension=400.0, direct_seeds=2, direct_dimension=60, most_steps=400, simulated_links=1)
 CHEAP = "bias"
 
 
@@ -101,20 +101,20 @@ def test_an_interrupted_figure_goes_on_with_what_is_kept(tmp_path):
         pytest.param(
             escape_time.Plan([Link("erf"), Link("sigmoid")]), [45.59417214, 178.6088705], marks=pytest.mark.slow
         ),
-        pytest.param(escape_time.Plan([Link("erf")], squared=True, noisy=False), [8.044551184], marks=pytest.mark.slow),
-        pytest.param(escape_time.Plan([Link("He3")], noisy=False), [HE3_AT_HALF], marks=pytest.mark.slow),
+        pytest.param(escape_time.Plan([Link("erf")], squared=True, noise=0.0), [8.044551184], marks=pytest.mark.slow),
+        pytest.param(escape_time.Plan([Link("He3")], noise=0.0), [HE3_AT_HALF], marks=pytest.mark.slow),
     ],
 )
 def test_tau_of_the_escape_time_figures(plan, expected):
     """The lines against values computed apart; the markers, from simulated escape times alone, within 4.5 standard errors."""
-    settings = dataclasses.replace(TINY, seeds=80, dimension=2e4, most_steps=8000)
+    settings = dataclasses.replace(TINY, seeds=80, dimension=2e4, most_steps=8000, simulated_links=9)
     data = escape_time.compute(Work(settings), plan)
     middle = data["strength"].size // 2
     assert abs(float(data["strength"][middle]) - 0.5) < 1e-12
     np.testing.assert_allclose(data["tau"][:, middle], expected, rtol=1e-8)
     for i, link in enumerate(plan.links):
-        problems = escape_time.tuned(link.name, plan.teacher(link.name), data["mark"].values, 2e4, noisy=plan.noisy)
-        tau = np.array([1 / float(search_phase(problem).rate) for problem in problems])
+        at = [Problem.single_index(link.name, strength=mu, teacher=plan.teacher(link.name)) for mu in data["mark"].values]
+        tau = np.array([1 / float(search_phase(problem).rate) for problem in at])
         z = (data["simulated_tau"][i] - tau) / np.hypot(data["standard_error"][i], 0.01 * tau)
         assert np.isfinite(z).any() and np.nanmax(np.abs(z)) < 4.5
 

@@ -3,10 +3,10 @@ r"""The search-phase time over the plane of pretrained strength and alignment, w
 import jax.numpy as jnp
 import numpy as np
 
-from odes import Escape, Problem
-from theory import escape_law, sweep
+from odes import Problem
+from theory import sweep
 from validation.figures.base import Figure, Work
-from validation.figures.law import long_steps, measured_tau, tuned
+from validation.figures.measured import simulated_tau, tuned
 from validation.style import TAU_LABEL, TEXT
 
 _LINKS = ("erf", "relu")
@@ -31,12 +31,7 @@ def _simulated(work: Work, link: str) -> list[tuple[float, float]]:
     """τ from simulated escape times, and its standard error, at the figure's places."""
     places = _PLACES[: work.settings.marks]
     problems = [Problem.single_index(link, strength=rho, alignment=cosine) for rho, cosine in places]
-    measured = []
-    for problem in tuned(problems, work.settings.dimension):
-        law = escape_law(problem)
-        run = work.chain(problem, long_steps(problem, law), until=Escape())
-        measured.append(measured_tau(problem, law, run.escape_times()))
-    return measured
+    return [simulated_tau(work, problem) for problem in tuned(problems, work.settings.dimension)]
 
 
 def search_times(link: str, strengths: np.ndarray, alignments: np.ndarray) -> np.ndarray:

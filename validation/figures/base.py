@@ -34,6 +34,7 @@ class Settings:
     - `points`: of a theory curve; `marks`: simulated points along it;
     - `seeds`, `dimension`: of the chain; `direct_seeds`, `direct_dimension`: of the direct simulator;
     - `most_steps`: simulations that would need more steps are left out, or end there;
+    - `simulated_links`: of how many link functions of one figure τ is simulated;
     - `seed`: of the random numbers.
     """
 
@@ -44,14 +45,29 @@ class Settings:
     direct_seeds: int
     direct_dimension: int
     most_steps: int
+    simulated_links: int
     seed: int = 0
 
 
 QUICK = Settings(
-    points=60, marks=4, seeds=60, dimension=2000.0, direct_seeds=4, direct_dimension=200, most_steps=15_000
+    points=60,
+    marks=4,
+    seeds=60,
+    dimension=2000.0,
+    direct_seeds=4,
+    direct_dimension=200,
+    most_steps=15_000,
+    simulated_links=1,
 )
 FULL = Settings(
-    points=200, marks=8, seeds=300, dimension=10000.0, direct_seeds=16, direct_dimension=500, most_steps=150_000
+    points=200,
+    marks=8,
+    seeds=300,
+    dimension=10000.0,
+    direct_seeds=16,
+    direct_dimension=500,
+    most_steps=150_000,
+    simulated_links=10,
 )
 
 
@@ -120,7 +136,9 @@ def at_dimension(problem: Problem, dimension: float) -> Problem:
     batch = sgd.batch_size * dimension / sgd.dimension
     if np.isfinite(batch):
         batch = jnp.maximum(1.0, jnp.round(batch))
-    return eqx.tree_at(lambda p: (p.sgd.dimension, p.sgd.batch_size), problem, (jnp.asarray(dimension), batch))
+    return eqx.tree_at(
+        lambda p: (p.sgd.dimension, p.sgd.batch_size), problem, (jnp.asarray(dimension, batch.dtype), batch)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from odes import SGD, Problem, activation, log_times, solve
 from theory import hermite_coefficients, plateau
 from validation.figures.base import Figure, Work, typical_start
-from validation.figures.potential import mean_and_error
+from validation.figures.measured import mean_and_error
 from validation.style import COLOURS, COLUMN, TEXT, link_label, strength_colour
 from validation.trajectories import Simulation
 

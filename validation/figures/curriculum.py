@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from odes import SGD, Overlaps, Problem, gradient_at, log_times, solve, target_overlap
+from theory import search_phase
 from validation.figures.base import Figure, Work, typical_start
-from validation.figures.law import fast_phase
 from validation.style import TEXT
 from validation.trajectories import even_steps
 
@@ -64,7 +64,7 @@ def _problem(teacher: str, sgd: SGD) -> Problem:
 def _sgd(dimension: float) -> SGD:
     r"""A learning rate small against k k! = 18, and noise a fifth of $\lambda_+/N$ of the first stage."""
     rate = 0.2 / _UNIT
-    phase = fast_phase(_problem("He3^2", SGD(batch_size=np.inf)))
+    phase = search_phase(_problem("He3^2", SGD(batch_size=np.inf)))
     batch = rate * dimension * float(phase.noise / phase.rate) / 0.2
     return SGD(learning_rate=rate, batch_size=round(batch), dimension=dimension)
 
@@ -90,7 +90,9 @@ def _flow(problem: Problem, start: Overlaps, times: Any) -> Overlaps:
 
 def _first_stage(problem: Problem, points: int) -> tuple[np.ndarray, Overlaps]:
     """Times and overlaps of the flow of squared labels, until it has cancelled w0."""
-    times = np.linspace(0, float(fast_phase(problem).tau) * (np.log(float(problem.sgd.dimension)) / 2 + 4), 4 * points)
+    times = np.linspace(
+        0, float(search_phase(problem).tau) * (np.log(float(problem.sgd.dimension)) / 2 + 4), 4 * points
+    )
     return times, _flow(problem, typical_start(problem), times)
 
 
@@ -144,7 +146,7 @@ def _compute(work: Work):
         )
         variables |= _variables("chain", name, simulated[0], jax.tree.map(_moments, simulated[1]))
         borders[f"border_{name}"] = _UNIT * times[end]
-    whole = log_times(float(fast_phase(second).tau) * np.log(float(sgd.dimension)) / 2, 4 * points, first=1 / _UNIT)
+    whole = log_times(float(search_phase(second).tau) * np.log(float(sgd.dimension)) / 2, 4 * points, first=1 / _UNIT)
     variables |= _variables(
         "flow", "plain", np.asarray(whole), _seen(second, _flow(second, typical_start(second), whole))
     )

@@ -5,18 +5,15 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import digamma
 
-from odes import SGD, Escape, Problem, activation, log_times, self_moments, solve
+from odes import Escape, Problem, log_times, solve
 from odes.arguments import ArrayLike
-from theory import critical_points, escape_from, mode_start, search_phase, sweep, unstable_mode
-from validation.figures.base import Figure, Work, at_dimension, typical_start
+from theory import critical_points, search_phase, sweep
+from validation.figures.base import Figure, Work, typical_start
+from validation.figures.measured import mean_and_error, simulated_tau, tuned
 from validation.style import COLOURS, M_LABEL, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label, strength_colour
-from validation.trajectories import even_steps
 
 _STRENGTHS = 0.02, 0.98
 _MARKED = 0.1, 0.8
@@ -35,79 +32,30 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A figure of τ(μ): link functions, whether labels are squared, whether batches are finite, which link's dynamics is shown."""
+    """A figure of τ(μ): link functions, whether labels are squared, how noisy SGD is, which link's dynamics is shown."""
 
     links: Sequence[Link]
     titles: Sequence[str] = ("",)
     squared: bool = False
-    noisy: bool = True
+    noise: float = 2.0
     shown: str | None = None
     unit: str = ""
 
     @property
     def escape(self) -> Escape:
         """The loss halved; a twentieth of the way in overlap where the loss need not fall so far."""
-        return Escape() if self.noisy else Escape("overlap", 0.05)
+        return Escape() if self.noise else Escape("overlap", 0.05)
 
     def teacher(self, link: str) -> str:
         """The teacher's link function."""
         return f"({link})^2" if self.squared else link
 
 
-def tuned(student: str, teacher: str, strengths: ArrayLike, dimension: float, *, noisy: bool = True) -> list[Problem]:
-    r"""Aligned problems with learning rates small against their fastest rates, and noise that the search phase feels.
-
-    η is the smaller of 0.1 τ and 0.4 over the largest of D(w0) and $E[\sigma'^2]$ at unit variance. At $\theta = 2\lambda_+/N$ SGD noise
-    feeds the unstable mode about as much as the random start does; the batch, the same for all, is the median of those
-    that this asks for. Infinite batches unless `noisy`.
-    """
-    phase = sweep(student, strength=jnp.asarray(strengths), teacher=teacher)
-    curvature = jnp.maximum(phase.D, self_moments(activation(student), 1.0).cross)
-    etas = jnp.minimum(0.1 * phase.tau, 0.4 / curvature)
-    batches = etas * dimension * phase.noise / phase.rate / 2
-    batch = max(1.0, round(float(jnp.median(batches)))) if noisy else np.inf
-    return [
-        Problem.single_index(
-            student,
-            strength=float(strength),
-            teacher=teacher,
-            sgd=SGD(learning_rate=float(eta), batch_size=batch, dimension=dimension),
-        )
-        for strength, eta in zip(np.asarray(strengths), etas, strict=True)
-    ]
-
-
-@eqx.filter_jit
-def _leading_order(problem: Problem, escape: Escape) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""$T_0$, $L$ and τ in $E[t] = T_0 + \tau L$ (docs/theory.md, section 7).
-
-    $T_0 = T(a_0) + \tau\log a_0$ from the flow at the typical amplitude $a_0$; $L = -\log a_0 - (\psi(1/2) + \log 2)/2$. NaN where
-    the flow does not escape.
-    """
-    phase = search_phase(problem)
-    mode = unstable_mode(problem, phase)
-    amplitude = jnp.sqrt(mode.variance)
-    start = mode_start(problem, phase, mode, amplitude[None])
-    time = escape_from(problem, start, escape, phase, rtol=1e-6, atol=1e-10).escape_time
-    time = jnp.where(phase.D > 0, time, jnp.nan)
-    logarithm = -jnp.log(amplitude) - (digamma(0.5) + jnp.log(2.0)) / 2
-    return time + mode.tau * jnp.log(amplitude), logarithm, mode.tau
-
-
-def _simulated(work: Work, problem: Problem, escape: Escape, *, direct: bool = False) -> tuple[float, float]:
-    """τ and its standard error from the mean of simulated escape times; NaN where there is no escape to be simulated."""
-    here = at_dimension(problem, float(work.settings.direct_dimension)) if direct else problem
-    constant, logarithm, tau = (float(x) for x in _leading_order(here, escape))
-    eta = float(problem.sgd.learning_rate)
-    longest = constant + (logarithm + 8) * tau
-    if not longest <= work.settings.most_steps * eta:
-        return np.nan, np.nan
-    run = functools.partial(work.direct if direct else work.chain, until=escape)
-    times = np.asarray(run(problem, even_steps(longest, eta, 200)).escape_times(escape))
-    times = times[np.isfinite(times)]
-    if times.size < 2:
-        return np.nan, np.nan
-    return (times.mean() - constant) / logarithm, times.std(ddof=1) / np.sqrt(times.size) / logarithm
+def _problems(plan: Plan, link: str, strengths: ArrayLike, dimension: float, *, noise: float) -> list[Problem]:
+    """The aligned problems of a link at some strengths."""
+    teacher = plan.teacher(link)
+    problems = [Problem.single_index(link, strength=float(mu), teacher=teacher) for mu in np.asarray(strengths)]
+    return tuned(problems, dimension, noise=noise)
 
 
 def compute(work: Work, plan: Plan) -> Any:
@@ -118,22 +66,22 @@ def compute(work: Work, plan: Plan) -> Any:
     names = [link.name for link in plan.links]
     strengths = np.linspace(*_STRENGTHS, 4 * settings.points + 1)
     marks = np.linspace(*_MARKED, settings.marks)
-    tau, zeros, simulated = [], [], []
-    for name in names:
+    tau, zeros, simulated = [], [], np.full((len(names), marks.size, 2), np.nan)
+    for i, name in enumerate(names):
         teacher = plan.teacher(name)
         tau.append(sweep(name, strength=jnp.asarray(strengths), teacher=teacher).tau)
         zeros.append(critical_points(name, low=_STRENGTHS[0], high=_STRENGTHS[1], teacher=teacher).strength)
-        for problem in tuned(name, teacher, marks, settings.dimension, noisy=plan.noisy):
-            simulated.append(_simulated(work, problem, plan.escape))
-    (checked,) = tuned(names[0], plan.teacher(names[0]), [_DIRECT], settings.dimension)
-    direct = _simulated(work, checked, plan.escape, direct=True)
-    values = np.array(simulated).reshape(len(names), marks.size, 2)
+        if i < settings.simulated_links:
+            problems = _problems(plan, name, marks, settings.dimension, noise=plan.noise)
+            simulated[i] = [simulated_tau(work, problem, plan.escape) for problem in problems]
+    (checked,) = _problems(plan, names[0], [_DIRECT], settings.direct_dimension, noise=2.0)
+    direct = simulated_tau(work, checked, plan.escape, direct=True)
     dataset = xarray.Dataset(
         {
             "tau": (("link", "strength"), np.stack([np.asarray(x) for x in tau])),
             "critical_strength": (("link", "zero"), np.stack([np.asarray(x) for x in zeros])),
-            "simulated_tau": (("link", "mark"), values[..., 0]),
-            "standard_error": (("link", "mark"), values[..., 1]),
+            "simulated_tau": (("link", "mark"), simulated[..., 0]),
+            "standard_error": (("link", "mark"), simulated[..., 1]),
             "direct_tau": ((), direct[0]),
             "direct_error": ((), direct[1]),
         },
@@ -142,16 +90,18 @@ def compute(work: Work, plan: Plan) -> Any:
     )
     if plan.shown is None:
         return dataset
-    return dataset.merge(_dynamics(work, plan.shown, plan.teacher(plan.shown)))
+    return dataset.merge(_dynamics(work, plan, plan.shown))
 
 
-def _dynamics(work: Work, name: str, teacher: str) -> Any:
+def _dynamics(work: Work, plan: Plan, link: str) -> Any:
     """m(t) from the typical start at two strengths, from the flow and, as long as that takes few steps, from the chain."""
     import xarray
 
     lines, means, errors, record_times = [], [], [], []
-    sgd = tuned(name, teacher, _SHOWN[:1], work.settings.dimension)[0].sgd
-    problems = [Problem.single_index(name, strength=strength, teacher=teacher, sgd=sgd) for strength in _SHOWN]
+    (first,) = _problems(plan, link, _SHOWN[:1], work.settings.dimension, noise=2.0)
+    problems = [
+        Problem.single_index(link, strength=strength, teacher=plan.teacher(link), sgd=first.sgd) for strength in _SHOWN
+    ]
     ends = [12 * float(search_phase(problem).tau) for problem in problems]
     times = log_times(max(ends), work.settings.points, first=min(ends) / 1000)
     for problem in problems:
@@ -160,8 +110,9 @@ def _dynamics(work: Work, name: str, teacher: str) -> Any:
         last = min(work.settings.most_steps // 4, int(max(ends) / eta))
         steps = np.concatenate([[0], np.unique(np.geomspace(30, last, 12).round().astype(int))])
         run = work.chain(problem, steps, start=start, seeds=min(work.settings.seeds, 32))
-        means.append(np.asarray(run.m[..., 0].mean(axis=0)))
-        errors.append(np.asarray(run.m[..., 0].std(axis=0, ddof=1)) / np.sqrt(run.m.shape[0]))
+        mean, error = mean_and_error(run.m[..., 0])
+        means.append(mean)
+        errors.append(error)
         record_times.append(np.asarray(run.t))
     return xarray.Dataset(
         {
@@ -254,7 +205,7 @@ FIGURES = (
         Plan(
             [Link(f"He{k}", 0 if k % 2 else 1, _HERMITE_RATE[k]) for k in (3, 5, 7, 2, 6, 10)],
             titles=("odd links", "even links"),
-            noisy=False,
+            noise=0.0,
             shown="He3",
             unit=r" $\times\,k\,k!$",
         ),
@@ -269,7 +220,7 @@ FIGURES = (
             ],
             titles=("squared labels", r"squared labels, $\tau\times k\,k!$"),
             squared=True,
-            noisy=False,
+            noise=0.0,
             shown="He3",
         ),
     ),

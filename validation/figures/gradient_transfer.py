@@ -19,7 +19,7 @@ import numpy as np
 
 from odes import Overlaps, Problem, activation, gradient_at
 from validation.figures.base import Figure, Work
-from validation.figures.potential import mean_and_error
+from validation.figures.measured import mean_and_error
 from validation.style import COLOURS, M_LABEL, STRENGTH_LABEL, TEXT, link_label, strength_colour
 
 _DEGREES = 1, 2, 3, 4, 5

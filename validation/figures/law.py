@@ -1,18 +1,17 @@
 r"""The law of the escape time: its density at one dimension, and its mean over seven decades of dimension."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import digamma
 from jaxtyping import Array, Float
 
-from odes import SGD, Escape, Problem, self_moments
+from odes import SGD, Escape, Problem
 from theory import EscapeLaw, escape_law, search_phase
 from validation.figures.base import Figure, Settings, Work, at_dimension
+from validation.figures.measured import mean_and_error, tuned
 from validation.style import ESCAPE_LABEL, TEXT, strength_colour
 from validation.trajectories import even_steps
 
@@ -21,53 +20,11 @@ _RECORDS = 80
 _STRENGTHS = (0.5, 0.7)
 """Of the mixtures w0 = μ ω* + (1 - μ) ξ."""
 
-fast_phase = eqx.filter_jit(search_phase)
-"""[`theory.search_phase`][], compiled once for each link function."""
 
-
-def tuned(problems: Sequence[Problem], dimension: float, *, noise: float = 2.0) -> list[Problem]:
-    r"""The problems with SGD that follows the flow closely, all with one batch size (a simulator is compiled for each).
-
-    η is the smaller of 0.1 τ and 0.2 over the larger of D and $E[\sigma'^2]$ at unit length. The noise scale is at most
-    $\theta = c\,\lambda_+/N$ with c = `noise`; at c = 2 SGD feeds the unstable mode about as much as the random start does.
-    """
-    rates, batches = [], []
-    for problem in problems:
-        phase = fast_phase(problem)
-        steepness = max(float(phase.D), float(self_moments(problem.student, 1.0).cross))
-        rates.append(min(0.1 * float(phase.tau), 0.2 / steepness))
-        batches.append(rates[-1] * dimension * float(phase.noise / phase.rate) / noise)
-    batch = max(1, round(max(batches)))
-    sgd = [SGD(learning_rate=rate, batch_size=batch, dimension=dimension) for rate in rates]
-    return [eqx.tree_at(lambda p: p.sgd, problem, new) for problem, new in zip(problems, sgd, strict=True)]
-
-
-def long_steps(problem: Problem, law: EscapeLaw, records: int = _RECORDS) -> np.ndarray:
+def _steps(problem: Problem, law: EscapeLaw, records: int = _RECORDS) -> np.ndarray:
     """Recorded steps by whose last practically every seed has escaped."""
     end = float(law.mean + 8 * law.std) if not law.doubt else 20 * float(law.tau)
     return even_steps(end, float(problem.sgd.learning_rate), records)
-
-
-def mean_and_error(values: Any) -> tuple[float, float]:
-    """The mean over seeds and its standard error; NaN if a seed has no value."""
-    values = np.asarray(values)
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
-
-
-def measured_tau(problem: Problem, law: EscapeLaw, times: Any) -> tuple[float, float]:
-    r"""τ from escape times of rank 1, with its standard error; NaN where the law is in doubt.
-
-    The law $E[t] = T_0 - \tau'[\log a_0 + (\psi(\tfrac12) - \log\tfrac12)/2]$ gives τ' from the mean time, and
-    $\tau = \eta/(e^{\eta/\tau'} - 1)$ is free of the finite learning rate.
-    """
-    if law.doubt:
-        return np.nan, np.nan
-    mean, error = mean_and_error(times)
-    depth = -float(jnp.log(law.amplitude) + (digamma(0.5) - np.log(0.5)) / 2)
-    eta = float(problem.sgd.learning_rate)
-    growth = (mean - float(law.offsets.mean())) / depth
-    tau = eta / np.expm1(eta / growth)
-    return tau, error / depth * np.exp(eta / growth) * (tau / growth) ** 2
 
 
 def _problems(dimension: float) -> list[Problem]:
@@ -106,16 +63,16 @@ def _compute(work: Work):
         laws = _laws(problem, jnp.asarray(dimensions))
         law_at = [jax.tree.map(lambda x, i=i: x[i], laws) for i in range(marks.size + 1)]
         means.append(np.asarray(laws.mean)[marks.size + 1 :])
-        taus.append(float(fast_phase(problem).tau))
+        taus.append(float(search_phase(problem).tau))
         times = []
         for law, dimension in zip(law_at, marks, strict=False):
             seeds = settings.seeds * (1 if times or variables else 7)
             there = at_dimension(problem, dimension)
-            times.append(work.chain(there, long_steps(there, law), until=Escape(), seeds=seeds).escape_times())
+            times.append(work.chain(there, _steps(there, law), until=Escape(), seeds=seeds).escape_times())
         simulated.append([mean_and_error(x) for x in times])
         if not variables:
             variables = _density(law_at[0], settings.points) | {"escape_time": ("seed", np.asarray(times[0]))}
-            steps = long_steps(at_dimension(problem, settings.direct_dimension), law_at[-1])
+            steps = _steps(at_dimension(problem, settings.direct_dimension), law_at[-1])
             direct = mean_and_error(work.direct(problem, steps, until=Escape()).escape_times())
     variables |= {
         "tau": ("strength", np.array(taus)),

@@ -20,6 +20,7 @@ import numpy as np
 
 from odes import SGD, Overlaps, Problem, solve
 from validation.figures.base import Figure, Work, typical_start
+from validation.figures.measured import mean_and_error
 from validation.style import TEXT, strength_colour
 from validation.trajectories import Simulation
 
@@ -38,12 +39,6 @@ def potential(g: np.ndarray, strength: float) -> np.ndarray:
 def slaved(start: float, scaled_times: np.ndarray) -> np.ndarray:
     r"""g at times $(1-\mu)^2t$ in the potential: $\sinh g = \sinh g_0\,e^{(1-\mu)^2t}$."""
     return np.arcsinh(np.sinh(start) * np.exp(scaled_times))
-
-
-def mean_and_error(values: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over the first axis and its standard error."""
-    values = np.asarray(values)
-    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(values.shape[0])
 
 
 def _problem(strength: float, dimension: float) -> Problem:

@@ -10,7 +10,7 @@ from jax.scipy.special import digamma, polygamma
 from odes import Adapter, Escape, Problem
 from theory import EscapeLaw, escape_law
 from validation.figures.base import Figure, Settings, Work, at_dimension
-from validation.figures.law import tuned
+from validation.figures.measured import tuned
 from validation.style import ESCAPE_LABEL, TEXT, strength_colour
 from validation.trajectories import Simulation, even_steps
 

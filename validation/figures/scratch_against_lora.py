@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odes import SGD, Escape, Overlaps, Problem, gradient_at, modified_flow, noise_at, pretrained, solve
-from theory import critical_points
+from theory import critical_points, search_phase
 from validation.figures.base import Figure, Work, at_dimension, typical_start
-from validation.figures.law import fast_phase, mean_and_error, tuned
+from validation.figures.measured import mean_and_error, tuned
 from validation.style import COLOURS, STRENGTH_LABEL, TEXT
 from validation.trajectories import Simulation, even_steps
 
@@ -88,7 +88,7 @@ def lora_times(link: str, strengths: Float[Array, " n"], sgd: SGD, goal: float) 
     def at(mu: Array) -> Array:
         problem = Problem.single_index(link, strength=mu, sgd=sgd)
         ratio = goal / gradient_at(problem, pretrained(problem)).loss
-        end = _PATIENCE * fast_phase(problem).tau
+        end = _PATIENCE * search_phase(problem).tau
         escape = Escape("loss", jnp.minimum(ratio, 0.999))
         run = solve(
             problem,

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from odes import Escape, Problem
-from theory import escape_law, escape_rate, hermite_coefficients, sweep
-from validation.figures.base import Figure, Work, at_dimension
-from validation.figures.law import long_steps, measured_tau, tuned
+from odes import Problem
+from theory import escape_rate, hermite_coefficients, sweep
+from validation.figures.base import Figure, Work
+from validation.figures.measured import simulated_tau, tuned
 from validation.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT
-from validation.trajectories import Simulation
 
 _LINK = "relu"
 _ORDERS = (10, 16, 20)
@@ -47,10 +46,6 @@ def truncated_taus(order: int, strengths: Float[Array, " n"]) -> Float[Array, " 
     return jax.vmap(at)(strengths)
 
 
-def _measured(problem: Problem, run: Simulation) -> tuple[float, float]:
-    return measured_tau(problem, escape_law(problem), run.escape_times())
-
-
 def _compute(work: Work):
     """τ by series and exactly, and τ from simulated escape times."""
     import xarray
@@ -59,13 +54,8 @@ def _compute(work: Work):
     strengths = np.linspace(_LOW, _HIGH, settings.points)
     marks = np.linspace(*_MARKED, settings.marks)
     problems = tuned([Problem.single_index(_LINK, strength=mu) for mu in marks], settings.dimension)
-    simulated = [
-        _measured(problem, work.chain(problem, long_steps(problem, escape_law(problem)), until=Escape()))
-        for problem in problems
-    ]
-    middle = settings.marks // 2
-    small = at_dimension(problems[middle], settings.direct_dimension)
-    direct = _measured(small, work.direct(small, long_steps(small, escape_law(small)), until=Escape()))
+    simulated = [simulated_tau(work, problem) for problem in problems]
+    direct = simulated_tau(work, problems[settings.marks // 2], direct=True)
     variables: dict[str, Any] = {
         "exact": ("strength", np.asarray(sweep(_LINK, strength=jnp.asarray(strengths)).tau)),
         "exact_marked": ("mark", np.asarray(sweep(_LINK, strength=jnp.asarray(marks)).tau)),
@@ -77,7 +67,7 @@ def _compute(work: Work):
         "direct": ("moment", np.array(direct)),
     }
     coords = {"strength": strengths, "order": list(_ORDERS), "mark": marks, "moment": ["mean", "error"]}
-    return xarray.Dataset(variables, coords=coords, attrs={"direct_mark": middle})
+    return xarray.Dataset(variables, coords=coords, attrs={"direct_mark": settings.marks // 2})
 
 
 def _markers(ax, dataset, scale) -> None:

@@ -7,18 +7,17 @@ lose a fast search to the stronger one. Where the gradient vanishes with D < 0, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from odes import Escape, Problem
-from theory import critical_points, escape_law, sweep
+from odes import Problem
+from theory import critical_points, sweep
 from validation.figures.base import Figure, Work
-from validation.figures.law import long_steps, measured_tau, tuned
+from validation.figures.measured import simulated_tau, tuned
 from validation.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label
-from validation.trajectories import Simulation
 
 _PAIRS = (1, 2), (2, 3), (3, 4), (1, 3), (2, 4), (3, 5)
 """The two degrees of each panel: neighbours in the first row of three, equal parity in the second."""
@@ -46,14 +45,6 @@ def _checked(strengths: Sequence[float], dimension: float, noise: float) -> list
     return tuned(problems, dimension, noise=noise)
 
 
-def simulated_tau(run: Callable[..., Simulation], problem: Problem) -> tuple[float, float]:
-    """τ from simulated escape times and its standard error; NaN where the law of the escape time does not hold."""
-    escape = Escape()
-    law = escape_law(problem, escape)
-    times = run(problem, long_steps(problem, law), until=escape).escape_times(escape)
-    return measured_tau(problem, law, times)
-
-
 def strengths_around(zeros: np.ndarray, points: int) -> np.ndarray:
     """An even grid of strengths that resolves the given divergences."""
     zeros = zeros[np.isfinite(zeros)]
@@ -74,7 +65,7 @@ def compute(work: Work) -> Any:
 
     marks = np.linspace(*_MARKED, settings.marks)
     checked = _checked(list(marks), settings.dimension, _NOISE)
-    simulated = rate(_CHECKED) * np.array([simulated_tau(work.chain, problem) for problem in checked])
+    simulated = rate(_CHECKED) * np.array([simulated_tau(work, problem) for problem in checked])
     (smaller,) = _checked([_DIRECT], settings.direct_dimension, _DIRECT_NOISE)
     return xarray.Dataset(
         {
@@ -83,7 +74,7 @@ def compute(work: Work) -> Any:
             "critical_strength": (("pair", "zero"), zeros),
             "simulated_tau": ("mark", simulated[:, 0]),
             "standard_error": ("mark", simulated[:, 1]),
-            "direct_tau": ("value_and_error", rate(_CHECKED) * np.array(simulated_tau(work.direct, smaller))),
+            "direct_tau": ("value_and_error", rate(_CHECKED) * np.array(simulated_tau(work, smaller, direct=True))),
         },
         coords={"pair": [link(pair) for pair in _PAIRS], "degree": degrees, "strength": strengths, "mark": marks},
         attrs={"dimension": settings.dimension, "direct_dimension": settings.direct_dimension, "seeds": settings.seeds},

@@ -26,7 +26,7 @@ def provenance(**what: Any) -> dict[str, str]:
     return attributes | {key: json.dumps(value) for key, value in what.items()}
 
 
-def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def write_whole(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
     """Calls `write` on a temporary path in the same folder and moves the result to `path` once it is complete.
 
     **Raises** OSError, with nothing left behind, if the folder is missing or cannot be written.
@@ -51,9 +51,14 @@ def _umask() -> int:
 
 
 def write_dataset(dataset: Any, path: str | os.PathLike, *, kind: str, **what: Any) -> None:
-    """Writes an `xarray.Dataset` to netCDF with `provenance(kind=kind, **what)` added to its attributes."""
-    stamped = dataset.assign_attrs(provenance(kind=kind, **what))
-    write_whole(path, lambda temporary: stamped.to_netcdf(temporary, engine="h5netcdf"))
+    """Writes an `xarray.Dataset` to netCDF with `provenance(kind=kind, **what)` added to its attributes.
+
+    The file is made in memory: HDF5 crashes the process where a disk is full.
+
+    **Raises** OSError, with nothing left behind, if it cannot be written.
+    """
+    content = dataset.assign_attrs(provenance(kind=kind, **what)).to_netcdf(engine="h5netcdf")
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load(path: str | os.PathLike):

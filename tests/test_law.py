@@ -122,6 +122,7 @@ FREE_AND_NOISY = dict(theta=20.0, normalized=False, noise=0.1, alignment=0.7)
         (single(lr_ratio=0.0), "not trained"),
         (single("He3", strength=0.6, theta=0.4), "does not escape"),
         (single(d=60.0, rank=8), "dimension is too small"),
+        (single("relu", strength=0.1, d=2e3), "dimension is too small"),
         (single("linear", strength=0.1, eta=1.5), "learning rate is too large"),
         (single(d=2e3, **FREE_AND_NOISY), "noise on U"),
         (single("He3", strength=0.6, theta=0.1, eta=0.0025, d=2e4), "heavy tails"),

@@ -89,7 +89,7 @@ REGIMES = (
     "D <= 0 at w0: a plateau comes before the search",
     "the gradient vanishes at w0, or U is not trained",
     "SGD at this noise scale does not escape",
-    "the dimension is too small: the start is not a small perturbation (amplitude above 0.1)",
+    "the dimension is too small: the start is not a small perturbation (amplitude above 0.1, with kinks also above 0.1 |w0|)",
     "the learning rate is too large for the search phase (eta * rate above 0.4 or eta * lr_ratio * kappa^2 * D above 1)",
     "the noise on U at the escape is too large for this dimension (above 1 % of |U|^2, or 2.5 % of the mean time ahead)",
     "the batches are too small for the gradient's heavy tails (they shrink the rows less by 1.5 % than the limit says)",
@@ -164,9 +164,10 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
 
     Here T(a) itself is followed, at amplitudes of equal probability and, for r > 1, at several ways to split them among the
     rows: $T(a) + \tau\log a$ is smooth, so that six are enough, and the average of $\log a$ is known. The law is given for
-    amplitude $a_0 \le 0.1$, $\eta\lambda_+ \le 0.4$, $\eta\chi\kappa^2D \le 1$ and noise on U at the escape ([`up_noise`][]) of at most
-    1 % of $|U|^2$, a head start of at most 2.5 % of the mean and a tail of at most 1.5 %; there it was found within 3 % of
-    simulated means. It assumes U = 0 at the start.
+    amplitude $a_0 \le 0.1$ ($0.1|w_0|$ for links with a kink, which feel U as soon as it is like w0), $\eta\lambda_+ \le 0.4$,
+    $\eta\chi\kappa^2D \le 1$ and noise on U at the escape ([`up_noise`][]) of at most 1 % of $|U|^2$, a head start of at most 2.5 %
+    of the mean and a tail of at most 1.5 %; there it was found within 3 % of simulated means. It assumes U = 0 at the
+    start.
 
     **Raises** ValueError unless the problem is single-index.
     """
@@ -189,11 +190,13 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
     std = jnp.sqrt(offsets.var() - 2 * mode.tau * covariance + mode.tau**2 * polygamma(1, half) / 4)
     damping = eta * problem.adapter.lr_ratio * problem.adapter.kappa**2 * phase.D
     noise = up_noise(problem, escape, phase, jax.tree.map(lambda x: x[times.size // 2], runs.final))
+    kinked = problem.student.kinked or problem.teacher.kinked
+    size = jnp.minimum(problem.strength, 1) if kinked else 1
     doubts = [
         phase.D <= 0,
         ~moves,
         ~jnp.isfinite(times).all(),
-        amplitude > _LARGEST_AMPLITUDE,
+        amplitude > _LARGEST_AMPLITUDE * size,
         (eta * phase.rate > _FASTEST_GROWTH) | (damping > 1),
         (noise.relative > _LARGEST_UP_NOISE) | (noise.head_start > _LARGEST_HEAD_START * mean),
         noise.tail > _HEAVIEST_TAIL,

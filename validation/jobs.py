@@ -4,7 +4,7 @@ import concurrent.futures
 import functools
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 from tqdm import tqdm
@@ -14,6 +14,7 @@ _WORTH_PROCESSES = 4
 Result = TypeVar("Result", covariant=True)
 
 
+@runtime_checkable
 class Job(Protocol[Result]):
     """A piece of work as plain data, so that another process can do it."""
 

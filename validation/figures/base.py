@@ -43,7 +43,7 @@ class Settings:
     seeds: int
     dimension: float
     direct_seeds: int
-    direct_dimension: int
+    direct_dimension: float
     most_steps: int
     simulated_links: int
     seed: int = 0
@@ -55,18 +55,18 @@ QUICK = Settings(
     seeds=60,
     dimension=2000.0,
     direct_seeds=4,
-    direct_dimension=200,
+    direct_dimension=200.0,
     most_steps=15_000,
     simulated_links=1,
 )
 FULL = Settings(
-    points=200,
-    marks=8,
-    seeds=300,
-    dimension=10000.0,
-    direct_seeds=16,
-    direct_dimension=500,
-    most_steps=150_000,
+    points=120,
+    marks=6,
+    seeds=200,
+    dimension=2000.0,
+    direct_seeds=12,
+    direct_dimension=400.0,
+    most_steps=25_000,
     simulated_links=10,
 )
 

@@ -73,7 +73,7 @@ class Column:
         return np.unique(np.concatenate([[0], spaced.round()])).astype(int)
 
 
-_COLUMNS = Column(2, 0.4, 20, 0.03), Column(3, 4, 2000, 1e-4), Column(4, 0.4, 200, 2e-6)
+_COLUMNS = Column(2, 0.4, 20.0, 0.03), Column(3, 4.0, 2000.0, 1e-4), Column(4, 0.4, 200.0, 2e-6)
 _DIRECT = 0, 0.4
 """The column and the strength that the direct simulator repeats."""
 

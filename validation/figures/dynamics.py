@@ -36,10 +36,14 @@ def _mixture(link: str, mu: jax.Array | float, sgd: SGD) -> Problem:
     return Problem.mixture(link, mu=mu, sgd=sgd)
 
 
-def _sgd(link: str, dimension: float) -> SGD:
-    r"""One learning rate for all strengths, 0.2 over the largest curvature $E[\sigma'^2]$, and noise scale θ = 4η."""
+def _sgd(link: str, family: Family, dimension: float) -> SGD:
+    r"""One learning rate for all strengths, 0.2 over the largest curvature $E[\sigma'^2]$.
+
+    The noise scale is θ = 4η, and η/2 for mixtures, whose larger loss would else keep weakly pretrained students from the end.
+    """
     eta = 0.2 / float(self_moments(activation(link), 1.0).cross)
-    return SGD(learning_rate=eta, batch_size=dimension / 4, dimension=dimension)
+    batch = dimension / 4 if family is _aligned else 2 * dimension
+    return SGD(learning_rate=eta, batch_size=batch, dimension=dimension)
 
 
 @eqx.filter_jit
@@ -73,7 +77,7 @@ def compute(work: Work, link: str, family: Family) -> Any:
     import xarray
 
     settings = work.settings
-    sgd = _sgd(link, settings.dimension)
+    sgd = _sgd(link, family, settings.dimension)
     eta = float(sgd.learning_rate)
     slowest = float(search_phase(family(link, max(_STRENGTHS), sgd)).tau)
     times = log_times(12 * slowest, settings.points, first=eta)

@@ -40,6 +40,8 @@ class Plan:
     noise: float = 2.0
     shown: str | None = None
     unit: str = ""
+    legend: str = "upper left"
+    columns: int = 2
 
     @property
     def escape(self) -> Escape:
@@ -161,7 +163,7 @@ def draw(dataset: Any, plan: Plan) -> Any:
         ax.set(yscale="log", xlabel=STRENGTH_LABEL, xlim=(0, 1), title=title)
         low, high = ax.get_ylim()
         ax.set_ylim(low, min(high, 1e6))
-        ax.legend(loc="upper right" if plan.squared else "upper left", ncols=2, handlelength=1.2, columnspacing=0.8)
+        ax.legend(loc=plan.legend, ncols=plan.columns, handlelength=1.2, columnspacing=0.8)
     axes[0, 0].set_ylabel(f"{TAU_LABEL}{plan.unit}")
     if plan.shown is not None:
         _draw_dynamics(axes[0, -1], dataset, plan)
@@ -184,7 +186,7 @@ def _draw_dynamics(ax: Any, dataset: Any, plan: Plan) -> None:
     ax.set(
         xscale="log", xlabel=r"time $t\times k\,k!$", ylabel=M_LABEL, title=f"dynamics, {link_label(plan.shown or '')}"
     )
-    ax.legend(loc="center left")
+    ax.legend(loc="lower left")
 
 
 def _figure(name: str, sentence: str, plan: Plan) -> Figure:
@@ -208,6 +210,8 @@ FIGURES = (
             noise=0.0,
             shown="He3",
             unit=r" $\times\,k\,k!$",
+            legend="upper right",
+            columns=1,
         ),
     ),
     _figure(
@@ -220,6 +224,7 @@ FIGURES = (
             ],
             titles=("squared labels", r"squared labels, $\tau\times k\,k!$"),
             squared=True,
+            legend="upper center",
             noise=0.0,
             shown="He3",
         ),

@@ -42,7 +42,7 @@ class Curve:
 
     k: int
     strength: float
-    dimension: int
+    dimension: float
 
     @property
     def checked(self) -> bool:

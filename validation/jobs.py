@@ -3,6 +3,8 @@
 import concurrent.futures
 import functools
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -33,7 +35,7 @@ def carry_out(jobs: Sequence[Job[Result]], *, unit: str) -> Iterator[Result]:
         yield from (job.run() for job in bar(jobs))
         return
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_double_precision) as pool:
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_prepare) as pool:
         yield from bar(pool.map(_run, jobs))
 
 
@@ -41,5 +43,14 @@ def _run(job: Job[Result]) -> Result:
     return job.run()
 
 
-def _double_precision() -> None:
+def _prepare() -> None:
+    """Double precision in a worker, and its end with that of its parent, whatever that dies of."""
     jax.config.update("jax_enable_x64", True)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

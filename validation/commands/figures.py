@@ -31,7 +31,7 @@ class Figures:
     list: bool = False
     """Print the names, with a sentence on each, and do nothing else."""
     quick: bool = False
-    """Fewer seeds, points and dimensions: all figures in about five minutes."""
+    """Fewer seeds, points and dimensions: all figures in about eight minutes."""
     redraw: bool = False
     """Draw stored data whatever settings made them; compute nothing."""
     again: bool = False

@@ -186,7 +186,7 @@ def _draw_dynamics(ax: Any, dataset: Any, plan: Plan) -> None:
     ax.set(
         xscale="log", xlabel=r"time $t\times k\,k!$", ylabel=M_LABEL, title=f"dynamics, {link_label(plan.shown or '')}"
     )
-    ax.legend(loc="lower left")
+    ax.legend(loc="lower left" if plan.squared else "upper left")
 
 
 def _figure(name: str, sentence: str, plan: Plan) -> Figure:

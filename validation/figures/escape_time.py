@@ -100,7 +100,7 @@ def _dynamics(work: Work, plan: Plan, link: str) -> Any:
     import xarray
 
     lines, means, errors, record_times = [], [], [], []
-    (first,) = _problems(plan, link, _SHOWN[:1], work.settings.dimension, noise=2.0)
+    (first,) = _problems(plan, link, list(_SHOWN[:1]), work.settings.dimension, noise=2.0)
     problems = [
         Problem.single_index(link, strength=strength, teacher=plan.teacher(link), sgd=first.sgd) for strength in _SHOWN
     ]

@@ -30,7 +30,7 @@ def truncated_loss(order: int, square: Array, overlap: Array) -> Array:
     student = hermite_coefficients(_LINK, order, variance=square)
     teacher = hermite_coefficients(_LINK, order)
     factorials = np.cumprod(np.concatenate([[1.0], np.arange(1.0, order + 1)]))
-    powers = (overlap / jnp.sqrt(square)) ** jnp.arange(order + 1)
+    powers = (overlap / jnp.sqrt(square)) ** jnp.arange(order + 1.0)
     return jnp.sum(factorials * (student**2 / 2 - student * teacher * powers))
 
 

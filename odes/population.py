@@ -5,6 +5,8 @@ preactivations are jointly Gaussian with covariances $Q = \langle\lambda\lambda^
 $M = \langle\lambda\lambda^{*T}\rangle$ (K x P), $P = \langle\lambda^*\lambda^{*T}\rangle$ (P x P).
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
 from odes.activations import Activation, both_are
-from odes.gaussian import PairMoments, gaussian_average, pair_moments, polar_rule, self_moments, tensor_rule
+from odes.gaussian import Nodes, PairMoments, gaussian_average, pair_moments, polar_rule, self_moments, tensor_rule
 
 
 class PopulationGradient(eqx.Module):
@@ -87,6 +89,12 @@ class NoiseMoments(eqx.Module):
     slope: Float[Array, ""]
 
 
+def _plane_rule(student: Activation, teacher: Activation, growth: int) -> Callable[[Array, Array, Array], Nodes]:
+    """The quadrature rule for functions of two link functions that grow with the given power: exact for polynomials."""
+    polynomials = student.hermite is not None and teacher.hermite is not None
+    return tensor_rule(growth) if polynomials else polar_rule(growth)
+
+
 def noise_moments(
     student: Activation, teacher: Activation, q: ScalarLike, m: ScalarLike, p: ScalarLike
 ) -> NoiseMoments:
@@ -111,8 +119,7 @@ def noise_moments(
         return jnp.stack([image**2 * slope, image * target * slope, target**2 * slope, slope])
 
     growth = 2 * max(student.growth, teacher.growth) + 2 * max(student.growth - 1, 0)
-    polynomials = student.hermite is not None and teacher.hermite is not None
-    rule = tensor_rule(growth) if polynomials else polar_rule(growth)
+    rule = _plane_rule(student, teacher, growth)
     smooth = not (student.kinked or teacher.kinked)
     return NoiseMoments(*gaussian_average(integrand, q, p, m, rule=rule, smooth=smooth))
 
@@ -166,7 +173,6 @@ def gradient_kurtosis(
         return jnp.stack([(square + label_noise) * slope, noisy * slope**2])
 
     growth = 4 * (max(student.growth, teacher.growth) + max(student.growth - 1, 0))
-    polynomials = student.hermite is not None and teacher.hermite is not None
-    rule = tensor_rule(growth) if polynomials else polar_rule(growth)
+    rule = _plane_rule(student, teacher, growth)
     second, fourth = gaussian_average(integrand, Q[0, 0], P[0, 0], M[0, 0], rule=rule, smooth=False)
     return fourth / second**2

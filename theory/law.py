@@ -175,7 +175,7 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
     phase = search_phase(problem)
     mode = unstable_mode(problem, phase)
     rank, eta = problem.adapter.rank, problem.sgd.learning_rate
-    moves = (phase.G > 0) & (problem.adapter.lr_ratio > 0)
+    moves = _moves(problem, phase)
     amplitude = jnp.sqrt(rank * mode.variance)
     radii, splits = (jnp.asarray(x) for x in _ways(rank))
     rows = (amplitude * radii[:, None, None] * splits[None]).reshape(-1, rank)
@@ -231,9 +231,14 @@ def escape_from(
     )
 
 
+def _moves(problem: Problem, phase: SearchPhase) -> Array:
+    """Whether the gradient at w0 and the training of U set the adapter going."""
+    return (phase.G > 0) & (problem.adapter.lr_ratio > 0)
+
+
 def _grows(problem: Problem, phase: SearchPhase) -> Array:
-    """Whether the search phase has an unstable mode and ends in no plateau."""
-    return (phase.D > 0) & (phase.G > 0) & (problem.adapter.lr_ratio > 0)
+    """Whether the search phase has an unstable mode and no plateau comes first."""
+    return (phase.D > 0) & _moves(problem, phase)
 
 
 def _from_mode(

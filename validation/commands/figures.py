@@ -106,9 +106,11 @@ class Job:
         """The paths of the files that were written."""
         figure, folder = FIGURES[self.name], Path(self.folder)
         paths = []
-        if self.redraw or (not self.again and figure.up_to_date(folder, self.settings)):
+        if self.redraw:
             dataset = figure.stored(folder)
         else:
+            dataset = None if self.again else figure.up_to_date(folder, self.settings)
+        if dataset is None:
             dataset = figure.computed(folder, self.settings)
             paths.append(figure.data_file(folder))
         return [str(path) for path in (*paths, *figure.files(folder, dataset))]

@@ -179,14 +179,14 @@ class Figure:
             )
         return dataset
 
-    def up_to_date(self, folder: Path, settings: Settings) -> bool:
-        """Whether the same settings, versions, device and floating point type made the stored data."""
+    def up_to_date(self, folder: Path, settings: Settings) -> Any | None:
+        """The stored dataset if the same settings, versions, device and floating point type made it; None otherwise."""
         try:
-            attributes = self.stored(folder).attrs
+            dataset = self.stored(folder)
         except BadInput:
-            return False
+            return None
         now = provenance(settings=dataclasses.asdict(settings))
-        return all(attributes.get(name) == value for name, value in now.items())
+        return dataset if all(dataset.attrs.get(name) == value for name, value in now.items()) else None
 
     def computed(self, folder: Path, settings: Settings) -> Any:
         """The dataset, computed and stored; simulations that an interrupted computation has kept are read."""

@@ -11,7 +11,9 @@ import numpy as np
 
 from odes import SGD, Problem, Solution, activation, log_times, self_moments, solve
 from theory import search_phase
+from validation.compare import observables
 from validation.figures.base import Figure, Work, at_dimension, typical_start
+from validation.figures.measured import mean_and_error
 from validation.style import LOSS_LABEL, OVERLAP_LABEL, TEXT, TIME_LABEL, link_label, strength_colour
 from validation.trajectories import Simulation
 
@@ -53,23 +55,20 @@ def _solutions(link: str, family: Family, mus: jax.Array, sgd: SGD, times: jax.A
     def at(mu: jax.Array) -> dict[str, jax.Array]:
         problem = family(link, mu, sgd)
         start = typical_start(problem)
-        return _observables(solve(problem, start, t1=times[-1], times=times, finite_steps=True, rtol=1e-6))
+        return _drawn(solve(problem, start, t1=times[-1], times=times, finite_steps=True, rtol=1e-6))
 
     return eqx.filter_vmap(at)(mus)
 
 
-def _observables(trajectory: Simulation | Solution) -> dict[str, jax.Array]:
-    """Loss, |m|, blind to the symmetry (u, m) -> (-u, -m), and w·ω* along a trajectory of rank 1."""
-    return {"loss": trajectory.loss, "m": jnp.abs(trajectory.m[..., 0]), "target_overlap": trajectory.target_overlap}
-
-
 def _moments(simulation: Simulation) -> dict[str, np.ndarray]:
     """Means of the observables over the seeds and their standard errors, (2, records) each."""
-    seeds = simulation.loss.shape[0]
-    return {
-        name: np.stack([x.mean(axis=0), x.std(axis=0, ddof=1) / np.sqrt(seeds)])
-        for name, x in _observables(simulation).items()
-    }
+    return {name: np.stack(mean_and_error(x)) for name, x in _drawn(simulation).items()}
+
+
+def _drawn(trajectory: Simulation | Solution) -> dict[str, jax.Array]:
+    """Those of the compared observables that are drawn."""
+    values = observables(trajectory)
+    return {name: values[name] for name in _OBSERVABLES}
 
 
 def compute(work: Work, link: str, family: Family) -> Any:
@@ -115,7 +114,7 @@ def _direct(work: Work, problem: Problem, eta: float) -> dict[str, Any]:
     steps = _steps(12 * float(search_phase(problem).tau), eta, work.settings.most_steps)
     run = work.direct(problem, steps, start=typical_start(here))
     theory = solve(here, typical_start(here), t1=run.t[-1], times=run.t, finite_steps=True, rtol=1e-6)
-    predicted = _observables(theory)
+    predicted = _drawn(theory)
     variables: dict[str, Any] = {"direct_time": ("direct_record", np.asarray(run.t))}
     for name, pair in _moments(run).items():
         variables[f"direct_{name}"] = (("moment", "direct_record"), pair)

@@ -93,14 +93,14 @@ class Curve:
         θ is at most 0.02 times the rate of growth, over N for unit weights without overlap.
         """
         if self.checked:
-            return self._with_batch(round(self.learning_rate * self.dimension / _CHECKED_NOISE))
+            return self._with_batch(float(round(self.learning_rate * self.dimension / _CHECKED_NOISE)))
         unit = Overlaps(jnp.ones((1, 1)), jnp.zeros((1, 2)), jnp.ones((1, 1)))
         noise = float(_noise_at(Problem.full_weights(f"He{self.k}"), unit)[0, 0])
         noise_scale = min(
             self.dimension * self.last / self.rate / _SAMPLES,
             _QUIET * self.growth * self.rate / noise,
         )
-        return self._with_batch(round(self.learning_rate * self.dimension / noise_scale))
+        return self._with_batch(float(round(self.learning_rate * self.dimension / noise_scale)))
 
     def _with_batch(self, batch: float) -> Problem:
         sgd = SGD(learning_rate=self.learning_rate, batch_size=batch, dimension=self.dimension)

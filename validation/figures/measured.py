@@ -74,7 +74,7 @@ def simulated_tau(
     r"""τ and its standard error from the mean of simulated escape times.
 
     The mean less the flow's $T_0$, over L, is τ'; $\tau = \eta/(e^{\eta/\tau'} - 1)$ is free of the finite learning rate. NaN where
-    there is no escape, or where it takes more steps than the settings allow.
+    there is no escape, where it takes more steps than the settings allow, and where fewer than two seeds escape.
     """
     escape = Escape() if escape is None else escape
     here = at_dimension(problem, work.settings.direct_dimension) if direct else problem
@@ -84,7 +84,10 @@ def simulated_tau(
         return np.nan, np.nan
     run = work.direct if direct else work.chain
     times = np.asarray(run(problem, even_steps(longest, eta, _RECORDS), until=escape).escape_times(escape))
-    mean, error = mean_and_error(times[np.isfinite(times)])
+    times = times[np.isfinite(times)]
+    if times.size < 2:
+        return np.nan, np.nan
+    mean, error = mean_and_error(times)
     growth = (mean - float(law.constant)) / float(law.depth)
     tau = eta / np.expm1(eta / growth)
     return float(tau), float(error / float(law.depth) * np.exp(eta / growth) * (tau / growth) ** 2)

@@ -109,7 +109,7 @@ def _draw(dataset):
         ax.set(xscale="log", xlabel="rank $r$", ylabel=f"{word} {ESCAPE_LABEL}, in $\\eta\\cdot$step", ylim=(0, None))
         ax.set_xticks(ranks, [str(r) for r in ranks])
         ax.minorticks_off()
-    label = f"direct and law at $d = {dataset.attrs['direct_dimension']}$, $\\mu = {_STRENGTHS[0]}$"
+    label = f"direct and law at $d = {dataset.attrs['direct_dimension']:g}$, $\\mu = {_STRENGTHS[0]}$"
     axes[0].errorbar(rank, *dataset["direct"].values, fmt="s", markerfacecolor="none", color="black", label=label)
     axes[0].plot([rank / 1.2, rank * 1.2], [dataset["direct_law"]] * 2, "--", color="black")
     axes[0].set_title(f"erf, $d = {dataset.attrs['dimension']:g}$; dots: chain")

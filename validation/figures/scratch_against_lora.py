@@ -21,8 +21,6 @@ _GOAL = 0.01
 
 _PATIENCE = 50
 _RECORDS = 200
-
-
 _HIGH = 0.97
 _TIMES = ("lora", "small", "chain", "scratch", "scratch_chain")
 
@@ -217,7 +215,7 @@ def _draw(dataset):
         ax.errorbar(0.02, *data["scratch_chain"], fmt="D", clip_on=False, **style)
         if "direct" in data:
             small = np.where(data["small"] > 0, data["small"], np.nan)
-            label = f"{case.link}, LoRA, $d = {dataset.attrs['direct_dimension']}$, direct"
+            label = f"{case.link}, LoRA, $d = {dataset.attrs['direct_dimension']:g}$, direct"
             ax.plot(data["strength"], small, ":", **style)
             ax.errorbar(
                 data["direct"][0],

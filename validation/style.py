@@ -1,6 +1,7 @@
 """One look for every figure: a style sheet, a colour for each link function and strength, words for each symbol."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,7 @@ def figure_style() -> Iterator[None]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the creation time of fonts in PDF files
     with plt.style.context(Path(__file__).parent / "searchphase.mplstyle"):
         yield
     plt.close("all")

@@ -8,8 +8,10 @@ from odes.overlaps import Covariances, Overlaps, covariances, gram_root, pretrai
 from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
 from odes.problem import SGD, Adapter, Problem
 from odes.solve import Solution, log_times, solve
+from odes.stages import Stage, StagedSolution, solve_stages
 from odes.storage import load
 from odes.trajectory import Trajectory
+from odes.transfer import Transfer
 
 __all__ = [
     "SGD",
@@ -23,7 +25,10 @@ __all__ = [
     "PopulationGradient",
     "Problem",
     "Solution",
+    "Stage",
+    "StagedSolution",
     "Trajectory",
+    "Transfer",
     "activation",
     "covariances",
     "flow",
@@ -45,5 +50,6 @@ __all__ = [
     "random_overlaps",
     "self_moments",
     "solve",
+    "solve_stages",
     "target_overlap",
 ]

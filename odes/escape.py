@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
-from odes.arguments import require, require_known
+from odes.arguments import positive, require, require_known
 from odes.flow import gradient_at
 from odes.overlaps import Overlaps, pretrained, target_overlap
 from odes.problem import Problem
@@ -13,17 +13,19 @@ from odes.problem import Problem
 CRITERIA = {
     "loss": "the population loss has fallen to `threshold` times its value at w0",
     "overlap": "|w.omega* - w0.omega*| has reached `threshold` times |1 - w0.omega*|",
+    "absolute": "the population loss has fallen to `threshold`",
 }
 
 
 class Escape(eqx.Module):
-    r"""The first time at which a run has left the search phase.
+    r"""The first time at which a run has left the search phase, or reached a goal.
 
     - `criterion` "loss": $\ell(t) \le \vartheta\,\ell(w_0)$; blind to signs, rank and basis;
     - `criterion` "overlap" (single-index): $|w\cdot\omega^* - w_0\cdot\omega^*| \ge \vartheta\,|1 - w_0\cdot\omega^*|$;
-    - `threshold`: ϑ in (0, 1).
+    - `criterion` "absolute": $\ell(t) \le \vartheta$, which weights w0 of different quality share as a goal;
+    - `threshold`: ϑ in (0, 1), for "absolute" any positive number.
 
-    **Raises** ValueError for an unknown criterion or a threshold outside (0, 1).
+    **Raises** ValueError for an unknown criterion or a threshold outside its range.
     """
 
     criterion: str = eqx.field(static=True)
@@ -33,27 +35,34 @@ class Escape(eqx.Module):
         require_known("criterion", criterion, CRITERIA)
         self.criterion = criterion
         self.threshold = jnp.asarray(threshold, jnp.result_type(float))
-        require("threshold", self.threshold, "between 0 and 1, both excluded", lambda x: np.logical_and(x > 0, x < 1))
+        if criterion == "absolute":
+            require("threshold", self.threshold, "positive and finite", positive)
+        else:
+            require(
+                "threshold", self.threshold, "between 0 and 1, both excluded", lambda x: np.logical_and(x > 0, x < 1)
+            )
 
     def value(
         self, problem: Problem, overlaps: Overlaps, loss: Float[Array, "..."] | None = None
     ) -> Float[Array, "..."]:
         """What the criterion looks at: the loss (computed here unless given, which many overlaps need), or w·ω*."""
-        if self.criterion == "loss":
-            return gradient_at(problem, overlaps).loss if loss is None else loss
-        return target_overlap(problem, overlaps)
+        if self.criterion == "overlap":
+            return target_overlap(problem, overlaps)
+        return gradient_at(problem, overlaps).loss if loss is None else loss
 
-    def reference(self, problem: Problem) -> Float[Array, ""]:
-        """The criterion's value at w0."""
-        return self.value(problem, pretrained(problem))
+    def reference(self, problem: Problem, origin: Overlaps | None = None) -> Float[Array, ""]:
+        """The criterion's value at w0, that is at U = 0 and no overlap, or at the `origin` of a problem that has no frozen w0."""
+        return self.value(problem, pretrained(problem) if origin is None else origin)
 
-    def distance(self, value: Float[Array, "..."], reference: Float[Array, ""]) -> Float[Array, "..."]:
-        """How far `value` is from escape, as a fraction of `reference` (loss) or of the way to the target (overlap).
+    def distance(self, value: Float[Array, "..."], reference: Float[Array, "..."]) -> Float[Array, "..."]:
+        """How far `value` is from escape, as a fraction of `reference` (loss), of the way to the target (overlap), of the goal.
 
         Positive before escape, zero at it.
         """
         if self.criterion == "loss":
             return value / reference - self.threshold
+        if self.criterion == "absolute":
+            return value / self.threshold - 1
         return self.threshold - jnp.abs((value - reference) / (1 - reference))
 
     def margin(self, problem: Problem, overlaps: Overlaps, reference: Float[Array, ""]) -> Float[Array, ""]:

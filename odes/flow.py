@@ -53,29 +53,36 @@ def kurtosis_at(problem: Problem, overlaps: Overlaps) -> Float[Array, ""]:
 def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: bool) -> Overlaps:
     r"""The change of the overlaps in one SGD step over its learning rate η, before rows are rescaled to unit length.
 
-    $\Delta U/\eta = -\chi\kappa J$, $\Delta X/\eta = -\kappa U^TH$ and
-    $\Delta R/\eta = -\kappa(U^TJ + J^TU) + \kappa^2U^T(\eta GG^T + \theta N)U$ with the population gradient $G = DW - CT$ and its
-    overlaps $H = GF^T$, $J = GV^T$. The term in $GG^T$ is there if `finite`, that in θ if `noise`.
+    With the population gradient $G = DW - CT$, its overlaps $H = GF^T$, $J = GV^T$, and Ū for U without the columns of rows at
+    rest, $\Delta U/\eta = -\chi\kappa J$ (trained columns), $\Delta X/\eta = -\kappa\bar U^TH - \lambda X$ (trained rows) and
+    $\Delta R/\eta = -\kappa(\bar U^TJ + J^T\bar U) - \lambda(R + R^T) + \kappa^2\bar U^T(\eta GG^T + \theta N)\bar U$ (λ as in X). The
+    term in $GG^T$, and the products of two changes that weight decay adds, are there if `finite`, that in θ if `noise`.
     """
     adapter, covariance = problem.adapter, covariances(problem, overlaps)
     gradient = gradient_of(problem, covariance)
-    step = adapter.kappa * overlaps.up
+    full = adapter.kappa * overlaps.up
+    step = full * adapter.trained[None]
+    decay = adapter.weight_decay * adapter.trained
     target = gradient.C @ problem.target
     along_frame = (
-        gradient.D @ (problem.frozen @ problem.frame_gram + step @ overlaps.cross) - target @ problem.frame_gram
+        gradient.D @ (problem.frozen @ problem.frame_gram + full @ overlaps.cross) - target @ problem.frame_gram
     )
     along_rows = (
-        gradient.D @ (problem.frozen @ overlaps.cross.T + step @ overlaps.down_gram) - target @ overlaps.cross.T
+        gradient.D @ (problem.frozen @ overlaps.cross.T + full @ overlaps.down_gram) - target @ overlaps.cross.T
     )
-    drift = step.T @ along_rows
-    d_gram = -(drift + drift.T)
+    d_cross = -step.T @ along_frame - decay[:, None] * overlaps.cross
+    pull = step.T @ along_rows + decay[:, None] * overlaps.down_gram
+    d_gram = -(pull + pull.T)
     if finite:
         mixed = gradient.D @ covariance.M @ gradient.C.T
         square = gradient.D @ covariance.Q @ gradient.D - mixed - mixed.T + gradient.C @ covariance.P @ gradient.C.T
-        d_gram += problem.sgd.learning_rate * step.T @ square @ step
+        crossed = decay[:, None] * (along_rows.T @ step)
+        shrunk = jnp.outer(decay, decay) * overlaps.down_gram
+        d_gram += problem.sgd.learning_rate * (step.T @ square @ step + crossed + crossed.T + shrunk)
     if noise:
         d_gram += problem.sgd.noise_scale * step.T @ noise_of(problem, covariance) @ step
-    return Overlaps(-adapter.lr_ratio * adapter.kappa * along_rows, -step.T @ along_frame, d_gram)
+    d_up = -adapter.lr_ratio * adapter.kappa * along_rows * adapter.trained[None]
+    return Overlaps(d_up, d_cross, d_gram)
 
 
 def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:
@@ -88,7 +95,8 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
       \dot R = -\kappa(U^TJ + J^TU) + \theta\kappa^2U^TNU.$$
 
     If the adapter is normalised, with $h_a = \dot R_{aa}/2$: $\dot X_a \mathrel{-}= h_aX_a$ and
-    $\dot R_{ab} \mathrel{-}= (h_a + h_b)R_{ab}$, which keep $R_{aa} = 1$. `noise=False` drops the term in θ.
+    $\dot R_{ab} \mathrel{-}= (h_a + h_b)R_{ab}$, which keep $R_{aa} = 1$. Weight decay λ adds $-\lambda X$ to $\dot X$ and
+    $-2\lambda R$ to $\dot R$. Rows of V at rest, and their columns of U, do not change. `noise=False` drops the term in θ.
 
     Source: Saad & Solla 1995 for the method; docs/theory.md, section 4.
     """

@@ -3,9 +3,9 @@ r"""The state of the limit: the overlaps that close the dynamics, and their exac
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, ScalarLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from odes.arguments import concrete, require
+from odes.arguments import ArrayLike, concrete, require
 from odes.problem import Problem
 
 
@@ -77,8 +77,10 @@ def gram_root(gram: Float[Array, "f f"]) -> tuple[Float[Array, "f f"], Bool[Arra
     return vectors * jnp.sqrt(jnp.where(spans, eigenvalues, 0))[None], spans
 
 
-def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ScalarLike = 0.0) -> Overlaps:
-    r"""The overlaps of a random start at dimension d, drawn exactly: rows of V uniform on the sphere, every entry of U = `up`.
+def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0, length: ArrayLike = 1.0) -> Overlaps:
+    r"""The overlaps of a random start at dimension d, drawn exactly: rows of V uniform on the sphere with radius `length`, U = `up`.
+
+    Both are one number, or one for every row of V (its column of U).
 
     The components of a Gaussian row in span F are normal; the remainders of the r rows lie in d - rank F dimensions
     and their Gram matrix is Wishart, drawn by Bartlett's decomposition; then the rows are normalised. The overlaps X are
@@ -99,9 +101,9 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ScalarLike = 0.0
     diagonal = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - jnp.arange(rank, dtype=dtype), dtype=dtype))
     outside = below + jnp.diag(diagonal)
     gram = inside @ inside.T + outside @ outside.T
-    lengths = jnp.sqrt(jnp.diagonal(gram))
+    scale = jnp.asarray(length, dtype) / jnp.sqrt(jnp.diagonal(gram))
     return Overlaps(
-        up=jnp.full((problem.units[0], rank), up, dtype),
-        cross=inside @ root.T / lengths[:, None],
-        down_gram=gram / jnp.outer(lengths, lengths),
+        up=jnp.broadcast_to(jnp.asarray(up, dtype), (problem.units[0], rank)),
+        cross=inside @ root.T * scale[:, None],
+        down_gram=gram * jnp.outer(scale, scale),
     )

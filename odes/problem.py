@@ -23,7 +23,11 @@ class Adapter(eqx.Module):
     - `rank`: r.
     - `scale`: LoRA's α; $\kappa = \alpha / r$. None means α = r, so κ = 1.
     - `lr_ratio`: $\chi = \eta_U/\eta$, the learning rate of U over that of V (LoRA+); 0 leaves U as it starts.
-    - `normalized`: whether every row of V is rescaled to unit length after each step.
+    - `normalized`: whether every trained row of V is rescaled to unit length after each step.
+    - `weight_decay`: λ; each step takes the fraction ηλ off the trained rows of V (without effect if they are normalised). The
+        linear theory of the search phase does not know it: it is meant for pretraining.
+    - `trained` (r,): 1 for rows of V that are trained, with their columns of U, and 0 for rows at rest; all are trained unless
+        given. This is how the stages of a run share one state ([`odes.Transfer`][]).
 
     >>> float(Adapter(rank=4, scale=8.0).kappa)
     2.0
@@ -33,6 +37,8 @@ class Adapter(eqx.Module):
     scale: Float[Array, ""]
     lr_ratio: Float[Array, ""]
     normalized: bool = eqx.field(static=True)
+    weight_decay: Float[Array, ""]
+    trained: Float[Array, " r"]
 
     def __init__(
         self,
@@ -41,12 +47,19 @@ class Adapter(eqx.Module):
         scale: ScalarLike | None = None,
         lr_ratio: ScalarLike = 1.0,
         normalized: bool = True,
+        weight_decay: ScalarLike = 0.0,
+        trained: ArrayLike | None = None,
     ):
         self.rank = rank
         self.scale = _array(rank if scale is None else scale)
         self.lr_ratio = _array(lr_ratio)
         self.normalized = normalized
+        self.weight_decay = _array(weight_decay)
         require("rank", rank, "an integer of at least 1", lambda x: (x >= 1) & (x == np.round(x)))
+        self.trained = _array(jnp.ones(rank) if trained is None else trained)
+        require_shape("trained", self.trained, "(r,)", (rank,))
+        require("trained", self.trained, "0 or 1 for every row", lambda x: (x == 0) | (x == 1))
+        require("weight_decay", self.weight_decay, "non-negative and finite", non_negative)
         require("scale", self.scale, "positive and finite", positive)
         require("lr_ratio", self.lr_ratio, "non-negative and finite", non_negative)
 
@@ -187,11 +200,24 @@ class Problem(eqx.Module):
         strength, alignment = _array(strength), _array(alignment)
         require("strength", strength, "positive and finite", positive)
         require("alignment", alignment, "between -1 and 1", lambda c: np.abs(c) <= 1)
-        return cls._with_gram(activation, strength * alignment, strength**2, teacher, adapter, sgd)
+        overlap, square = strength * alignment, strength**2
+        return cls.single_index_from(
+            activation, overlap=overlap, square=square, teacher=teacher, adapter=adapter, sgd=sgd
+        )
 
     @classmethod
-    def _with_gram(cls, activation, overlap, square, teacher, adapter, sgd) -> "Problem":
-        """The single-index problem with w0·ω* = overlap and |w0|^2 = square, both already checked arrays."""
+    def single_index_from(
+        cls,
+        activation: str | Activation,
+        *,
+        overlap: ScalarLike,
+        square: ScalarLike,
+        teacher: str | Activation | None = None,
+        adapter: Adapter | None = None,
+        sgd: SGD | None = None,
+    ) -> "Problem":
+        r"""[`Problem.single_index`][] with $w_0\cdot\omega^*$ = `overlap` and $|w_0|^2$ = `square`, at least overlap²."""
+        overlap, square = _array(overlap), _array(square)
         one = jnp.ones_like(overlap)
         return cls(
             activation,
@@ -220,7 +246,8 @@ class Problem(eqx.Module):
         """
         mu = _array(mu)
         require("mixture", mu, "finite", np.isfinite)
-        return cls._with_gram(activation, mu, mu**2 + (1 - mu) ** 2, teacher, adapter, sgd)
+        square = mu**2 + (1 - mu) ** 2
+        return cls.single_index_from(activation, overlap=mu, square=square, teacher=teacher, adapter=adapter, sgd=sgd)
 
     @classmethod
     def full_weights(
@@ -242,6 +269,25 @@ class Problem(eqx.Module):
         >>> Problem.full_weights("erf", learns="source", cosine=0.5).target.tolist()
         [[0.0, 1.0]]
         """
+        adapter = Adapter(1, lr_ratio=0.0, normalized=normalized)
+        return cls.between_tasks(activation, learns=learns, cosine=cosine, teacher=teacher, adapter=adapter, sgd=sgd)
+
+    @classmethod
+    def between_tasks(
+        cls,
+        activation: str | Activation,
+        *,
+        learns: Literal["target", "source"],
+        cosine: ScalarLike,
+        teacher: str | Activation | None = None,
+        adapter: Adapter | None = None,
+        sgd: SGD | None = None,
+    ) -> "Problem":
+        r"""One student unit without frozen weights in the frame (ω*, ω_s) of a target and a source task.
+
+        $\omega^*\cdot\omega_s$ = `cosine`. The student `learns` one of the tasks, whose labels are made by the link function
+        `teacher`; all its weights are rows of V.
+        """
         cosine = _array(cosine)
         require("cosine", cosine, "between -1 and 1", lambda c: np.abs(c) <= 1)
         one = jnp.ones_like(cosine)
@@ -251,7 +297,7 @@ class Problem(eqx.Module):
             frozen=[[0.0, 0.0]],
             target=[[1.0, 0.0] if learns == "target" else [0.0, 1.0]],
             teacher=teacher,
-            adapter=Adapter(1, lr_ratio=0.0, normalized=normalized),
+            adapter=adapter,
             sgd=sgd,
         )
 

@@ -158,6 +158,7 @@ def solve(
     t1: ScalarLike,
     times: ArrayLike | None = None,
     escape: Escape | None = None,
+    origin: Overlaps | None = None,
     until_escape: bool = False,
     dense: bool = False,
     finite_steps: bool = False,
@@ -165,19 +166,22 @@ def solve(
     atol: ScalarLike = 1e-10,
     solver: diffrax.AbstractSolver | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
+    largest_step: ScalarLike | None = None,
     max_steps: int = 2**18,
 ) -> Solution:
     """Integrates the overlaps' closed equations ([`odes.flow`][]) from `start` at t = 0 to `t1`.
 
     - `times` (T,): increasing output times in [0, t1]; 201 even ones unless given ([`odes.log_times`][] for others).
     - `escape`: locate the escape by root finding; the run goes on to t1, or ends there if `until_escape`. A start that
-        meets the criterion already has escape time 0 and is integrated to t1.
+        meets the criterion already has escape time 0 and is integrated to t1. It is measured from w0, or from `origin`.
     - `finite_steps`: integrate [`odes.modified_flow`][], which holds for a finite learning rate to first order, instead of
         the flow of its limit 0.
     - `dense`: keep the interpolant for `Solution.evaluate`.
     - `rtol`, `atol`: tolerances of the adaptive step size (a PID controller, PI-tuned).
     - `solver`: a Diffrax solver, Tsit5 unless given (`diffrax.Kvaerno5()` where t1 is thousands of the fastest time
         scale, as for He6 at t1 = 10); `adjoint`: how gradients pass through (Diffrax's default unless given).
+    - `largest_step`: of the integrator. An explicit solver at the limit of its stability keeps the solution within the
+        tolerance, but not its derivatives: where these matter over many fast time scales, give about one.
 
     A failing integration does not raise: the solution says so and holds NaN where it did not get. Works under jit, vmap
     and grad; `escape_time` is differentiable by the implicit function theorem.
@@ -206,6 +210,7 @@ def solve(
         jnp.asarray(t1, times.dtype),
         times,
         escape,
+        origin,
         (jnp.asarray(rtol, times.dtype), jnp.asarray(atol, times.dtype)),
         until_escape=until_escape,
         dense=dense,
@@ -213,6 +218,7 @@ def solve(
         noise=not (concrete(noise_scale) and np.all(np.asarray(noise_scale) == 0)),
         solver=diffrax.Tsit5() if solver is None else solver,
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        largest_step=None if largest_step is None else jnp.asarray(largest_step, times.dtype),
         max_steps=max_steps,
     )
 
@@ -236,6 +242,7 @@ def _solve(
     t1: Array,
     times: Array,
     escape: Escape | None,
+    origin: Overlaps | None,
     tolerances: tuple[Any, Any],
     *,
     until_escape: bool,
@@ -244,8 +251,13 @@ def _solve(
     noise: bool,
     solver: diffrax.AbstractSolver,
     adjoint: diffrax.AbstractAdjoint,
+    largest_step: Array | None,
     max_steps: int,
 ) -> Solution:
+    controller = diffrax.PIDController(
+        rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4, dtmax=largest_step
+    )
+
     def integrate(t0: Array, y0: Overlaps, ts: Array, event: diffrax.Event | None) -> _Leg:
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: field(args[0], y, noise=noise)),
@@ -256,7 +268,7 @@ def _solve(
             y0=y0,
             args=(problem, reference),
             saveat=diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)), dense=dense),
-            stepsize_controller=diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4),
+            stepsize_controller=controller,
             adjoint=adjoint,
             event=event,
             max_steps=max_steps,
@@ -276,7 +288,7 @@ def _solve(
     zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
     reference, event = zero, None
     if escape is not None:
-        reference = escape.reference(problem)
+        reference = escape.reference(problem, origin)
         root_finder = optx.Newton(rtol=tolerances[0], atol=tolerances[0])
         event = diffrax.Event(lambda t, y, args, **kw: escape.margin(args[0], y, args[1]), root_finder, direction=False)
     first = integrate(zero, start, times, event)

@@ -96,7 +96,7 @@ class WrongFreedom(type(chain_simulator(CASES["aligned"]))):
         self.problem = eqx.tree_at(lambda p: p.sgd.dimension, chain.problem, chain.problem.sgd.dimension + extra)
 
     def start(self, key):
-        return to_coordinates(self.basis, random_overlaps(self.right_problem, key, up=self.up))
+        return to_coordinates(self.basis.rows, random_overlaps(self.right_problem, key, up=self.up))
 
 
 def wrong_chain(problem, extra):
@@ -148,7 +148,7 @@ def test_escape_times_have_the_same_law(d, batch, eta, seeds, key):
 def test_coordinates_have_the_overlaps(case, key):
     problem = CASES[case]
     basis, overlaps = frame_basis(problem), random_overlaps(problem, key, up=0.3)
-    again = to_overlaps(basis, to_coordinates(basis, overlaps))
+    again = to_overlaps(basis.rows, to_coordinates(basis.rows, overlaps))
     for one, two in zip(jax.tree.leaves(overlaps), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-13)
     np.testing.assert_allclose(basis.rows @ basis.rows.T, problem.frame_gram, atol=1e-14)
@@ -179,7 +179,7 @@ def test_normal_batches_have_the_samples_mean_and_covariance(case, key):
     """2e6 samples' products with the preactivations against Price's theorem, within 4.5 standard errors."""
     problem, size, draws = CASES[case], 1000, 2000
     basis = frame_basis(problem)
-    state = to_coordinates(basis, random_overlaps(problem, key, up=0.5))
+    state = to_coordinates(basis.rows, random_overlaps(problem, key, up=0.5))
     down = jnp.concatenate([state.inside, state.outside], axis=1)
     rank = problem.adapter.rank
     student = jnp.pad(problem.frozen @ basis.rows, ((0, 0), (0, rank))) + problem.adapter.kappa * state.up @ down
@@ -194,9 +194,9 @@ def test_normal_batches_have_the_samples_mean_and_covariance(case, key):
         )
     )(keys)
     large = eqx.tree_at(lambda p: p.sgd.batch_size, problem, jnp.asarray(float(size)))
-    normal = jax.jit(jax.vmap(lambda k: normal_means(large, basis, to_overlaps(basis, state), student, lengths, k)))(
-        keys
-    )
+    normal = jax.jit(
+        jax.vmap(lambda k: normal_means(large, basis, to_overlaps(basis.rows, state), student, lengths, k))
+    )(keys)
     one, two = (np.concatenate([x.teacher[:, 0], x.student[:, 0]], axis=1) for x in (sampled, normal))
     error = np.sqrt((one.var(axis=0) + two.var(axis=0)) / draws)
     assert np.abs((one.mean(axis=0) - two.mean(axis=0)) / error).max() < 4.5

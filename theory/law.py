@@ -1,5 +1,7 @@
 r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -215,8 +217,9 @@ def escape_from(
     finite_steps: bool = True,
     rtol: float = 1e-8,
     atol: float = 1e-10,
+    **options: Any,
 ) -> Solution:
-    """The flow from `start` to the escape, or for 50 time scales of the search phase."""
+    """The flow from `start` to the escape, or for 50 time scales of the search phase; `options` are [`odes.solve`][]'s."""
     t1 = jnp.where(jnp.isfinite(phase.tau), _PATIENCE * phase.tau, 1.0)
     return solve(
         problem,
@@ -228,6 +231,7 @@ def escape_from(
         finite_steps=finite_steps,
         rtol=rtol,
         atol=atol,
+        **options,
     )
 
 

@@ -2,7 +2,7 @@
 
 from validation.chain import ChainSimulator, chain_simulator, simulate_chain
 from validation.compare import Comparison, compare
-from validation.ensemble import Simulator, simulate
+from validation.ensemble import Simulator, simulate, simulate_stages
 from validation.sgd import DirectSimulator, direct_simulator, simulate_direct
 from validation.trajectories import Simulation, even_steps
 
@@ -19,4 +19,5 @@ __all__ = [
     "simulate",
     "simulate_chain",
     "simulate_direct",
+    "simulate_stages",
 ]

@@ -31,24 +31,32 @@ class Coordinates(eqx.Module):
     outside: Float[Array, "r r"]
 
 
-def frame_basis(problem: Problem) -> FrameBasis:
-    """The basis of the frame's span; its size f' is decided now, so the problem's arrays must be concrete."""
+def spanning_basis(problem: Problem) -> Float[Array, "f span"]:
+    """The frame's rows in an orthonormal basis of their span, which depends on their Gram matrix alone.
+
+    The basis's size is decided now, so the problem's arrays must be concrete.
+    """
     root, spans = (np.asarray(x) for x in gram_root(problem.frame_gram))
-    root = root[:, spans]
+    return jnp.asarray(root[:, spans])
+
+
+def frame_basis(problem: Problem) -> FrameBasis:
+    """The basis of the frame's span whose first directions span the teachers; the problem's arrays must be concrete."""
+    root = np.asarray(spanning_basis(problem))
     target = np.asarray(problem.target, float) @ root
     rotation, _ = np.linalg.qr(target.T, mode="complete")
     teachers = min(target.shape)
     return FrameBasis(jnp.asarray(root @ rotation), jnp.asarray((target @ rotation)[:, :teachers]))
 
 
-def to_coordinates(basis: FrameBasis, overlaps: Overlaps) -> Coordinates:
-    """Coordinates of V that have the given overlaps."""
-    inside = overlaps.cross @ jnp.linalg.pinv(basis.rows).T
+def to_coordinates(rows: Float[Array, "f span"], overlaps: Overlaps) -> Coordinates:
+    """Coordinates of V that have the given overlaps with a frame of the given `rows`."""
+    inside = overlaps.cross @ jnp.linalg.pinv(rows).T
     eigenvalues, vectors = jnp.linalg.eigh(overlaps.down_gram - inside @ inside.T)
     return Coordinates(overlaps.up, inside, vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None])
 
 
-def to_overlaps(basis: FrameBasis, state: Coordinates) -> Overlaps:
+def to_overlaps(rows: Float[Array, "f span"], state: Coordinates) -> Overlaps:
     """The overlaps of V at given coordinates."""
     gram = state.inside @ state.inside.T + state.outside @ state.outside.T
-    return Overlaps(state.up, state.inside @ basis.rows.T, gram)
+    return Overlaps(state.up, state.inside @ rows.T, gram)

@@ -136,7 +136,8 @@ class ChainSimulator(Simulator):
     problem: Problem
     basis: FrameBasis
     initial: Overlaps | None
-    up: float
+    up: Array
+    length: Array
     batch: int = eqx.field(static=True)
     noisy: bool = eqx.field(static=True)
     sampling: Literal["samples", "mean", "normal"] = eqx.field(static=True)
@@ -149,18 +150,23 @@ class ChainSimulator(Simulator):
 
     def start(self, key: PRNGKeyArray) -> Coordinates:
         """The given overlaps, or those of a random start."""
-        start = random_overlaps(self.problem, key, up=self.up) if self.initial is None else self.initial
-        return to_coordinates(self.basis, start)
+        start = self.initial
+        if start is None:
+            start = random_overlaps(self.problem, key, up=self.up, length=self.length)
+        return to_coordinates(self.basis.rows, start)
 
     def overlaps(self, state: Coordinates) -> Overlaps:
-        return to_overlaps(self.basis, state)
+        return to_overlaps(self.basis.rows, state)
+
+    def taken_over(self, state: Coordinates, before: Simulator) -> Coordinates:
+        return to_coordinates(self.basis.rows, before.overlaps(state))
 
     def step(self, state: Coordinates, key: PRNGKeyArray) -> Coordinates:
         r"""One SGD step, exact in law at dimension d.
 
         With the batch gradient G (K x d), $U \leftarrow U - \chi\eta\kappa\,GV^T$ and
-        $V \leftarrow V - \eta\kappa\,U^TG$, both at the old weights; then rows of unit length if the adapter is
-        normalised. G is put together from the batch's means along the preactivations, a Gaussian matrix along the
+        $V \leftarrow V - \eta(\kappa\,U^TG + \lambda V)$, both at the old weights and of trained rows alone; then these rows get unit
+        length if the adapter is normalised. G is put together from the batch's means along the preactivations, a Gaussian matrix along the
         other directions of span(F, V), and the root of a Wishart matrix (Bartlett) for the d - f' - r directions outside.
         """
         problem, basis = self.problem, self.basis
@@ -187,29 +193,29 @@ class ChainSimulator(Simulator):
         bartlett = jnp.diag(jnp.sqrt(jax.random.chisquare(length_key, freedom, dtype=real)))
         if units > 1:
             bartlett += jnp.tril(jax.random.normal(outside_key, (units, units), real), -1)
-        size = sgd.learning_rate * adapter.kappa
-        moved = jnp.concatenate(
-            [down - size * state.up.T @ gradient, size * state.up.T @ means.root @ bartlett], axis=1
-        )
+        size, trained = sgd.learning_rate * adapter.kappa, adapter.trained[None]
+        moving = size * (state.up * trained).T
+        kept = (1 - sgd.learning_rate * adapter.weight_decay * trained).T * down
+        moved = jnp.concatenate([kept - moving @ gradient, moving @ means.root @ bartlett], axis=1)
         if adapter.normalized:
-            moved /= jnp.linalg.norm(moved, axis=1, keepdims=True)
-        return Coordinates(
-            state.up - size * adapter.lr_ratio * gradient @ down.T, moved[:, :span], _lower_root(moved[:, span:])
-        )
+            moved /= jnp.where(trained.T > 0, jnp.linalg.norm(moved, axis=1, keepdims=True), 1)
+        up = state.up - size * adapter.lr_ratio * trained * (gradient @ down.T)
+        return Coordinates(up, moved[:, :span], _lower_root(moved[:, span:]))
 
 
 def chain_simulator(
     problem: Problem,
     *,
     start: Overlaps | None = None,
-    up: float = 0.0,
+    up: ArrayLike = 0.0,
+    length: ArrayLike = 1.0,
     normal_batches: bool = False,
     dtype: str = "float32",
 ) -> ChainSimulator:
     """The chain of a problem; an infinite batch is taken as such (gradient descent on the population loss).
 
-    - `start`: the overlaps from which every seed starts; a random start at dimension d unless given, with `up` for every
-        entry of U;
+    - `start`: the overlaps from which every seed starts; a random start at dimension d unless given, with `up` for the
+        entries of U and `length` for the lengths of V's rows (each one number, or one for every row);
     - `normal_batches`: draw every batch's mean gradient from its normal limit, whose cost does not depend on B;
     - `dtype`: "float32" or "float64", of the samples; the state is always in JAX's default type.
 
@@ -233,7 +239,8 @@ def chain_simulator(
         problem=problem,
         basis=basis,
         initial=start,
-        up=up,
+        up=jnp.asarray(up, jnp.result_type(float)),
+        length=jnp.asarray(length, jnp.result_type(float)),
         batch=batch if sampling == "samples" else _AVERAGE_COST,
         noisy=bool(problem.sgd.label_noise > 0),
         sampling=sampling,
@@ -250,7 +257,7 @@ def simulate_chain(
     steps: ArrayLike,
     until: Escape | None = None,
     start: Overlaps | None = None,
-    up: float = 0.0,
+    up: ArrayLike = 0.0,
     normal_batches: bool = False,
     dtype: str = "float32",
     progress: bool = False,

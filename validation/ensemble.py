@@ -1,7 +1,8 @@
 r"""Many seeds of a simulator, in blocks that fit into memory: early stop, progress, blocks that are kept as they come."""
 
 import abc
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,10 +14,7 @@ from tqdm import tqdm
 
 from odes import Escape, Overlaps, Problem, gradient_at
 from odes.arguments import ArrayLike, require
-from validation.trajectories import Simulation
-
-_AVERAGES_AT_ONCE = 64
-"""Losses are evaluated for this many seeds together (one may need 15000 quadrature nodes)."""
+from validation.trajectories import AVERAGES_AT_ONCE, Simulation, references
 
 
 class Simulator(eqx.Module):
@@ -43,6 +41,10 @@ class Simulator(eqx.Module):
     def overlaps(self, state: Any) -> Overlaps:
         """The overlaps of a state."""
 
+    @abc.abstractmethod
+    def taken_over(self, state: Any, before: "Simulator") -> Any:
+        """The state in which another simulator of the same kind and frame, `before`, has left off, as one of this simulator."""
+
 
 class Block(eqx.Module):
     """The records of some seeds (see [`validation.Simulation`][]) as NumPy arrays: what is computed, and kept, as a whole."""
@@ -58,26 +60,42 @@ def _starts(simulator: Simulator, keys: Array) -> Any:
 
 
 @eqx.filter_jit
+def _overlaps(simulator: Simulator, states: Any) -> Overlaps:
+    real = jnp.result_type(float)
+    return jax.vmap(lambda state: jax.tree.map(lambda x: x.astype(real), simulator.overlaps(state)))(states)
+
+
+@eqx.filter_jit
+def _taken_over(simulator: Simulator, before: Simulator, states: Any) -> Any:
+    return jax.vmap(lambda state: simulator.taken_over(state, before))(states)
+
+
+@eqx.filter_jit
 def _advance(
-    simulator: Simulator, states: Any, keys: Array, first: Array, last: Array, until: Escape | None
+    simulator: Simulator,
+    states: Any,
+    keys: Array,
+    first: Array,
+    last: Array,
+    until: Escape | None,
+    reference: Array | None,
 ) -> tuple[Any, Overlaps, Array, Array]:
     """Every seed from step `first` to step `last`: states, overlaps, losses and whether the seed needs no more steps.
 
-    Draws depend on the seed's key and the step alone.
+    Draws depend on the seed's key and the step alone. `reference` (seeds,) is the criterion's value at every seed's w0,
+    None for the frozen w0 of the problem.
     """
 
     def one_seed(state: Any, key: PRNGKeyArray) -> Any:
         return jax.lax.fori_loop(first, last, lambda i, now: simulator.step(now, jax.random.fold_in(key, i)), state)
 
     states = jax.vmap(one_seed)(states, keys)
-    real = jnp.result_type(float)
-    overlaps = jax.vmap(lambda state: jax.tree.map(lambda x: x.astype(real), simulator.overlaps(state)))(states)
-
-    problem = simulator.problem
-    loss = jax.lax.map(lambda at: gradient_at(problem, at).loss, overlaps, batch_size=_AVERAGES_AT_ONCE)
+    overlaps, problem = _overlaps(simulator, states), simulator.problem
+    loss = jax.lax.map(lambda at: gradient_at(problem, at).loss, overlaps, batch_size=AVERAGES_AT_ONCE)
     if until is None:
         return states, overlaps, loss, jnp.zeros(loss.shape, bool)
-    margin = until.distance(until.value(problem, overlaps, loss), until.reference(problem))
+    at_w0 = until.reference(problem) if reference is None else reference
+    margin = until.distance(until.value(problem, overlaps, loss), at_w0)
     return states, overlaps, loss, (margin <= 0) | ~jnp.isfinite(margin)
 
 
@@ -99,29 +117,46 @@ def block_slices(seeds: int, at_once: int) -> list[slice]:
     return [slice(first, min(first + size, seeds)) for first in range(0, seeds, size)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Leg:
+    """A stage of a simulation: its simulator, and the recorded steps of the stage (increasing, from 0)."""
+
+    simulator: Simulator
+    steps: np.ndarray
+
+
 def _run_block(
-    simulator: Simulator,
+    legs: Sequence[Leg],
     starts: Array,
     keys: Array,
-    steps: np.ndarray,
     until: Escape | None,
+    since: int | None,
     advanced: Callable[[int], Any],
 ) -> Block:
-    """The records of the seeds with the given keys; after the early stop they are NaN."""
-    states, done = _starts(simulator, starts), 0
+    """The records of the seeds with the given keys, stage after stage; after the early stop they are NaN."""
+    simulator, passed, reference = legs[0].simulator, 0, None
+    states = _starts(simulator, starts)
     records: list[tuple[Overlaps, np.ndarray]] = []
     finished = np.zeros(keys.shape[0], bool)
-    for step in steps:
-        if until is not None and finished.all():
-            break
-        states, *record, now = _advance(simulator, states, keys, jnp.asarray(done), jnp.asarray(step), until)
-        records.append(jax.tree.map(np.asarray, tuple(record)))
-        finished |= np.asarray(now)
-        advanced(int(step) - done)
-        done = int(step)
+    for number, leg in enumerate(legs):
+        if number:
+            states = _taken_over(leg.simulator, simulator, states)
+        simulator, stop, done = leg.simulator, until if number == len(legs) - 1 else None, 0
+        if until is not None and number == since:
+            reference = references(until, legs[-1].simulator.problem, _overlaps(simulator, states))
+        for step in leg.steps:
+            if finished.all():
+                break
+            ends = jnp.asarray(passed + done), jnp.asarray(passed + step)
+            states, *record, now = _advance(simulator, states, keys, *ends, stop, None if stop is None else reference)
+            records.append(jax.tree.map(np.asarray, tuple(record)))
+            finished |= np.asarray(now)
+            advanced(int(step) - done)
+            done = int(step)
+        passed += done
     taken = np.full(keys.shape[0], len(records))
     nothing = jax.tree.map(lambda x: np.full_like(x, np.nan), records[-1])
-    records.extend([nothing] * (steps.size - len(records)))
+    records.extend([nothing] * (sum(leg.steps.size for leg in legs) - len(records)))
     overlaps, loss = jax.tree.map(lambda *x: np.stack(x, axis=1), *records)
     return Block(overlaps=overlaps, loss=loss, recorded=taken)
 
@@ -157,41 +192,93 @@ def simulate(
     require("seeds", seeds, "at least 1", lambda x: x >= 1)
     at_once = simulator.seeds_at_once if block is None else block
     require("block", at_once, "at least 1", lambda x: x >= 1)
-    steps = checked_steps(steps)
-    starts, keys = seed_keys(key, seeds, shared_start=shared_start)
+    legs = [Leg(simulator, checked_steps(steps))]
+    keys = seed_keys(key, seeds, shared_start=shared_start)
+    return _simulate(legs, keys, at_once, until, None, progress, kept)[0]
+
+
+def simulate_stages(
+    simulators: Sequence[Simulator],
+    *,
+    key: PRNGKeyArray,
+    seeds: int,
+    steps: Sequence[ArrayLike],
+    until: Escape | None = None,
+    since: int | None = None,
+    progress: bool = False,
+    kept: Callable[[int, Callable[[], Block]], Block] | None = None,
+) -> list[Simulation]:
+    """Independent `seeds` that are trained in stages, each a simulator of the same kind, frame and rank with its own `steps`.
+
+    Every stage begins where the one before has left off; its times are its own, from 0. The simulation of each stage is
+    returned. `until` stops a block in the last stage; it is measured from the w0 that every seed has at the beginning of
+    stage `since` (the last unless given). For all else see [`validation.simulate`][].
+
+    **Raises** ValueError if there are not as many lists of steps as simulators, or frames or ranks differ.
+    """
+    require("seeds", seeds, "at least 1", lambda x: x >= 1)
+    require("steps", len(steps), f"one list for each of {len(simulators)} stages", lambda n: n == len(simulators))
+    legs = [Leg(simulator, checked_steps(some)) for simulator, some in zip(simulators, steps, strict=True)]
+    first = simulators[0].problem
+    for simulator in simulators:
+        same = simulator.problem.adapter.rank == first.adapter.rank and np.array_equal(
+            simulator.problem.frame_gram, first.frame_gram
+        )
+        require("simulators", same, "of the same frame and rank", bool)
+    at_once = min(simulator.seeds_at_once for simulator in simulators)
+    since = len(legs) - 1 if since is None else since
+    return _simulate(legs, seed_keys(key, seeds), at_once, until, since, progress, kept)
+
+
+def _simulate(
+    legs: Sequence[Leg],
+    seeds_keys: tuple[Array, Array],
+    at_once: int,
+    until: Escape | None,
+    since: int | None,
+    progress: bool,
+    kept: Callable[[int, Callable[[], Block]], Block] | None,
+) -> list[Simulation]:
+    starts, keys = seeds_keys
+    seeds = keys.shape[0]
     slices = block_slices(seeds, at_once)
-    size = slices[0].stop
-    blocks = []
-    problem = simulator.problem
+    size, total = slices[0].stop, sum(int(leg.steps[-1]) for leg in legs)
+    problem = legs[-1].simulator.problem
     where = f"strength {float(problem.strength):.4g}, " if problem.is_single_index else ""
     label = f"{where}{seeds} seeds, d = {float(problem.sgd.dimension):g}"
-    hide = None if progress else True
-    with tqdm(total=len(slices) * int(steps[-1]), unit="step", disable=hide, desc=label) as bar:
+    blocks = []
+    with tqdm(total=len(slices) * total, unit="step", disable=None if progress else True, desc=label) as bar:
         for number, part in enumerate(slices):
             chosen = np.minimum(np.arange(part.start, part.start + size), seeds - 1)
 
             def compute(chosen=chosen, count=part.stop - part.start) -> Block:
-                block = _run_block(simulator, starts[chosen], keys[chosen], steps, until, bar.update)
+                block = _run_block(legs, starts[chosen], keys[chosen], until, since, bar.update)
                 return jax.tree.map(lambda x: x[:count], block)
 
             blocks.append(compute() if kept is None else kept(number, compute))
-            bar.update((number + 1) * int(steps[-1]) - bar.n)
-    return gather(simulator, blocks, steps)
+            bar.update((number + 1) * total - bar.n)
+    return gather(legs, blocks)
 
 
-def gather(simulator: Simulator, blocks: Iterable[Block], steps: np.ndarray) -> Simulation:
-    """The [`Simulation`][] that the blocks of its seeds make up."""
-    whole = jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *blocks)
-    times = simulator.problem.sgd.learning_rate * jnp.asarray(steps, whole.loss.dtype)
-    return Simulation(
-        t=times,
-        overlaps=whole.overlaps,
-        loss=whole.loss,
-        recorded=whole.recorded,
-        problem=simulator.problem,
-        method=simulator.method,
-        dtype=simulator.dtype,
-    )
+def gather(legs: Sequence[Leg], blocks: Iterable[Block]) -> list[Simulation]:
+    """The [`Simulation`][] of every stage that the blocks of its seeds make up."""
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *blocks)
+    simulations, first = [], 0
+    for leg in legs:
+        part = slice(first, first + leg.steps.size)
+        simulations.append(
+            Simulation(
+                t=leg.simulator.problem.sgd.learning_rate * jnp.asarray(leg.steps, whole.loss.dtype),
+                overlaps=jax.tree.map(lambda x, part=part: jnp.asarray(x[:, part]), whole.overlaps),
+                loss=jnp.asarray(whole.loss[:, part]),
+                recorded=jnp.asarray(np.clip(whole.recorded - first, 0, leg.steps.size)),
+                problem=leg.simulator.problem,
+                method=leg.simulator.method,
+                dtype=leg.simulator.dtype,
+            )
+        )
+        first += leg.steps.size
+    return simulations
 
 
 def checked_steps(steps: ArrayLike) -> np.ndarray:

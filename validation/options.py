@@ -51,6 +51,16 @@ def numbers(flag: str, words: tuple[str, ...]) -> np.ndarray:
     return np.asarray(values)
 
 
+def link(flag: str, name: str | None, default: Activation) -> Activation:
+    """The link function that a flag names, the default if it was not given."""
+    if name is None:
+        return default
+    try:
+        return activation(name)
+    except ValueError as error:
+        raise BadInput(str(error).replace("Argument `activation`", flag)) from None
+
+
 def check_writable(flag: str, path: str | None, suffixes: tuple[str, ...]) -> None:
     """Raises BadInput, before any work is done, if a result could not be written to `path` afterwards."""
     if path is None:
@@ -87,17 +97,21 @@ def save_figure(figure, path: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class LinkOptions:
     activation: str = "erf"
     """Student's link function: linear, relu, erf, sigmoid, tanh, He1 ... He20, sums ("He2+0.5*He4"), squares ("erf^2")."""
     teacher: OptionalText = None
     """Teacher's link function; the student's unless given."""
-    strength: Numbers = ()
-    """Length of the pretrained weights, rho = |w0| (0.5 unless given)."""
-    alignment: Numbers = ()
-    """Their cosine with the target, c (1 unless given: w0 = mu * target with mu = rho)."""
-    mixture: Numbers = ()
-    """Instead of strength and alignment: w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
+
+    @property
+    def links(self) -> tuple[Activation, Activation]:
+        """The student's and the teacher's link function."""
+        student = activation(self.activation)
+        return student, link("--teacher", self.teacher, student)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
     rank: int = 1
     """Rank r of the adapter."""
     scale: OptionalFloat = None
@@ -108,21 +122,20 @@ class ModelOptions:
     """Let the rows of the down-matrix change length (they are rescaled to unit length after each step unless given)."""
 
     @property
-    def links(self) -> tuple[Activation, Activation]:
-        """The student's and the teacher's link function."""
-        student = activation(self.activation)
-        if self.teacher is None:
-            return student, student
-        try:
-            return student, activation(self.teacher)
-        except ValueError as error:
-            raise BadInput(str(error).replace("Argument `activation`", "--teacher")) from None
-
-    @property
     def adapter(self) -> Adapter:
         if self.rank > _LARGEST_RANK:
             raise BadInput(f"--rank must be at most {_LARGEST_RANK}, but is {self.rank}")
         return Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainedOptions:
+    strength: Numbers = ()
+    """Length of the pretrained weights, rho = |w0| (0.5 unless given)."""
+    alignment: Numbers = ()
+    """Their cosine with the target, c (1 unless given: w0 = mu * target with mu = rho)."""
+    mixture: Numbers = ()
+    """Instead of strength and alignment: w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
 
     def pretrained(self) -> list[tuple[float, float]]:
         """Every (strength, alignment) that the flags ask for."""
@@ -143,6 +156,9 @@ class ModelOptions:
                 raise BadInput(f"{flag} must be {allowed}, but is {values[~good][0]:g}")
         return [(rho, cosine) for cosine in alignments for rho in strengths]
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions(AdapterOptions, PretrainedOptions, LinkOptions):
     def problems(self, sgd: SGD) -> list[Problem]:
         """The problem at every (strength, alignment) that the flags ask for."""
         student, teacher = self.links

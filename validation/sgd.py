@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from odes import Escape, Overlaps, Problem
 from odes.arguments import ArrayLike, require
-from validation.basis import frame_basis, to_coordinates
+from validation.basis import spanning_basis, to_coordinates
 from validation.ensemble import Simulator, simulate, whole_number
 from validation.trajectories import Simulation
 
@@ -22,19 +22,24 @@ class Weights(eqx.Module):
     down: Float[Array, "r d"]
 
 
-def initial_weights(problem: Problem, dimension: int, key: PRNGKeyArray, *, up: float, dtype) -> Weights:
-    """Rows of V uniform on the unit sphere, every entry of U equal to `up`."""
+def initial_weights(
+    problem: Problem, dimension: int, key: PRNGKeyArray, *, up: ArrayLike, length: ArrayLike, dtype
+) -> Weights:
+    """Rows of V uniform on the sphere with radius `length`, U equal to `up` (each one number, or one for every row)."""
     rank = problem.adapter.rank
     down = jax.random.normal(key, (rank, dimension), dtype)
-    down /= jnp.linalg.norm(down, axis=1, keepdims=True)
-    return Weights(jnp.full((problem.units[0], rank), up, dtype), down)
+    down *= jnp.broadcast_to(jnp.asarray(length, dtype), (rank,))[:, None] / jnp.linalg.norm(
+        down, axis=1, keepdims=True
+    )
+    return Weights(jnp.broadcast_to(jnp.asarray(up, dtype), (problem.units[0], rank)), down)
 
 
 def sgd_step(problem: Problem, directions: Array, weights: Weights, inputs: Array, label_noise: Array) -> Weights:
     r"""One step on the batch `inputs` (B, d) with label noise `label_noise` (B,) already scaled by $\sqrt\Delta$.
 
-    $U \leftarrow U - \chi\eta\,\nabla_UL$, $V \leftarrow V - \eta\,\nabla_VL$ for the batch loss $L = \frac{1}{2B}\sum(\hat y - y)^2$ (both
-    gradients at the old weights); then the rows of V are rescaled to unit length if the adapter is normalised.
+    $U \leftarrow U - \chi\eta\,\nabla_UL$, $V \leftarrow V - \eta(\nabla_VL + \lambda V)$ for the batch loss
+    $L = \frac{1}{2B}\sum(\hat y - y)^2$, gradients at the old weights, of the trained rows of V and their columns of U alone;
+    then the trained rows of V are rescaled to unit length if the adapter is normalised.
     """
     adapter, sgd = problem.adapter, problem.sgd
     kappa = adapter.kappa
@@ -45,10 +50,12 @@ def sgd_step(problem: Problem, directions: Array, weights: Weights, inputs: Arra
     error = problem.student(own) @ problem.readout - problem.teacher(target) @ problem.teacher_readout - label_noise
     amplitude = jnp.outer(error, problem.readout) * problem.student.derivative(own)
     gradient = amplitude.T @ inputs / inputs.shape[0]
-    up = weights.up - sgd.learning_rate * adapter.lr_ratio * kappa * gradient @ weights.down.T
-    down = weights.down - sgd.learning_rate * kappa * weights.up.T @ gradient
+    size, trained = sgd.learning_rate * kappa, adapter.trained[None]
+    up = weights.up - size * adapter.lr_ratio * trained * (gradient @ weights.down.T)
+    kept = (1 - sgd.learning_rate * adapter.weight_decay * trained).T * weights.down
+    down = kept - size * (weights.up * trained).T @ gradient
     if adapter.normalized:
-        down /= jnp.linalg.norm(down, axis=1, keepdims=True)
+        down /= jnp.where(trained.T > 0, jnp.linalg.norm(down, axis=1, keepdims=True), 1)
     return Weights(up, down)
 
 
@@ -58,7 +65,8 @@ class DirectSimulator(Simulator):
     problem: Problem
     directions: Float[Array, "f d"]
     initial: Weights | None
-    up: float
+    up: Array
+    length: Array
     batch: int = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
     method: str = eqx.field(static=True, default="direct")
@@ -75,7 +83,8 @@ class DirectSimulator(Simulator):
         """The given weights, or those of a random start."""
         if self.initial is not None:
             return self.initial
-        return initial_weights(self._cast, self.directions.shape[1], key, up=self.up, dtype=self.directions.dtype)
+        dimension, dtype = self.directions.shape[1], self.directions.dtype
+        return initial_weights(self._cast, dimension, key, up=self.up, length=self.length, dtype=dtype)
 
     def step(self, state: Weights, key: PRNGKeyArray) -> Weights:
         dimension, dtype = self.directions.shape[1], self.directions.dtype
@@ -88,14 +97,23 @@ class DirectSimulator(Simulator):
     def overlaps(self, state: Weights) -> Overlaps:
         return Overlaps(state.up, state.down @ self.directions.T, state.down @ state.down.T)
 
+    def taken_over(self, state: Weights, before: Simulator) -> Weights:
+        return state
+
 
 def direct_simulator(
-    problem: Problem, *, start: Overlaps | None = None, up: float = 0.0, dtype: str = "float32"
+    problem: Problem,
+    *,
+    start: Overlaps | None = None,
+    up: ArrayLike = 0.0,
+    length: ArrayLike = 1.0,
+    dtype: str = "float32",
 ) -> DirectSimulator:
     """The direct simulator of a problem.
 
     - `start`: the overlaps from which every seed starts, in one position of the rows of V (the input's law does not know
-        positions); random rows unless given, with `up` for every entry of U;
+        positions); random rows unless given, with `up` for the entries of U and `length` for the rows' lengths (each one
+        number, or one for every row);
     - `dtype`: "float32" or "float64", of the whole simulation.
 
     **Raises** ValueError for an infinite or fractional batch or dimension, and a dimension below the number of fixed
@@ -104,7 +122,7 @@ def direct_simulator(
     batch, dimension = (whole_number(name, getattr(problem.sgd, name)) for name in ("batch_size", "dimension"))
     least = problem.frame_size + problem.adapter.rank
     require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
-    basis, initial = frame_basis(problem), None
+    basis, initial = spanning_basis(problem), None
 
     def embed(rows: Array) -> Array:
         """Rows given by their first coordinates."""
@@ -115,7 +133,13 @@ def direct_simulator(
         down = jnp.concatenate([place.inside, place.outside], axis=1)
         initial = Weights(place.up.astype(dtype), embed(down))
     return DirectSimulator(
-        problem=problem, directions=embed(basis.rows), initial=initial, up=up, batch=batch, dtype=dtype
+        problem=problem,
+        directions=embed(basis),
+        initial=initial,
+        up=jnp.asarray(up, dtype),
+        length=jnp.asarray(length, dtype),
+        batch=batch,
+        dtype=dtype,
     )
 
 
@@ -127,7 +151,7 @@ def simulate_direct(
     steps: ArrayLike,
     until: Escape | None = None,
     start: Overlaps | None = None,
-    up: float = 0.0,
+    up: ArrayLike = 0.0,
     shared_start: bool = False,
     dtype: str = "float32",
     progress: bool = False,

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -11,6 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from odes import Escape, Overlaps, Problem, Trajectory
 from odes.arguments import require
 from odes.storage import write_dataset
+
+AVERAGES_AT_ONCE = 64
+"""Losses are evaluated for this many seeds together (one may need 15000 quadrature nodes)."""
 
 
 class Simulation(Trajectory):
@@ -36,11 +40,18 @@ class Simulation(Trajectory):
         taken = jnp.arange(self.t.size)[None] < self.recorded[:, None]
         return (taken & ~jnp.isfinite(self.loss)).any(axis=1)
 
-    def escape_times(self, escape: Escape | None = None) -> Float[Array, " seeds"]:
-        """When each seed met the criterion, interpolated linearly between records; NaN where it did not."""
+    def escape_times(self, escape: Escape | None = None, origin: Overlaps | None = None) -> Float[Array, " seeds"]:
+        """When each seed met the criterion, interpolated linearly between records; NaN where it did not.
+
+        It is measured from w0, or from every seed's `origin` (seeds in front of every shape).
+        """
         escape = Escape() if escape is None else escape
         value = escape.value(self.problem, self.overlaps, self.loss)
-        margin = escape.distance(value, escape.reference(self.problem))
+        if origin is None:
+            reference = escape.reference(self.problem)
+        else:
+            reference = references(escape, self.problem, origin)[:, None]
+        margin = escape.distance(value, reference)
         out = margin <= 0
         after = jnp.argmax(out, axis=1)
         before = jnp.maximum(after - 1, 0)
@@ -104,6 +115,12 @@ class Simulation(Trajectory):
         return (
             f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(self.t[-1]):g}, {records} records"
         )
+
+
+@eqx.filter_jit
+def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Array, " seeds"]:
+    """The criterion's value at every seed's origin."""
+    return jax.lax.map(lambda at: escape.reference(problem, at), origin, batch_size=AVERAGES_AT_ONCE)
 
 
 def records_to_variables(overlaps: Overlaps, loss: Any, recorded: Any) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:

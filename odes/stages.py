@@ -1,0 +1,194 @@
+r"""Runs in stages: what is trained, and on which labels, changes; the overlaps go on."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, ScalarLike
+
+from odes.arguments import concrete, non_negative, require
+from odes.escape import Escape
+from odes.flow import gradient_at
+from odes.overlaps import Overlaps
+from odes.problem import Problem
+from odes.solve import solve
+from odes.storage import write_dataset
+from odes.trajectory import Trajectory
+
+
+class Stage(eqx.Module):
+    """A part of a run: the `problem` says what is trained on which labels, `duration` for how long in t = η * step.
+
+    `name` is for the reader. **Raises** ValueError for a negative or infinite duration.
+    """
+
+    name: str = eqx.field(static=True)
+    problem: Problem
+    duration: Float[Array, ""]
+
+    def __init__(self, name: str, problem: Problem, duration: ScalarLike):
+        self.name, self.problem = name, problem
+        self.duration = jnp.asarray(duration, jnp.result_type(float))
+        require("duration", self.duration, "non-negative and finite", non_negative)
+
+
+class StagedSolution(Trajectory):
+    """A solved run in stages.
+
+    - `t` (T,): the output times from the start of the first stage; a border between stages is there twice, as the end of one
+        and the start of the next;
+    - `overlaps`: with T in front of every shape; `stage` (T,): the number of the stage that each time belongs to;
+    - `losses` (stages, T): at every time, the loss on the labels of every stage (transfer and forgetting);
+    - `borders` (stages + 1,): when stages begin and end; `final`: the overlaps at the end;
+    - `escape_time`: when the last stage's escape criterion was met, counted from the start of stage `since`; NaN if it was not;
+    - `stages`, `escape`, `since`: what was solved; `problem`: the last stage's; `messages`: how the integrator fared in every stage.
+    """
+
+    t: Float[Array, " T"]
+    overlaps: Overlaps
+    stage: Int[Array, " T"]
+    losses: Float[Array, "stages T"]
+    borders: Float[Array, " borders"]
+    final: Overlaps
+    escape_time: Float[Array, ""]
+    problem: Problem
+    stages: tuple[Stage, ...]
+    escape: Escape | None
+    since: int = eqx.field(static=True)
+    messages: tuple[str, ...] = eqx.field(static=True)
+
+    def to_dataset(self):
+        """The run as an `xarray.Dataset`."""
+        import xarray
+
+        return xarray.Dataset(
+            {
+                "up": (("time", "unit", "rank"), np.asarray(self.overlaps.up)),
+                "cross": (("time", "rank", "frame"), np.asarray(self.overlaps.cross)),
+                "down_gram": (("time", "rank", "rank_"), np.asarray(self.overlaps.down_gram)),
+                "losses": (("labels", "time"), np.asarray(self.losses)),
+                "stage": ("time", np.asarray(self.stage)),
+                "borders": ("border", np.asarray(self.borders)),
+                "escape_time": ((), np.asarray(self.escape_time)),
+            },
+            coords={"time": np.asarray(self.t), "labels": [stage.name for stage in self.stages]},
+        )
+
+    def save(self, path: str | os.PathLike, **what: Any) -> None:
+        """Writes `to_dataset()` to a netCDF file, whole or not at all, with every stage's problem; [`odes.load`][] reads it."""
+        problems = {stage.name: stage.problem.to_dict() for stage in self.stages}
+        write_dataset(self.to_dataset(), path, kind="stages", problems=problems, **what)
+
+    def plot(self, ax=None):
+        """Draws every stage's loss against time on `ax` (a new one if None), stage borders marked; returns the axes."""
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        for stage, loss in zip(self.stages, self.losses, strict=True):
+            ax.plot(self.t, loss, label=f"labels of {stage.name}")
+        for border in self.borders[1:-1]:
+            ax.axvline(float(border), color="0.6", linestyle=":", linewidth=0.8)
+        if bool(jnp.isfinite(self.escape_time)):
+            ax.axvline(float(self.borders[self.since] + self.escape_time), color="0.3", linestyle="--", linewidth=0.8)
+        ax.set(xlabel=r"time $t = \eta\cdot$step", ylabel=r"population loss $\ell$")
+        ax.legend()
+        return ax
+
+    def __str__(self) -> str:
+        lines = [
+            f"{stage.name}: t = {float(begin):g} to {float(end):g}, {message}"
+            for stage, begin, end, message in zip(
+                self.stages, self.borders[:-1], self.borders[1:], self.messages, strict=True
+            )
+        ]
+        if self.escape is not None:
+            spent = float(self.borders[-1] - self.borders[self.since])
+            escaped = f"escape {float(self.escape_time):.6g} after"
+            if not bool(jnp.isfinite(self.escape_time)):
+                escaped = f"no escape within {spent:g} of"
+            lines.append(f"{escaped} the start of {self.stages[self.since].name}")
+        return "\n".join(lines)
+
+
+@eqx.filter_jit
+def _losses(problem: Problem, overlaps: Overlaps) -> Float[Array, " T"]:
+    return jax.lax.map(lambda at: gradient_at(problem, at).loss, overlaps, batch_size=64)
+
+
+def solve_stages(
+    stages: Sequence[Stage],
+    start: Overlaps,
+    *,
+    records: int = 101,
+    escape: Escape | None = None,
+    since: int | None = None,
+    **options: Any,
+) -> StagedSolution:
+    r"""Integrates the closed equations stage after stage, each from where the one before has ended.
+
+    - `records`: output times of every stage, evenly spaced, its borders among them. A stage of duration 0 has one;
+    - `escape`: is looked for in the last stage, relative to w0 at the start of stage `since` (the last unless given), from
+        which its time is counted. The run goes on to the end;
+    - `options`: of [`odes.solve`][].
+
+    **Raises** ValueError for no stages, fewer than two records, and stages whose frames, ranks or units differ.
+
+    >>> import jax
+    >>> from odes import Transfer
+    >>> transfer = Transfer("erf", cosine=0.8)
+    >>> stages = [Stage("pretraining", transfer.pretraining, 20.0), Stage("LoRA", transfer.lora, 60.0)]
+    >>> print(solve_stages(stages, transfer.random_start(jax.random.key(0)), escape=Escape()))  # doctest: +ELLIPSIS
+    pretraining: t = 0 to 20, reached t1
+    LoRA: t = 20 to 80, reached t1
+    escape ... after the start of LoRA
+    """
+    require("stages", len(stages), "at least one", lambda n: n >= 1)
+    require("records", records, "at least 2", lambda n: n >= 2)
+    since = len(stages) - 1 if since is None else since
+    first = stages[0].problem
+    for stage in stages:
+        alike = (stage.problem.units, stage.problem.adapter.rank) == (first.units, first.adapter.rank)
+        one, other = stage.problem.frame_gram, first.frame_gram
+        same = alike and (not (concrete(one) and concrete(other)) or np.array_equal(np.asarray(one), np.asarray(other)))
+        require("stages", same, "of the same units, rank and frame", lambda x: x)
+    state, origin, borders, parts = start, start, [jnp.zeros_like(stages[0].duration)], []
+    never = jnp.full_like(stages[0].duration, jnp.nan)
+    escape_time, messages = never, []
+    for number, stage in enumerate(stages):
+        last, begin = number == len(stages) - 1, borders[-1]
+        if number == since:
+            origin = state
+        if concrete(stage.duration) and float(stage.duration) == 0:
+            parts.append((begin[None], jax.tree.map(lambda x: x[None], state)))
+            messages.append("skipped")
+        else:
+            times = stage.duration * jnp.linspace(0, 1, records)
+            looked_for = {"escape": escape, "origin": origin} if last else {}
+            solution = solve(stage.problem, state, t1=stage.duration, times=times, **looked_for, **options)
+            parts.append((begin + times, solution.overlaps))
+            state = solution.final
+            messages.append(solution.message if concrete(solution.t_final) else "")
+            if last and escape is not None:
+                escape_time = begin - borders[since] + solution.escape_time
+        borders.append(begin + stage.duration)
+    t, overlaps = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return StagedSolution(
+        t=t,
+        overlaps=overlaps,
+        stage=jnp.repeat(
+            jnp.arange(len(parts)), np.array([part[0].size for part in parts]), total_repeat_length=t.size
+        ),
+        losses=jnp.stack([_losses(stage.problem, overlaps) for stage in stages]),
+        borders=jnp.stack(borders),
+        final=state,
+        escape_time=escape_time,
+        problem=stages[-1].problem,
+        stages=tuple(stages),
+        escape=escape,
+        since=since,
+        messages=tuple(messages),
+    )

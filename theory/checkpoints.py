@@ -1,0 +1,312 @@
+r"""When fine-tuning from a checkpoint is fast: its time as a function of the time at which pretraining was stopped."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import digamma
+from jaxtyping import Array, Bool, Float
+
+from odes import Escape, Overlaps, Problem, Transfer, covariances, flow, gradient_at, pretrained, self_moments, solve
+from odes.arguments import ArrayLike, require
+from theory.law import escape_from, mode_start, unstable_mode
+from theory.stability import search_phase
+
+_TRUSTED = 0.1
+"""The largest amplitude of the unstable mode at the start for which the search is in the linear regime."""
+
+_STEP = 1.5
+"""The integrator's largest step in units of the fastest time scale, within the stability of the explicit solver."""
+
+_PATIENCE = 10.0
+"""Where U grows to a plateau first, fine-tuning is given this much longer than where the search comes first."""
+
+
+class FineTuning(eqx.Module):
+    r"""Fine-tuning from given weights w0.
+
+    - `time`: how long it takes from a typical random start, NaN where the goal is not reached (within 50 τ);
+    - `tau`: the time scale of the search phase, `D` its damping;
+    - `amplitude`: of the unstable mode at the start; `trusted`: whether it is small and D > 0, so that `time` is the mean over
+        random starts and SGD noise to leading order.
+    """
+
+    time: Float[Array, ""]
+    tau: Float[Array, ""]
+    D: Float[Array, ""]
+    amplitude: Float[Array, ""]
+    trusted: Bool[Array, ""]
+
+
+def fine_tuning(
+    problem: Problem, goal: Escape | None = None, *, adjoint: diffrax.AbstractAdjoint | None = None
+) -> FineTuning:
+    r"""How long fine-tuning takes to a goal (escape unless given), from a typical start of the search.
+
+    The rows of the adapter start on the unstable mode ([`theory.unstable_mode`][]), all alike, with the total amplitude a whose
+    logarithm is the mean one: $\log a = \log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)$. Since the time is
+    $T_0 - \tau\log a$ for small a, this flow of finite steps takes the mean time. Where D <= 0 the start is instead U = 0 and the
+    typical overlap $d^{-1/2}$ with the gradient's direction. Differentiable in everything that defines the problem, by
+    `jax.grad`; by `jax.jvp` with `adjoint=diffrax.ForwardMode()`.
+
+    **Raises** ValueError unless the problem is single-index.
+    """
+    goal = Escape() if goal is None else goal
+    phase = search_phase(problem)
+    mode = unstable_mode(problem, phase)
+    adapter = problem.adapter
+    half = jnp.asarray(adapter.rank / 2, mode.variance.dtype)
+    amplitude = jnp.exp((jnp.log(mode.variance) + digamma(half) + jnp.log(2.0)) / 2)
+    rows = jnp.full(adapter.rank, 1 / np.sqrt(adapter.rank))
+    moving, damped = jnp.isfinite(phase.rate) & (phase.G > 0) & (adapter.lr_ratio > 0), phase.D > 0
+    safe = jax.tree.map(lambda x: jnp.where(moving, x, 1.0), phase)
+    searching = mode_start(problem, safe, mode, amplitude * rows)
+    untrained = eqx.tree_at(lambda m: (m.up, m.cross), mode, (jnp.zeros_like(half), jnp.ones_like(half)))
+    aligned = mode_start(problem, safe, untrained, jnp.sqrt(adapter.rank / problem.sgd.dimension) * rows)
+    start = jax.tree.map(
+        lambda a, b, c: jnp.where(moving, jnp.where(damped, a, b), c), searching, aligned, pretrained(problem)
+    )
+    patience = eqx.tree_at(
+        lambda p: p.tau, phase, jnp.where(moving, jnp.where(damped, 1.0, _PATIENCE) * phase.tau, jnp.inf)
+    )
+    steepest = jnp.maximum(phase.D, self_moments(problem.student, 1.0).cross)
+    run = escape_from(
+        problem,
+        start,
+        goal,
+        patience,
+        rtol=1e-7,
+        atol=1e-12,
+        adjoint=adjoint,
+        largest_step=_STEP / (adapter.lr_ratio * adapter.kappa**2 * steepest),
+        max_steps=2**16,
+    )
+    time = jnp.where(moving | (run.escape_time == 0), run.escape_time, jnp.nan)
+    return FineTuning(time, phase.tau, phase.D, amplitude, moving & damped & (amplitude <= _TRUSTED))
+
+
+class Checkpoints(eqx.Module):
+    r"""Weights along a pretraining run, and fine-tuning from each of them; every field is (n,).
+
+    - `time`: the pretraining time; `strength` |w|, `alignment` cos(w, ω*), `distance` |w - ω*|;
+    - `source_loss`, `target_loss`: of the weights on the labels of both tasks;
+    - `tuning`: fine-tuning from there; `slope`: the derivative of its time in the pretraining time.
+    """
+
+    time: Float[Array, " n"]
+    strength: Float[Array, " n"]
+    alignment: Float[Array, " n"]
+    distance: Float[Array, " n"]
+    source_loss: Float[Array, " n"]
+    target_loss: Float[Array, " n"]
+    tuning: FineTuning
+    slope: Float[Array, " n"]
+
+    def samples(self, transfer: Transfer) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Fresh samples per dimension spent on pretraining, and on pretraining and fine-tuning together."""
+        before = transfer.pretraining_sgd.samples_per_dimension(self.time)
+        return before, before + transfer.sgd.samples_per_dimension(self.tuning.time)
+
+
+@eqx.filter_jit
+def checkpoints(
+    transfer: Transfer, times: ArrayLike, goal: Escape | None = None, start: Overlaps | None = None
+) -> Checkpoints:
+    r"""Fine-tuning from the weights at n increasing pretraining `times`, with its derivative in the pretraining time.
+
+    Pretraining starts from [`odes.Transfer.typical_start`][] unless `start` is given. The flow of finite steps is solved once to the
+    last time; each checkpoint's w0 makes a single-index problem ([`odes.Transfer.fine_tuning`][]) whose time is a function of
+    $w\cdot\omega^*$ and $|w|^2$, and the chain rule with their velocities gives the slope. Time 0 is a random w0.
+    """
+    times = jnp.asarray(times, jnp.result_type(float))
+    start = transfer.typical_start() if start is None else start
+    end = jnp.where(times[-1] > 0, times[-1], 1.0)
+    run = solve(transfer.pretraining, start, t1=end, times=times, finite_steps=True, max_steps=2**14)
+
+    def place(overlaps: Overlaps) -> Array:
+        covariance = covariances(transfer.lora, overlaps)
+        return jnp.stack([covariance.M[0, 0], covariance.Q[0, 0]])
+
+    def time_from(at: Array) -> tuple[Array, FineTuning]:
+        problem = Problem.single_index_from(
+            transfer.student,
+            overlap=at[0],
+            square=at[1],
+            teacher=transfer.target,
+            adapter=transfer.adapter,
+            sgd=transfer.sgd,
+        )
+        tuning = fine_tuning(problem, goal, adjoint=diffrax.ForwardMode())
+        return tuning.time, tuning
+
+    def one(overlaps: Overlaps) -> Checkpoints:
+        velocity = flow(transfer.pretraining, overlaps)
+        at, moves = jax.jvp(place, (overlaps,), (velocity,))
+        finite = jnp.all(jnp.isfinite(at) & jnp.isfinite(moves))
+        kept = jnp.where(finite, at, jnp.array([0.5, 0.5])), jnp.where(finite, moves, 0.0)
+        _, slope, tuning = jax.jvp(time_from, *((x,) for x in kept), has_aux=True)
+        tuning, slope = jax.tree.map(lambda x: jnp.where(finite, x, jnp.asarray(jnp.nan, x.dtype)), (tuning, slope))
+        return Checkpoints(
+            time=jnp.zeros_like(at[0]),
+            strength=jnp.sqrt(at[1]),
+            alignment=at[0] / jnp.sqrt(at[1]),
+            distance=jnp.sqrt(jnp.maximum(at[1] - 2 * at[0] + 1, 0)),
+            source_loss=gradient_at(transfer.pretraining, overlaps).loss,
+            target_loss=gradient_at(transfer.lora, overlaps).loss,
+            tuning=tuning,
+            slope=jnp.where(jnp.isfinite(tuning.time), slope, jnp.nan),
+        )
+
+    swept = jax.vmap(one)(run.overlaps)
+    return eqx.tree_at(lambda c: c.time, swept, times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A checkpoint at which the cost turns: its pretraining time, "best" (a minimum), "worst" or "end" (of the sweep), the cost."""
+
+    at: float
+    kind: str
+    cost: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    r"""Whether, and from where on, pretraining helps.
+
+    - `swept`: the checkpoints at the times of the sweep; `turns`: where the cost turns between them;
+    - `best`, `worst`, `last`: the checkpoints of least, largest and last cost, ends of the sweep included;
+    - `reached`: the pretraining times between which the goal is reached at all, None if it never is;
+    - `kind`: a key of `VERDICTS`;
+    - `critical`: the pretraining time beyond which more pretraining raises the cost until the end of the sweep; None if it
+        does not.
+    """
+
+    swept: Checkpoints
+    turns: tuple[Turn, ...]
+    best: Turn | None
+    worst: Turn | None
+    last: Turn | None
+    reached: tuple[float, float] | None
+    kind: str
+    critical: float | None
+
+
+VERDICTS = {
+    "helps": "more pretraining shortens fine-tuning",
+    "hurts": "more pretraining lengthens fine-tuning",
+    "optimum": "fine-tuning is fastest from a checkpoint in between",
+    "barrier": "fine-tuning is slowest from a checkpoint in between",
+    "both": "fine-tuning has a fastest and a slowest checkpoint in between",
+    "indifferent": "fine-tuning takes as long from every checkpoint",
+    "never": "the goal is reached from no checkpoint",
+}
+"""What the kinds of a verdict mean; changes below 1 % make none."""
+
+_MATTERS = 0.01
+
+
+def pretraining_times(transfer: Transfer, n: int, *, fraction: float = 1e-3) -> Float[np.ndarray, " n"]:
+    r"""n pretraining times: 0, and evenly in the logarithm up to when the source loss has fallen to `fraction` of its start.
+
+    The flow is given 500 units of $1/E[\sigma'^2]$ for that; where it does not get there (searching, or kept from it by noise)
+    this is the last time.
+    """
+    unit = 1 / float(self_moments(transfer.student, 1.0).cross)
+    start = transfer.typical_start()
+    run = solve(
+        transfer.pretraining,
+        start,
+        t1=500 * unit,
+        times=jnp.array([500 * unit]),
+        escape=Escape("loss", fraction),
+        origin=start,
+        until_escape=True,
+        finite_steps=True,
+        max_steps=2**14,
+    )
+    end = float(run.t_final)
+    return np.concatenate([np.zeros(1), np.geomspace(end / 200, end, n - 1)])
+
+
+def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, price: float = 0.0) -> Verdict:
+    r"""Sweeps the pretraining `times`, finds where the cost turns and from where the goal is reached, and concludes.
+
+    The cost of pretraining time T is the fine-tuning time plus `price` times T: with the price $\theta/\theta_s$, fine-tuning's
+    noise scale over pretraining's, all samples spent over d, in units of 1/θ. Between two times of the sweep at which the
+    cost's slope has different signs the turn is found as the slope's zero, and between a time from which the goal is reached and
+    one from which it is not the border, by sections: the bracket is divided by as many new times as the sweep has,
+    until it is shorter than 1e-6 of itself.
+
+    **Raises** ValueError for fewer than three times or times that do not increase from 0 or later.
+    """
+    grid = np.asarray(times, float)
+    require("times", grid, "at least three numbers", lambda x: x.ndim == 1 and x.size >= 3)
+    require("times", grid, "increasing, from 0 or later", lambda x: x[0] >= 0 and bool(np.all(np.diff(x) > 0)))
+
+    def costs(at: np.ndarray) -> tuple[Checkpoints, np.ndarray, np.ndarray]:
+        swept = checkpoints(transfer, at, goal)
+        return swept, np.asarray(swept.tuning.time) + price * at, np.asarray(swept.slope) + price
+
+    def section(first: int, mark: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> tuple[float, float, float]:
+        """The bracket in which a mark of cost and slope changes, refined, and the cost there."""
+        low, high, cost = grid[first], grid[first + 1], np.nan
+        while high - low > 1e-6 * high:
+            inner = np.linspace(low, high, grid.size)
+            _, values, slopes = costs(inner)
+            marks = mark(values, slopes)
+            place = int(np.argmax(marks != marks[0]))
+            if place == 0:
+                break
+            low, high, cost = inner[place - 1], inner[place], values[place]
+        return float(low), float(high), float(cost)
+
+    swept, cost, slope = costs(grid)
+    reached = np.isfinite(cost)
+    if not reached.any():
+        return Verdict(swept, (), None, None, None, None, "never", None)
+    turns = []
+    for i in np.flatnonzero(reached[1:] & reached[:-1] & (slope[1:] * slope[:-1] < 0)):
+        low, high, value = section(int(i), lambda _, slopes: slopes > 0)
+        turns.append(Turn((low + high) / 2, "best" if slope[i] < 0 else "worst", value))
+    ends = [Turn(float(grid[reached][i]), "end", float(cost[reached][i])) for i in (0, -1)]
+    borders = [end.at for end in ends]
+    for i in np.flatnonzero(reached[1:] != reached[:-1]):
+        low, high, _ = section(int(i), lambda values, _: np.isfinite(values))
+        if grid[i + 1] == borders[0]:
+            borders[0] = high
+        if grid[i] == borders[1]:
+            borders[1] = low
+    known = [ends[0], *turns, ends[1]]
+    best, worst = (some(known, key=lambda turn: turn.cost) for some in (min, max))
+    edges = borders[0], borders[1]
+    return Verdict(swept, tuple(turns), best, worst, ends[1], edges, _kind(known), _critical(known))
+
+
+def _kind(known: Sequence[Turn]) -> str:
+    """The kind of verdict on a list of turns between two ends."""
+    costs = np.array([turn.cost for turn in known])
+    first, last, least, most = costs[0], costs[-1], costs.min(), costs.max()
+    if most <= (1 + _MATTERS) * least:
+        return "indifferent"
+    dips = least < (1 - _MATTERS) * min(first, last)
+    rises = most > (1 + _MATTERS) * max(first, last)
+    if dips and rises:
+        return "both"
+    if dips or rises:
+        return "optimum" if dips else "barrier"
+    return "helps" if last < first else "hurts"
+
+
+def _critical(known: Sequence[Turn]) -> float | None:
+    """From where on the cost rises, by more than what matters, to the last end; None if it does not."""
+    least = known[-1]
+    for turn in reversed(known[:-1]):
+        if turn.cost > (1 + _MATTERS) * least.cost:
+            break
+        least = min(least, turn, key=lambda some: some.cost)
+    return least.at if known[-1].cost > (1 + _MATTERS) * least.cost else None

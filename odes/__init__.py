@@ -8,7 +8,7 @@ from odes.overlaps import Covariances, Overlaps, covariances, gram_root, pretrai
 from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
 from odes.problem import SGD, Adapter, Problem
 from odes.solve import Solution, log_times, solve
-from odes.stages import Stage, StagedSolution, solve_stages
+from odes.stages import Stage, StagedSolution, restarted, solve_stages
 from odes.storage import load
 from odes.trajectory import Trajectory
 from odes.transfer import Transfer
@@ -48,6 +48,7 @@ __all__ = [
     "population_gradient",
     "pretrained",
     "random_overlaps",
+    "restarted",
     "self_moments",
     "solve",
     "solve_stages",

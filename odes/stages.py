@@ -23,15 +23,17 @@ from odes.trajectory import Trajectory
 class Stage(eqx.Module):
     """A part of a run: the `problem` says what is trained on which labels, `duration` for how long in t = η * step.
 
-    `name` is for the reader. **Raises** ValueError for a negative or infinite duration.
+    `name` is for the reader; with `restart` the trained columns of U are 0 again at its start. **Raises** ValueError for a negative
+    or infinite duration.
     """
 
     name: str = eqx.field(static=True)
     problem: Problem
     duration: Float[Array, ""]
+    restart: bool = eqx.field(static=True)
 
-    def __init__(self, name: str, problem: Problem, duration: ScalarLike):
-        self.name, self.problem = name, problem
+    def __init__(self, name: str, problem: Problem, duration: ScalarLike, *, restart: bool = False):
+        self.name, self.problem, self.restart = name, problem, restart
         self.duration = jnp.asarray(duration, jnp.result_type(float))
         require("duration", self.duration, "non-negative and finite", non_negative)
 
@@ -114,6 +116,11 @@ class StagedSolution(Trajectory):
         return "\n".join(lines)
 
 
+def restarted(problem: Problem, overlaps: Overlaps) -> Overlaps:
+    """The same rows of V, and U = 0 in the columns of those that are trained."""
+    return eqx.tree_at(lambda o: o.up, overlaps, overlaps.up * (1 - problem.adapter.trained[None]))
+
+
 @eqx.filter_jit
 def _losses(problem: Problem, overlaps: Overlaps) -> Float[Array, " T"]:
     return jax.lax.map(lambda at: gradient_at(problem, at).loss, overlaps, batch_size=64)
@@ -160,6 +167,8 @@ def solve_stages(
     escape_time, messages = never, []
     for number, stage in enumerate(stages):
         last, begin = number == len(stages) - 1, borders[-1]
+        if stage.restart:
+            state = restarted(stage.problem, state)
         if number == since:
             origin = state
         if concrete(stage.duration) and float(stage.duration) == 0:

@@ -26,21 +26,31 @@ from theory.law import (
     up_noise,
 )
 from theory.plateau import Plateau, plateau
+from theory.regimes import KINDS, REGIONS, Boundaries, Regimes, boundaries, regimes
+from theory.remedies import WAYS, Outcome, Remedy, noise_unit, remedies
 from theory.stability import SearchPhase, escape_rate, search_phase, sweep
 
 __all__ = [
+    "KINDS",
     "REGIMES",
+    "REGIONS",
     "VERDICTS",
+    "WAYS",
+    "Boundaries",
     "Checkpoints",
     "CriticalPoints",
     "EscapeLaw",
     "FineTuning",
+    "Outcome",
     "Plateau",
+    "Regimes",
+    "Remedy",
     "SearchPhase",
     "Turn",
     "UnstableMode",
     "UpNoise",
     "Verdict",
+    "boundaries",
     "checkpoints",
     "critical_points",
     "escape_from",
@@ -52,8 +62,11 @@ __all__ = [
     "judge",
     "largest_noise_scale",
     "mode_start",
+    "noise_unit",
     "plateau",
     "pretraining_times",
+    "regimes",
+    "remedies",
     "search_phase",
     "sweep",
     "unstable_mode",

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from odes import Escape, Overlaps, Problem, Transfer, covariances, flow, gradient_at, pretrained, self_moments, solve
 from odes.arguments import ArrayLike, require
-from theory.law import escape_from, mode_start, unstable_mode
-from theory.stability import search_phase
+from theory.law import UnstableMode, escape_from, mode_start, unstable_mode
+from theory.stability import SearchPhase, search_phase
 
 _TRUSTED = 0.1
 """The largest amplitude of the unstable mode at the start for which the search is in the linear regime."""
@@ -42,20 +42,25 @@ class FineTuning(eqx.Module):
     trusted: Bool[Array, ""]
 
 
-def fine_tuning(
-    problem: Problem, goal: Escape | None = None, *, adjoint: diffrax.AbstractAdjoint | None = None
-) -> FineTuning:
-    r"""How long fine-tuning takes to a goal (escape unless given), from a typical start of the search.
+class Search(eqx.Module):
+    """A typical search: its linear theory, the unstable mode, the amplitude and the overlaps at its start."""
 
-    The rows of the adapter start on the unstable mode ([`theory.unstable_mode`][]), all alike, with the total amplitude a whose
-    logarithm is the mean one: $\log a = \log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)$. Since the time is
-    $T_0 - \tau\log a$ for small a, this flow of finite steps takes the mean time. Where D <= 0 the start is instead U = 0 and the
-    typical overlap $d^{-1/2}$ with the gradient's direction. Differentiable in everything that defines the problem, by
-    `jax.grad`; by `jax.jvp` with `adjoint=diffrax.ForwardMode()`.
+    phase: SearchPhase
+    mode: UnstableMode
+    amplitude: Float[Array, ""]
+    start: Overlaps
+    moving: Bool[Array, ""]
+
+
+def typical_search(problem: Problem) -> Search:
+    r"""The start from which the flow takes the mean time, to leading order, from random starts with SGD noise.
+
+    The rows of the adapter are on the unstable mode ([`theory.unstable_mode`][]), all alike, with the total amplitude a whose
+    logarithm is the mean one: $\log a = \log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)$. Where D <= 0 the start is instead
+    U = 0 and the typical overlap $d^{-1/2}$ with the gradient's direction.
 
     **Raises** ValueError unless the problem is single-index.
     """
-    goal = Escape() if goal is None else goal
     phase = search_phase(problem)
     mode = unstable_mode(problem, phase)
     adapter = problem.adapter
@@ -70,23 +75,48 @@ def fine_tuning(
     start = jax.tree.map(
         lambda a, b, c: jnp.where(moving, jnp.where(damped, a, b), c), searching, aligned, pretrained(problem)
     )
-    patience = eqx.tree_at(
-        lambda p: p.tau, phase, jnp.where(moving, jnp.where(damped, 1.0, _PATIENCE) * phase.tau, jnp.inf)
-    )
-    steepest = jnp.maximum(phase.D, self_moments(problem.student, 1.0).cross)
+    return Search(phase, mode, amplitude, start, moving)
+
+
+def stable_step(problem: Problem) -> Float[Array, ""]:
+    r"""The largest step for an explicit integrator whose derivatives matter: 1.5 over $\chi\kappa^2\max(D, E[\sigma'^2])$."""
+    steepest = jnp.maximum(search_phase(problem).D, self_moments(problem.student, 1.0).cross)
+    return _STEP / (problem.adapter.lr_ratio * problem.adapter.kappa**2 * steepest)
+
+
+def fine_tuning(
+    problem: Problem,
+    goal: Escape | None = None,
+    *,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    max_steps: int = 2**13,
+) -> FineTuning:
+    r"""How long fine-tuning takes to a goal (escape unless given), from a typical start of the search ([`typical_search`][]).
+
+    Since the time from amplitude a of the unstable mode is $T_0 - \tau\log a$ for small a, the flow of finite steps from the
+    amplitude whose logarithm is the mean one takes the mean time. Differentiable in everything that defines the problem, by
+    `jax.grad`; by `jax.jvp` with `adjoint=diffrax.ForwardMode()`. After `max_steps` of the integrator it is given up.
+
+    **Raises** ValueError unless the problem is single-index.
+    """
+    goal = Escape() if goal is None else goal
+    search = typical_search(problem)
+    phase, damped = search.phase, search.phase.D > 0
+    patience = jnp.where(search.moving, jnp.where(damped, 1.0, _PATIENCE) * phase.tau, jnp.inf)
     run = escape_from(
         problem,
-        start,
+        search.start,
         goal,
-        patience,
+        eqx.tree_at(lambda p: p.tau, phase, patience),
         rtol=1e-7,
         atol=1e-12,
         adjoint=adjoint,
-        largest_step=_STEP / (adapter.lr_ratio * adapter.kappa**2 * steepest),
-        max_steps=2**16,
+        largest_step=stable_step(problem),
+        max_steps=max_steps,
     )
-    time = jnp.where(moving | (run.escape_time == 0), run.escape_time, jnp.nan)
-    return FineTuning(time, phase.tau, phase.D, amplitude, moving & damped & (amplitude <= _TRUSTED))
+    time = jnp.where(search.moving | (run.escape_time == 0), run.escape_time, jnp.nan)
+    trusted = search.moving & damped & (search.amplitude <= _TRUSTED)
+    return FineTuning(time, phase.tau, phase.D, search.amplitude, trusted)
 
 
 class Checkpoints(eqx.Module):
@@ -167,7 +197,7 @@ def checkpoints(
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A checkpoint at which the cost turns: its pretraining time, "best" (a minimum), "worst" or "end" (of the sweep), the cost."""
+    """A checkpoint: its pretraining time, its kind, "best" (a minimum of the cost), "worst" or "swept", and the cost."""
 
     at: float
     kind: str
@@ -179,7 +209,7 @@ class Verdict:
     r"""Whether, and from where on, pretraining helps.
 
     - `swept`: the checkpoints at the times of the sweep; `turns`: where the cost turns between them;
-    - `best`, `worst`, `last`: the checkpoints of least, largest and last cost, ends of the sweep included;
+    - `best`, `worst`: the checkpoints of least and largest cost among turns and swept ones; `last`: the last one that gets there;
     - `reached`: the pretraining times between which the goal is reached at all, None if it never is;
     - `kind`: a key of `VERDICTS`;
     - `critical`: the pretraining time beyond which more pretraining raises the cost until the end of the sweep; None if it
@@ -202,6 +232,7 @@ VERDICTS = {
     "optimum": "fine-tuning is fastest from a checkpoint in between",
     "barrier": "fine-tuning is slowest from a checkpoint in between",
     "both": "fine-tuning has a fastest and a slowest checkpoint in between",
+    "mixed": "more pretraining now shortens, now lengthens fine-tuning; first or last is fastest",
     "indifferent": "fine-tuning takes as long from every checkpoint",
     "never": "the goal is reached from no checkpoint",
 }
@@ -273,37 +304,36 @@ def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, p
     for i in np.flatnonzero(reached[1:] & reached[:-1] & (slope[1:] * slope[:-1] < 0)):
         low, high, value = section(int(i), lambda _, slopes: slopes > 0)
         turns.append(Turn((low + high) / 2, "best" if slope[i] < 0 else "worst", value))
-    ends = [Turn(float(grid[reached][i]), "end", float(cost[reached][i])) for i in (0, -1)]
-    borders = [end.at for end in ends]
+    known = [Turn(float(t), "swept", float(c)) for t, c in zip(grid[reached], cost[reached], strict=True)]
+    borders = [known[0].at, known[-1].at]
     for i in np.flatnonzero(reached[1:] != reached[:-1]):
         low, high, _ = section(int(i), lambda values, _: np.isfinite(values))
         if grid[i + 1] == borders[0]:
             borders[0] = high
         if grid[i] == borders[1]:
             borders[1] = low
-    known = [ends[0], *turns, ends[1]]
+    known = sorted([*known, *turns], key=lambda turn: turn.at)
     best, worst = (some(known, key=lambda turn: turn.cost) for some in (min, max))
     edges = borders[0], borders[1]
-    return Verdict(swept, tuple(turns), best, worst, ends[1], edges, _kind(known), _critical(known))
+    return Verdict(swept, tuple(turns), best, worst, known[-1], edges, _kind(known), _critical(known))
 
 
 def _kind(known: Sequence[Turn]) -> str:
-    """The kind of verdict on a list of turns between two ends."""
+    """The kind of verdict on the costs of checkpoints."""
     costs = np.array([turn.cost for turn in known])
     first, last, least, most = costs[0], costs[-1], costs.min(), costs.max()
-    if most <= (1 + _MATTERS) * least:
-        return "indifferent"
-    dips = least < (1 - _MATTERS) * min(first, last)
-    rises = most > (1 + _MATTERS) * max(first, last)
-    if dips and rises:
+    rises = bool(np.any(costs > (1 + _MATTERS) * np.minimum.accumulate(costs)))
+    falls = bool(np.any(costs < (1 - _MATTERS) * np.maximum.accumulate(costs)))
+    if not rises or not falls:
+        return "hurts" if rises else "helps" if falls else "indifferent"
+    dips, peaks = least < (1 - _MATTERS) * min(first, last), most > (1 + _MATTERS) * max(first, last)
+    if dips and peaks:
         return "both"
-    if dips or rises:
-        return "optimum" if dips else "barrier"
-    return "helps" if last < first else "hurts"
+    return "optimum" if dips else "barrier" if peaks else "mixed"
 
 
 def _critical(known: Sequence[Turn]) -> float | None:
-    """From where on the cost rises, by more than what matters, to the last end; None if it does not."""
+    """From where on the cost rises, by more than what matters, to the last checkpoint; None if it does not."""
     least = known[-1]
     for turn in reversed(known[:-1]):
         if turn.cost > (1 + _MATTERS) * least.cost:

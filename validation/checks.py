@@ -11,18 +11,37 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from scipy import special, stats
 
-from odes import SGD, Adapter, Escape, Overlaps, Problem, solve
+from odes import (
+    SGD,
+    Adapter,
+    Escape,
+    Overlaps,
+    Problem,
+    Transfer,
+    covariances,
+    gradient_at,
+    self_moments,
+    solve,
+    target_overlap,
+)
 from theory import escape_from, escape_law, mode_start, search_phase, unstable_mode
 from validation.chain import chain_simulator
 from validation.compare import observables
-from validation.ensemble import simulate
-from validation.trajectories import Simulation, even_steps
+from validation.ensemble import simulate, simulate_stages
+from validation.sgd import direct_simulator
+from validation.trajectories import AVERAGES_AT_ONCE, Simulation, even_steps
 
 FALSE_ALARM = 1e-3
 """The probability that a whole report calls a right theory wrong."""
 
 LAW_ACCURACY = 0.03
 """The accuracy that the law of the escape time claims for means and standard deviations where it is given."""
+
+_DIRECT_DIMENSION, _DIRECT_SEEDS = 1000, 64
+"""Of the direct simulator, where it is compared with the ODE."""
+
+_PATIENCE = 50
+"""A fine-tuning that has not escaped after this many time scales of its search does not escape."""
 
 _AMPLITUDE = 0.3
 """Amplitude of the unstable mode at which trajectories start: the search is over, learning has begun."""
@@ -344,6 +363,88 @@ def learning_rate(case: Case) -> Iterator[Result]:
     yield case.check("escape time from a given start, eta -> 0", limit, constant, at_zero)
 
 
+def _transfer(problem: Problem) -> Transfer:
+    """Pretraining on the direction of a setting's w0, by the same SGD, and fine-tuning as the setting says."""
+    target, adapter, sgd = problem.teacher, problem.adapter, problem.sgd
+    return Transfer(problem.student, cosine=problem.alignment, target=target, adapter=adapter, sgd=sgd)
+
+
+def _joint_start(transfer: Transfer, border: Overlaps) -> Overlaps:
+    """Weights that know a little of the source, and adapter rows that lie a little along the gradient at the border, U = 0."""
+    there, rank = transfer.fine_tuning(border), transfer.adapter.rank
+    phase = search_phase(there)
+    gram, cross = transfer.lora.frame_gram, border.cross[0]
+    inside = phase.C * transfer.lora.target[0] - phase.D * jnp.linalg.pinv(gram) @ cross
+    row = _AMPLITUDE / np.sqrt(rank) * inside / jnp.sqrt(inside @ gram @ inside)
+    rows = jnp.concatenate([jnp.array([[0.0, _AMPLITUDE]]), jnp.tile(row, (rank, 1))])
+    overlaps = rows @ gram @ rows.T
+    lengths = jnp.diag(1 - jnp.diagonal(overlaps))
+    return Overlaps(transfer.up[None], rows @ gram, overlaps + lengths)
+
+
+@eqx.filter_jit
+def _stage_observables(transfer: Transfer, overlaps: Overlaps) -> dict[str, jax.Array]:
+    """What is compared of a run in stages, at many overlaps."""
+
+    def at(one: Overlaps) -> dict[str, jax.Array]:
+        square = covariances(transfer.lora, one).Q[0, 0]
+        losses = {
+            "target loss": gradient_at(transfer.lora, one).loss,
+            "source loss": gradient_at(transfer.pretraining, one).loss,
+        }
+        return {"target_overlap": target_overlap(transfer.lora, one), "square": square} | losses
+
+    batch = overlaps.up.shape[:-2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), overlaps)
+    return jax.tree.map(lambda x: x.reshape(batch), jax.lax.map(at, flat, batch_size=AVERAGES_AT_ONCE))
+
+
+def stages(case: Case) -> Iterator[Result]:
+    """w·ω*, |w|² and both losses through pretraining on w0's direction, freezing and LoRA: the ODE, chain and direct simulator.
+
+    Pretraining ends when its loss has fallen tenfold; compared are the border and three times about the escape.
+    """
+    here = case.at(dimension=case.effort.trajectory_dimension)
+    theory = _transfer(here.theory)
+    begin = _joint_start(
+        theory, Overlaps(theory.up[None], theory.typical_start().cross, theory.typical_start().down_gram)
+    )
+    goal = Escape("loss", 0.1)
+    unit = 1 / float(self_moments(theory.student, 1.0).cross)
+    first = solve(
+        theory.pretraining, begin, t1=100 * unit, escape=goal, origin=begin, until_escape=True, finite_steps=True
+    )
+    if not np.isfinite(first.escape_time):
+        yield Note(case.name, f"stages: the source loss does not fall tenfold by t = {100 * unit:.3g}")
+        return
+    start = _joint_start(theory, first.final)
+    eta = float(here.problem.sgd.learning_rate)
+    before = round(float(first.escape_time) / eta)
+    border = solve(theory.pretraining, start, t1=before * eta, finite_steps=True).final
+    phase = search_phase(theory.fine_tuning(border))
+    end = _PATIENCE * float(phase.tau)
+    second = solve(theory.lora, border, t1=end, escape=case.escape, origin=border, until_escape=True, finite_steps=True)
+    if not np.isfinite(second.escape_time):
+        yield Note(case.name, f"stages: fine-tuning does not escape by t = {end:.3g}")
+        return
+    after = np.unique(np.round(np.array([0, 0.5, 1, 1.3]) * float(second.escape_time) / eta).astype(int))
+    times = jnp.asarray(after * eta)
+    path = solve(theory.lora, border, t1=times[-1], times=times, finite_steps=True)
+    predicted = _stage_observables(theory, path.overlaps)
+    direct = case.at(dimension=_DIRECT_DIMENSION)
+    for method, there, seeds in (("chain", here, case.effort.trajectory_seeds), ("direct", direct, _DIRECT_SEEDS)):
+        transfer = _transfer(there.problem)
+        build = chain_simulator if method == "chain" else direct_simulator
+        simulators = [build(problem, start=start) for problem in (transfer.pretraining, transfer.lora)]
+        runs = simulate_stages(simulators, key=there.key, seeds=seeds, steps=[[0, before], after])
+        simulated = _stage_observables(transfer, runs[1].overlaps)
+        for name, values in simulated.items():
+            for i, step in enumerate(after):
+                when = "the border" if step == 0 else f"t = {step * eta:.4g} after it"
+                mean, error = _mean(values[:, i])
+                yield there.check(f"{name} at {when}, {method}", predicted[name][i], mean, error, runs=seeds)
+
+
 CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {
     "trajectory": trajectory,
     "law": law,
@@ -351,5 +452,6 @@ CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {
     "log-dimension": log_dimension,
     "rank": rank_law,
     "learning-rate": learning_rate,
+    "stages": stages,
 }
 """The kinds of checks by name."""

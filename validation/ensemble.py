@@ -66,8 +66,13 @@ def _overlaps(simulator: Simulator, states: Any) -> Overlaps:
 
 
 @eqx.filter_jit
-def _taken_over(simulator: Simulator, before: Simulator, states: Any) -> Any:
-    return jax.vmap(lambda state: simulator.taken_over(state, before))(states)
+def _taken_over(simulator: Simulator, before: Simulator, states: Any, restart: bool) -> Any:
+    """The states of another simulator as those of this one; with U = 0 in the trained columns if it is to restart."""
+    states = jax.vmap(lambda state: simulator.taken_over(state, before))(states)
+    if not restart:
+        return states
+    kept = (1 - simulator.problem.adapter.trained).astype(states.up.dtype)
+    return eqx.tree_at(lambda s: s.up, states, states.up * kept[None, None])
 
 
 @eqx.filter_jit
@@ -119,10 +124,11 @@ def block_slices(seeds: int, at_once: int) -> list[slice]:
 
 @dataclasses.dataclass(frozen=True)
 class Leg:
-    """A stage of a simulation: its simulator, and the recorded steps of the stage (increasing, from 0)."""
+    """A stage of a simulation: its simulator, the recorded steps of the stage (increasing, from 0), and whether U restarts."""
 
     simulator: Simulator
     steps: np.ndarray
+    restart: bool = False
 
 
 def _run_block(
@@ -140,7 +146,7 @@ def _run_block(
     finished = np.zeros(keys.shape[0], bool)
     for number, leg in enumerate(legs):
         if number:
-            states = _taken_over(leg.simulator, simulator, states)
+            states = _taken_over(leg.simulator, simulator, states, leg.restart)
         simulator, stop, done = leg.simulator, until if number == len(legs) - 1 else None, 0
         if until is not None and number == since:
             reference = references(until, legs[-1].simulator.problem, _overlaps(simulator, states))
@@ -205,6 +211,7 @@ def simulate_stages(
     steps: Sequence[ArrayLike],
     until: Escape | None = None,
     since: int | None = None,
+    restarts: Sequence[int] = (),
     progress: bool = False,
     kept: Callable[[int, Callable[[], Block]], Block] | None = None,
 ) -> list[Simulation]:
@@ -212,13 +219,17 @@ def simulate_stages(
 
     Every stage begins where the one before has left off; its times are its own, from 0. The simulation of each stage is
     returned. `until` stops a block in the last stage; it is measured from the w0 that every seed has at the beginning of
-    stage `since` (the last unless given). For all else see [`validation.simulate`][].
+    stage `since` (the last unless given). At the `restarts`, numbers of stages, the trained columns of U become 0. For all
+    else see [`validation.simulate`][].
 
     **Raises** ValueError if there are not as many lists of steps as simulators, or frames or ranks differ.
     """
     require("seeds", seeds, "at least 1", lambda x: x >= 1)
     require("steps", len(steps), f"one list for each of {len(simulators)} stages", lambda n: n == len(simulators))
-    legs = [Leg(simulator, checked_steps(some)) for simulator, some in zip(simulators, steps, strict=True)]
+    legs = [
+        Leg(simulator, checked_steps(some), number in restarts)
+        for number, (simulator, some) in enumerate(zip(simulators, steps, strict=True))
+    ]
     first = simulators[0].problem
     for simulator in simulators:
         same = simulator.problem.adapter.rank == first.adapter.rank and np.array_equal(

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ TIME_LABEL = r"time $t = \eta\cdot$step"
 TAU_LABEL = r"search-phase time $\tau$"
 STRENGTH_LABEL = r"pretrained strength $\mu$"
 ESCAPE_LABEL = "escape time"
+PRETRAINING_LABEL = r"pretraining time $\eta\cdot$step"
+FINE_TUNING_LABEL = r"fine-tuning time $\eta\cdot$step"
 LOSS_LABEL = r"population loss $\ell$"
 M_LABEL = r"adapter overlap $m = v\cdot\omega^*$"
 OVERLAP_LABEL = r"student overlap $w\cdot\omega^*$"
@@ -50,6 +53,15 @@ def strength_colour(strength: float) -> Any:
     import matplotlib
 
     return matplotlib.colormaps["viridis"](0.92 * strength)
+
+
+def time_axis(ax: Any, first: float, last: float) -> None:
+    """A logarithmic axis of pretraining times that has room for time 0: linear up to `first`, ticks at 0 and powers of ten."""
+    ax.set_xscale("symlog", linthresh=first, linscale=0.5)
+    decades = range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)
+    ax.set_xticks([0, *(10.0**k for k in decades)], ["0", *(f"$10^{{{k}}}$" for k in decades)])
+    ax.minorticks_off()
+    ax.set(xlim=(-0.2 * first, 1.2 * last), xlabel=PRETRAINING_LABEL, ylabel=FINE_TUNING_LABEL)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 from validation.figures import (
     alignment_strength,
     bias,
+    checkpoints,
     curriculum,
     dynamics,
     escape_time,
     gradient_transfer,
     hermite_loss,
     law,
+    phase_diagram,
     potential,
     rank,
     scratch_against_lora,
@@ -30,6 +32,8 @@ _MODULES = (
     law,
     rank,
     alignment_strength,
+    checkpoints,
+    phase_diagram,
     truncation,
 )
 

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odes import Escape, Overlaps, Problem, load, pretrained
+from odes import Escape, Overlaps, Problem, Transfer, load, pretrained
 from odes.storage import provenance, write_dataset, write_whole
 from theory import search_phase
 from validation.chain import chain_simulator
 from validation.ensemble import Simulator, simulate
+from validation.fine_tuning import simulated_fine_tuning
 from validation.options import BadInput
 from validation.parts import Parts
 from validation.sgd import direct_simulator
@@ -113,6 +114,13 @@ class Work:
         d = self.settings.direct_dimension
         simulator = direct_simulator(at_dimension(problem, d), start=start)
         return self._run(simulator, steps, until, self.settings.direct_seeds)
+
+    def fine_tuning(self, transfer: Transfer, time: float, goal: Escape, longest: float) -> tuple[float, float]:
+        """The mean fine-tuning time of the chain after pretraining for `time`, and its standard error, both NaN if seeds are left."""
+        key, seeds = self.key(), self.settings.seeds
+        kept = None if self._parts is None else self._parts.kept(self._number, seeds)
+        times = simulated_fine_tuning(transfer, time, goal, longest=longest, seeds=seeds, key=key, kept=kept)
+        return float(times.mean()), float(times.std(ddof=1) / np.sqrt(seeds))
 
     def _run(self, simulator: Simulator, steps: Any, until: Escape | None, seeds: int) -> Simulation:
         key = self.key()

@@ -94,8 +94,8 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
     $$\dot U = -\chi\kappa J, \qquad \dot X = -\kappa U^TH, \qquad
       \dot R = -\kappa(U^TJ + J^TU) + \theta\kappa^2U^TNU.$$
 
-    If the adapter is normalised, with $h_a = \dot R_{aa}/2$: $\dot X_a \mathrel{-}= h_aX_a$ and
-    $\dot R_{ab} \mathrel{-}= (h_a + h_b)R_{ab}$, which keep $R_{aa} = 1$. Weight decay λ adds $-\lambda X$ to $\dot X$ and
+    If the adapter is normalised, with $h_a = \dot R_{aa}/2R_{aa}$: $\dot X_a \mathrel{-}= h_aX_a$ and
+    $\dot R_{ab} \mathrel{-}= (h_a + h_b)R_{ab}$, which keep lengths. Weight decay λ adds $-\lambda X$ to $\dot X$ and
     $-2\lambda R$ to $\dot R$. Rows of V at rest, and their columns of U, do not change. `noise=False` drops the term in θ.
 
     Source: Saad & Solla 1995 for the method; docs/theory.md, section 4.
@@ -103,7 +103,7 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
     change = _free_change(problem, overlaps, noise=noise, finite=False)
     if not problem.adapter.normalized:
         return change
-    growth = jnp.diagonal(change.down_gram) / 2
+    growth = jnp.diagonal(change.down_gram) / (2 * jnp.diagonal(overlaps.down_gram))
     return Overlaps(
         change.up,
         change.cross - growth[:, None] * overlaps.cross,

@@ -83,7 +83,14 @@ class StagedSolution(Trajectory):
     def save(self, path: str | os.PathLike, **what: Any) -> None:
         """Writes `to_dataset()` to a netCDF file, whole or not at all, with every stage's problem; [`odes.load`][] reads it."""
         problems = {stage.name: stage.problem.to_dict() for stage in self.stages}
-        write_dataset(self.to_dataset(), path, kind="stages", problems=problems, **what)
+        escape = None
+        if self.escape is not None:
+            escape = {
+                "criterion": self.escape.criterion,
+                "threshold": float(self.escape.threshold),
+                "since": self.since,
+            }
+        write_dataset(self.to_dataset(), path, kind="stages", problems=problems, escape=escape, **what)
 
     def plot(self, ax=None):
         """Draws every stage's loss against time on `ax` (a new one if None), stage borders marked; returns the axes."""
@@ -142,7 +149,8 @@ def solve_stages(
         which its time is counted. The run goes on to the end;
     - `options`: of [`odes.solve`][].
 
-    **Raises** ValueError for no stages, fewer than two records, and stages whose frames, ranks or units differ.
+    **Raises** ValueError for no stages, fewer than two records, an unknown `since`, and stages whose names are alike or whose frames,
+    ranks or units differ.
 
     >>> import jax
     >>> from odes import Transfer
@@ -156,10 +164,14 @@ def solve_stages(
     require("stages", len(stages), "at least one", lambda n: n >= 1)
     require("records", records, "at least 2", lambda n: n >= 2)
     since = len(stages) - 1 if since is None else since
+    require("since", since, "the number of a stage", lambda n: (n >= 0) & (n < len(stages)))
+    names = len({stage.name for stage in stages}) == len(stages)
+    require("stages", names, "of different names", lambda x: x)
     first = stages[0].problem
     for stage in stages:
         alike = (stage.problem.units, stage.problem.adapter.rank) == (first.units, first.adapter.rank)
         one, other = stage.problem.frame_gram, first.frame_gram
+        alike = alike and (stage.problem.frame_size == first.frame_size)
         same = alike and (not (concrete(one) and concrete(other)) or np.array_equal(np.asarray(one), np.asarray(other)))
         require("stages", same, "of the same units, rank and frame", lambda x: x)
     state, origin, borders, parts = start, start, [jnp.zeros_like(stages[0].duration)], []
@@ -174,6 +186,9 @@ def solve_stages(
         if concrete(stage.duration) and float(stage.duration) == 0:
             parts.append((begin[None], jax.tree.map(lambda x: x[None], state)))
             messages.append("skipped")
+            if last and escape is not None:
+                left = escape.margin(stage.problem, state, escape.reference(stage.problem, origin)) > 0
+                escape_time = jnp.where(left, never, begin - borders[since])
         else:
             times = stage.duration * jnp.linspace(0, 1, records)
             looked_for = {"escape": escape, "origin": origin} if last else {}

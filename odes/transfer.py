@@ -27,8 +27,8 @@ class Transfer(eqx.Module):
     - `spherical`: whether the weights keep unit length in pretraining; `weight_decay`: λ in pretraining;
     - `length`: of the random weights from which pretraining starts.
 
-    **Raises** ValueError for a cosine beyond 1, a length that is not positive or, if spherical, not 1, and SGDs of
-    different dimensions.
+    **Raises** ValueError for a cosine beyond 1, a length that is not positive or, if spherical, not 1, SGDs of different
+    dimensions, and an adapter with weight decay or rows at rest.
 
     >>> transfer = Transfer("erf", cosine=0.8, adapter=Adapter(2))
     >>> transfer.problem("source", "weights").adapter.trained.tolist(), transfer.lora.adapter.trained.tolist()
@@ -73,6 +73,8 @@ class Transfer(eqx.Module):
         require("length", self.length, "positive and finite", positive)
         if spherical:
             require("length", self.length, "1 for spherical pretraining", lambda x: x == 1)
+        plain = jnp.where(self.adapter.weight_decay == 0, self.adapter.trained, 0.0)
+        require("adapter", plain, "one whose rows are all trained, without weight decay", lambda x: x == 1)
         same = self.sgd.dimension == self.pretraining_sgd.dimension
         require("pretraining_sgd", same, "of the dimension of `sgd`", lambda x: x)
 

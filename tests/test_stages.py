@@ -1,4 +1,4 @@
-"""Rows at rest and weight decay, runs in stages, and fine-tuning as a function of the pretraining that comes before it."""
+"""Rows at rest and weight decay, runs in stages, and fine-tuning as a function of the pretraining before it."""
 
 import json
 
@@ -77,7 +77,7 @@ def test_one_step_of_some_rows_with_weight_decay(trained, normalized, key):
 
 
 def steady(stage, eta):
-    """A problem of rank 2, scale 3, with weight decay in pretraining and an infinite batch, and overlaps in general position."""
+    """A problem of rank 2 and scale 3 with an infinite batch (weight decay in pretraining), and overlaps to start."""
     sgd = SGD(dimension=20, batch_size=np.inf, learning_rate=eta)
     adapter = Adapter(2, scale=3.0, lr_ratio=0.7, normalized=stage != "LoRA, free rows")
     spherical = stage == "spherical pretraining"
@@ -127,7 +127,7 @@ def test_mean_change_is_one_step_of_gradient_descent(stage):
 @pytest.mark.parametrize("stage", STEADY)
 @pytest.mark.parametrize("field", [flow, mean_change])
 def test_what_is_at_rest_does_not_move(stage, field):
-    """Rows of V at rest, their Gram matrix and their columns of U; U in whole while weights are trained; unit lengths."""
+    """Rows of V at rest, their Gram matrix and columns of U; all of U while weights are trained; unit lengths."""
     problem, start = steady(stage, 0.3)
     change, rest = field(problem, start), np.asarray(problem.adapter.trained) == 0
     assert np.all(change.up[:, rest] == 0) and np.all(change.cross[rest] == 0)
@@ -154,7 +154,7 @@ def fine_tuned(transfer, state):
     "activation, rank, normalized", [("erf", 1, True), pytest.param("relu", 2, False, marks=pytest.mark.slow)]
 )
 def test_lora_in_the_joint_state_is_the_single_index_problem(activation, rank, normalized, key):
-    """From the same weights, the same fine-tuning in the frames (ω*, ω_s) and (ω*, w0), to the integrator's tolerance."""
+    """From the same weights, the same run in the frames (ω*, ω_s) and (ω*, w0), to the integrator's tolerance."""
     adapter = Adapter(rank, scale=1.6 * rank, lr_ratio=0.7, normalized=normalized)
     sgd = SGD(dimension=12, batch_size=4, learning_rate=0.2, label_noise=0.1)
     transfer = Transfer(activation, cosine=0.6, adapter=adapter, sgd=sgd, length=0.7)
@@ -172,7 +172,7 @@ def test_lora_in_the_joint_state_is_the_single_index_problem(activation, rank, n
 
 
 def test_starts_of_a_transfer(key):
-    """The random start has the lengths and U, the typical one also the overlaps' standard deviations, of a w of length 0.7."""
+    """The random start has the lengths and U, the typical one also the overlaps' standard deviations."""
     transfer = Transfer("erf", cosine=0.6, adapter=Adapter(2, scale=3.0), sgd=SGD(dimension=50), length=0.7)
     random, typical, overlap = transfer.random_start(key), transfer.typical_start(), 0.7 / np.sqrt(50)
     for start in (random, typical):
@@ -253,7 +253,7 @@ def test_stages_are_joined_at_their_borders(solution):
 
 
 def test_losses_are_those_of_both_tasks(solution):
-    """At start, border and end, against the joint problems and against single-index ones whose w0 is the student there."""
+    """At start, border and end, against the joint problems and single-index ones whose w0 is the student there."""
     for record in (0, 10, 11, 21):
         state = at(solution.overlaps, record)
         for number, problem in enumerate((TRANSFER.pretraining, TRANSFER.lora)):
@@ -280,7 +280,7 @@ def test_a_stage_of_no_duration_is_skipped(solution):
 
 
 def test_escape_is_counted_from_the_start_of_a_stage(solution):
-    """Relative to the loss there, with the time since then: found where the loss on the target is the threshold times that."""
+    """Relative to the loss there, with the time since then: where the target's loss is the threshold times that."""
     run = solve_stages(two_stages(), START, records=11, escape=GOAL, since=0)
     target = np.asarray(run.losses[1])
     assert target[10] > 0.2 * target[0] and float(run.escape_time) > 20
@@ -409,7 +409,7 @@ def simulators(transfer, kind, **options):
 
 
 def whole_student(run, record=-1):
-    """W·ω* , |W|² and the loss of every seed on the labels of the run, and the overlaps that only rows of V have."""
+    """W·ω*, |W|² and the loss of every seed on the labels of the run, and the overlaps that only rows of V have."""
     state = at(run.overlaps, slice(None), record)
     covariance = jax.vmap(lambda one: covariances(run.problem, one))(state)
     parts = [covariance.M[:, 0], covariance.Q[:, 0], run.loss[:, record, None], state.up[:, 0, 1:]]
@@ -419,7 +419,7 @@ def whole_student(run, record=-1):
 
 
 def test_simulated_stages_have_the_same_law(key):
-    """KS tests, 1000 seeds of chain and d-dimensional SGD at the end of both stages; another weight decay would be noticed."""
+    """KS tests of chain and direct simulator, 1000 seeds, after both stages; another weight decay is noticed."""
     keys, steps = jax.random.split(key, 3), [[0, 40], [0, 60]]
     direct = simulate_stages(simulators(small(), direct_simulator), key=keys[0], seeds=SEEDS, steps=steps)
     chain = simulate_stages(simulators(small(), chain_simulator), key=keys[1], seeds=SEEDS, steps=steps)
@@ -464,7 +464,7 @@ def gradient_descent_first(batch):
 
 
 def test_escape_times_from_the_origin_are_those_of_the_single_index_problem(key):
-    """Gradient descent from four random starts, seed by seed: joint state with origin against frame (ω*, w0) from that state."""
+    """Gradient descent, seed by seed: the joint state with origin against the frame (ω*, w0) from that state."""
     transfer, steps = gradient_descent_first(np.inf), np.arange(0, 201, 4)
     _, run = simulate_stages(simulators(transfer, chain_simulator), key=key, seeds=4, steps=[[0, 5], steps])
     origin = at(run.overlaps, slice(None), 0)
@@ -481,7 +481,7 @@ def test_escape_times_from_the_origin_are_those_of_the_single_index_problem(key)
 
 @pytest.mark.slow
 def test_escape_times_after_a_stage_have_the_law_of_a_start_there(key):
-    """One start, gradient descent first, then batches of 12: KS test of 1000 escape times against the single-index problem."""
+    """Gradient descent, then batches of 12: KS test of 1000 escape times against the single-index problem."""
     transfer, steps, escape = gradient_descent_first(12.0), np.arange(0, 301, 2), Escape()
     start = transfer.random_start(jax.random.key(8))
     joint = simulators(transfer, chain_simulator, start=start)
@@ -607,7 +607,7 @@ def test_gradient_of_the_time_of_fine_tuning():
 
 
 def pretrained_for(activation):
-    """Pretraining in which the weights first turn to the source and then keep growing or shrinking to its length."""
+    """Pretraining in which the weights turn to the source, grow and then shrink to its length."""
     return Transfer(activation, cosine=0.8, sgd=LARGE)
 
 
@@ -617,7 +617,7 @@ def swept():
 
 
 def test_checkpoints_are_the_weights_of_the_pretraining_run(swept):
-    """Time 0 is the random w0; the others against the flow of finite steps and fine-tuning from each state on its own."""
+    """Time 0 is the random w0; all against the flow of finite steps and fine-tuning from each state on its own."""
     transfer = pretrained_for("erf")
     start = transfer.typical_start()
     later = solve(transfer.pretraining, start, t1=8.0, times=[4.0, 8.0], finite_steps=True).overlaps
@@ -649,7 +649,7 @@ def test_checkpoints_are_the_weights_of_the_pretraining_run(swept):
     ],
 )
 def test_slope_is_the_derivative_in_the_pretraining_time(activation, goal):
-    """Against central differences of h = 0.03: their own error, and the integrator's 1e-7 of the time over 2h, are below 1e-4."""
+    """Central differences of h = 0.03: their error and the integrator's (1e-7 of the time over 2h) are below 2e-4."""
     transfer, times, h = pretrained_for(activation), jnp.array([3.0, 5.0, 8.0]), 0.03
     found = checkpoints(transfer, times, goal)
     later, earlier = (checkpoints(transfer, times + sign * h, goal).tuning.time for sign in (1, -1))

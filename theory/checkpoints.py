@@ -8,10 +8,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float
 
-from odes import Escape, Overlaps, Problem, Transfer, covariances, flow, gradient_at, pretrained, self_moments, solve
+from odes import (
+    Escape,
+    Overlaps,
+    Problem,
+    Transfer,
+    covariances,
+    gradient_at,
+    modified_flow,
+    pretrained,
+    self_moments,
+    solve,
+)
 from odes.arguments import ArrayLike, require
 from theory.law import UnstableMode, escape_from, mode_start, unstable_mode
 from theory.stability import SearchPhase, search_phase
@@ -55,9 +67,9 @@ class Search(eqx.Module):
 def typical_search(problem: Problem) -> Search:
     r"""The start from which the flow takes the mean time, to leading order, from random starts with SGD noise.
 
-    The rows of the adapter are on the unstable mode ([`theory.unstable_mode`][]), all alike, with the total amplitude a whose
-    logarithm is the mean one: $\log a = \log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)$. Where D <= 0 the start is instead
-    U = 0 and the typical overlap $d^{-1/2}$ with the gradient's direction.
+    The rows of the adapter are on the unstable mode ([`theory.unstable_mode`][]), with the total amplitude a whose logarithm is the
+    mean one: $\log a = \log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)$, shared by the rows like quantiles of a
+    half-normal law. Where D <= 0 the start is instead U = 0 and the typical overlap $d^{-1/2}$ with the gradient's direction.
 
     **Raises** ValueError unless the problem is single-index.
     """
@@ -66,7 +78,8 @@ def typical_search(problem: Problem) -> Search:
     adapter = problem.adapter
     half = jnp.asarray(adapter.rank / 2, mode.variance.dtype)
     amplitude = jnp.exp((jnp.log(mode.variance) + digamma(half) + jnp.log(2.0)) / 2)
-    rows = jnp.full(adapter.rank, 1 / np.sqrt(adapter.rank))
+    shares = scipy.stats.halfnorm.ppf((np.arange(adapter.rank) + 0.5) / adapter.rank)
+    rows = jnp.asarray(shares / np.linalg.norm(shares), mode.variance.dtype)
     moving, damped = jnp.isfinite(phase.rate) & (phase.G > 0) & (adapter.lr_ratio > 0), phase.D > 0
     safe = jax.tree.map(lambda x: jnp.where(moving, x, 1.0), phase)
     searching = mode_start(problem, safe, mode, amplitude * rows)
@@ -127,16 +140,16 @@ class Checkpoints(eqx.Module):
     - `tuning`: fine-tuning from there; `slope`: the derivative of its time in the pretraining time.
     """
 
-    time: Float[Array, " n"]
-    strength: Float[Array, " n"]
-    alignment: Float[Array, " n"]
-    distance: Float[Array, " n"]
-    source_loss: Float[Array, " n"]
-    target_loss: Float[Array, " n"]
+    time: Float[Array, "*n"]
+    strength: Float[Array, "*n"]
+    alignment: Float[Array, "*n"]
+    distance: Float[Array, "*n"]
+    source_loss: Float[Array, "*n"]
+    target_loss: Float[Array, "*n"]
     tuning: FineTuning
-    slope: Float[Array, " n"]
+    slope: Float[Array, "*n"]
 
-    def samples(self, transfer: Transfer) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    def samples(self, transfer: Transfer) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
         """Fresh samples per dimension spent on pretraining, and on pretraining and fine-tuning together."""
         before = transfer.pretraining_sgd.samples_per_dimension(self.time)
         return before, before + transfer.sgd.samples_per_dimension(self.tuning.time)
@@ -174,12 +187,19 @@ def checkpoints(
         return tuning.time, tuning
 
     def one(overlaps: Overlaps) -> Checkpoints:
-        velocity = flow(transfer.pretraining, overlaps)
+        velocity = modified_flow(transfer.pretraining, overlaps)
         at, moves = jax.jvp(place, (overlaps,), (velocity,))
-        finite = jnp.all(jnp.isfinite(at) & jnp.isfinite(moves))
+        finite = jnp.all(jnp.isfinite(at) & jnp.isfinite(moves)) & (at[1] > 0)
         kept = jnp.where(finite, at, jnp.array([0.5, 0.5])), jnp.where(finite, moves, 0.0)
         _, slope, tuning = jax.jvp(time_from, *((x,) for x in kept), has_aux=True)
-        tuning, slope = jax.tree.map(lambda x: jnp.where(finite, x, jnp.asarray(jnp.nan, x.dtype)), (tuning, slope))
+        trusted, nothing = tuning.trusted & finite, jnp.where(finite, 0.0, jnp.nan)
+        tuning = FineTuning(
+            time=tuning.time + nothing,
+            tau=tuning.tau + nothing,
+            D=tuning.D + nothing,
+            amplitude=tuning.amplitude + nothing,
+            trusted=trusted,
+        )
         return Checkpoints(
             time=jnp.zeros_like(at[0]),
             strength=jnp.sqrt(at[1]),
@@ -271,7 +291,7 @@ def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, p
     noise scale over pretraining's, all samples spent over d, in units of 1/θ. Between two times of the sweep at which the
     cost's slope has different signs the turn is found as the slope's zero, and between a time from which the goal is reached and
     one from which it is not the border, by sections: the bracket is divided by as many new times as the sweep has,
-    until it is shorter than 1e-6 of itself.
+    until it is shorter than 1e-6 of itself. A slope that changes its sign because the goal is not reached in between is no turn.
 
     **Raises** ValueError for fewer than three times or times that do not increase from 0 or later.
     """
@@ -303,7 +323,8 @@ def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, p
     turns = []
     for i in np.flatnonzero(reached[1:] & reached[:-1] & (slope[1:] * slope[:-1] < 0)):
         low, high, value = section(int(i), lambda _, slopes: slopes > 0)
-        turns.append(Turn((low + high) / 2, "best" if slope[i] < 0 else "worst", value))
+        if np.isfinite(value):
+            turns.append(Turn((low + high) / 2, "best" if slope[i] < 0 else "worst", value))
     known = [Turn(float(t), "swept", float(c)) for t, c in zip(grid[reached], cost[reached], strict=True)]
     borders = [known[0].at, known[-1].at]
     for i in np.flatnonzero(reached[1:] != reached[:-1]):

@@ -46,8 +46,8 @@ _SLOWEST = 1000.0
 _FASTEST_GROWTH, _FASTEST_DAMPING = 0.4, 1.0
 """Beyond these, per step, the flow does not describe SGD at its learning rate."""
 
-_SEARCHING = Escape("loss", 0.9)
-"""The search lasts as long as the loss is within a tenth of its value at w0."""
+_SEARCHED = 0.9
+"""The search lasts until the loss is this fraction of its value at w0."""
 
 _SMOOTH = 0.01
 """At an extremum that was located, the slope is smaller than at the ends of its bracket by at least this factor."""
@@ -274,7 +274,7 @@ def regimes(
     rho, cosine = (x.ravel() for x in np.meshgrid(strengths, alignments))
     place, tuned, region = _classified(family, goal, rho, cosine)
     reached = np.isfinite(tuned.time) & (tuned.time > 0)
-    search = _integrated(family, _SEARCHING, rho, cosine, place, reached).time
+    search = _integrated(family, Escape("loss", _SEARCHED), rho, cosine, place, reached).time
     share = np.minimum(np.where(np.isfinite(search), search, np.inf) / np.where(reached, tuned.time, np.nan), 1)
 
     def grid(values: np.ndarray) -> Array:
@@ -465,8 +465,8 @@ def boundaries(found: Regimes, *, tolerance: float = 1e-8) -> Boundaries:
     width = max(tolerance, float(4 * np.finfo(brackets.critical.dtype).eps))
     diverging = np.isfinite(brackets.critical)
     sought = jax.tree.map(lambda x: x[~diverging], brackets)
-    found_at = _narrowed(found, sought, width)
-    low, high = found_at.low, found_at.high
+    narrowed = _narrowed(found, sought, width)
+    low, high = narrowed.low, narrowed.high
     sharpest = np.maximum(np.abs(sought.low.value), np.abs(sought.high.value))
     flattest = np.minimum(np.abs(low.value), np.abs(high.value))
     extremum = (np.maximum(low.region, high.region) <= _HURTS) & ((flattest <= _SMOOTH * sharpest) | np.isnan(low.time))
@@ -475,7 +475,8 @@ def boundaries(found: Regimes, *, tolerance: float = 1e-8) -> Boundaries:
     before, after = brackets.before.copy(), brackets.after.copy()
     kind = np.full(diverging.shape, _DIVERGENCE)
     strength[~diverging], time[~diverging] = nearest.strength, nearest.time
-    before[~diverging], after[~diverging] = low.region, high.region
+    before[~diverging] = np.where(low.region == high.region, sought.before, low.region)
+    after[~diverging] = high.region
     kind[~diverging] = np.where(extremum, np.where(low.region == _HELPS, _MINIMUM, _MAXIMUM), _BORDER)
     line = _lines(found, brackets.alignment, strength, np.stack([before, after, kind == _BORDER], axis=-1))
     return Boundaries(*(jnp.asarray(x) for x in (brackets.alignment, strength, time, kind, before, after, line)))

@@ -26,6 +26,9 @@ _LARGEST_FACTOR = 64.0
 _MOST_STEPS = 2**11
 """A run that takes more steps of the integrator is given up: it is far from the best."""
 
+_PATIENT = 2**17
+"""Training as given gets so many steps of the integrator."""
+
 _HORIZON = 500.0
 """Full fine-tuning is given this many units of 1/E[σ'^2]."""
 
@@ -214,7 +217,7 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
 
 
 def _as_given(problem: Problem, goal: Escape) -> Remedy:
-    outcome = eqx.filter_jit(lambda p: _outcome(p, fine_tuning(p, goal).time))(problem)
+    outcome = eqx.filter_jit(lambda p: _outcome(p, fine_tuning(p, goal, max_steps=_PATIENT).time))(problem)
     settings = {"noise_scale": float(problem.sgd.noise_scale)}
     return Remedy("as given", "nothing changed", settings, (problem,), 0.0, False, outcome)
 
@@ -292,10 +295,12 @@ def _curriculum(problem: Problem, squares: Activation, goal: Escape, slowest: fl
         run = solve(second, reached, t1=end, times=jnp.array([end]), escape=goal, until_escape=True, **options)
         return _outcome(second, run.escape_time, first, numbers[0])
 
+    aligned = float(self_moments(problem.student, 1.0).cross / search_phase(problem).noise)
     units = [length, float(noise_unit(easy)), float(noise_unit(problem))]
     if np.all(np.isfinite(units)) and units[0] > 0:
-        box = [0.3 * units[0], 3e-2 * units[1], 1e-1 * units[2]], [2 * units[0], 10 * units[1], 1e3 * units[2]]
-        chosen, outcome = cheapest(way, box, 6)
+        box = [0.3 * units[0], 3e-2 * units[1], 1e-1 * units[2]], [2 * units[0], 1e3 * units[1], 10 * aligned]
+        first = [0.85 * units[0], 0.2 * units[1], max(1e-1 * units[2], 1e-3 * aligned)]
+        chosen, outcome = cheapest(way, box, 8, first)
     else:
         chosen, outcome = np.full(3, np.nan), jax.tree.map(lambda x: x * jnp.nan, _as_given(problem, goal).outcome)
     settings = {"first_time": chosen[0], "first_noise_scale": chosen[1], "noise_scale": chosen[2]}

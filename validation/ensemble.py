@@ -222,9 +222,11 @@ def simulate_stages(
     stage `since` (the last unless given). At the `restarts`, numbers of stages, the trained columns of U become 0. For all
     else see [`validation.simulate`][].
 
-    **Raises** ValueError if there are not as many lists of steps as simulators, or frames or ranks differ.
+    **Raises** ValueError if there are not as many lists of steps as simulators, for numbers of stages that there are not, and
+    if frames, ranks or dimensions differ.
     """
     require("seeds", seeds, "at least 1", lambda x: x >= 1)
+    require("simulators", len(simulators), "at least one", lambda n: n >= 1)
     require("steps", len(steps), f"one list for each of {len(simulators)} stages", lambda n: n == len(simulators))
     legs = [
         Leg(simulator, checked_steps(some), number in restarts)
@@ -236,8 +238,16 @@ def simulate_stages(
             simulator.problem.frame_gram, first.frame_gram
         )
         require("simulators", same, "of the same frame and rank", bool)
-    at_once = min(simulator.seeds_at_once for simulator in simulators)
+        require(
+            "dimension",
+            simulator.problem.sgd.dimension,
+            f"{float(first.sgd.dimension):g} in every stage",
+            lambda d: d == float(first.sgd.dimension),
+        )
     since = len(legs) - 1 if since is None else since
+    require("since", since, "the number of a stage", lambda n: (n >= 0) & (n < len(legs)))
+    require("restarts", np.asarray(restarts), "numbers of stages after the first", lambda n: (n > 0) & (n < len(legs)))
+    at_once = min(simulator.seeds_at_once for simulator in simulators)
     return _simulate(legs, seed_keys(key, seeds), at_once, until, since, progress, kept)
 
 

@@ -213,9 +213,9 @@ class TrainingOptions:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EscapeOptions:
     criterion: str = "loss"
-    """What counts as escape: "loss" (fallen to the threshold times its start) or "overlap" (w.target has come that far)."""
+    """Escape: "loss" (fallen to the threshold times its start), "overlap" (w.target has come so far), "absolute" (loss at threshold)."""
     threshold: float = 0.5
-    """The fraction of the criterion, between 0 and 1."""
+    """The fraction of the criterion, between 0 and 1 (any positive loss for "absolute")."""
 
     @property
     def escape(self) -> Escape:

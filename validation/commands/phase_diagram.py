@@ -33,7 +33,7 @@ class PhaseDiagram(OutputOptions, EscapeOptions, ModelOptions):
 
     strength: Numbers = ("0.05:1.5:30",)
     """Lengths of the pretrained weights, rho = |w0|, of the grid on which boundaries are looked for."""
-    alignment: Numbers = ("0:0.9:10", "0.92:1:9")
+    alignment: Numbers = ("0:0.9:19", "0.92:1:5")
     """Their cosines with the target, c; boundaries are located at each."""
     mixture: Numbers = ()
     """Not taken: a mixture is a line in this diagram."""
@@ -144,10 +144,13 @@ def report(found: Regimes, edges: Boundaries) -> None:
             print(f"{name}: {meaning}")
     for name in dict.fromkeys(edge["kind"] for edge in located):
         print(f"{name}: {KINDS[name]}")
+    time, trusted = np.asarray(found.time), np.asarray(found.trusted)
     timed = np.isfinite(np.asarray(found.share))
     print(
         f"the search takes more than half of the time at {int(found.searching.sum())} of {timed.sum()} places of the grid"
     )
-    doubtful = int((np.isfinite(np.asarray(found.time)) & ~np.asarray(found.trusted) & timed).sum())
-    if doubtful:
+    slow = int((np.isnan(time) & np.isin(region, [names.index(name) for name in ("helps", "hurts")])).sum())
+    if slow:
+        print(f"search too long to be integrated, helps or hurts read off tau: at {slow} places")
+    if doubtful := int((timed & ~trusted).sum()):
         print(f"not mean times (D <= 0, or the start is no small perturbation at this dimension): at {doubtful} places")

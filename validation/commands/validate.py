@@ -37,7 +37,7 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
     full: bool = False
     """Under an hour: every setting, high dimension, many seeds."""
     checks: tuple[str, ...] = ()
-    """For a single setting: which of trajectory, law, approach, log-dimension, rank, learning-rate (the first two unless given)."""
+    """For a single setting: which of trajectory, law, approach, log-dimension, rank, learning-rate, stages (the first two unless given)."""
     learning_rate: float = _TRAINING["learning_rate"]
     """Learning rate eta of a single setting; should be small against the inverse of its fastest rate."""
     noise_scale: float = _TRAINING["noise_scale"]

@@ -48,7 +48,9 @@ _STRENGTHS = 0.07, 1.5
 _NEAR_FULL = np.linspace(0.92, 1, 9)
 """Near full alignment the boundaries bend, towards the strength at which the search never ends."""
 
-_GOAL = Escape("loss", 0.01)
+_GOAL = 0.01
+"""Fine-tuning ends when the loss has fallen to this fraction."""
+
 _LEARNING_RATE, _NOISE_SCALE = 0.2, 0.4
 _RECORDS = 200
 _PAIRS = {
@@ -57,8 +59,8 @@ _PAIRS = {
         (0.8, 1.12, 1.42),
         (0.45, 0.3, 0.75),
         (0.45, 0.9, 1.35),
-        (0.65, 0.1, 0.38),
-        (0.92, 0.1, 0.5),
+        (0.65, 0.14, 0.38),
+        (0.92, 0.14, 0.5),
     ),
     "relu": (
         (0.5, 0.32, 0.64),
@@ -151,7 +153,9 @@ def draw_diagram(ax: Any, data: Any) -> list[Any]:
     palette = ListedColormap(list(COLOURS.values()))
     ax.pcolormesh(fine, across, number, cmap=palette, vmin=-0.5, vmax=len(COLOURS) - 0.5, rasterized=True)
     handles: list[Any] = [
-        Patch(color=COLOURS[name], label=_NAMES[name]) for i, name in enumerate(COLOURS) if (number == i).any()
+        Patch(facecolor=COLOURS[name], edgecolor="0.6", linewidth=0.4, label=_NAMES[name])
+        for i, name in enumerate(COLOURS)
+        if (number == i).any()
     ]
     if (share < 0.5).any():
         dots = {"edgecolor": "0.55", "linewidth": 0.0}
@@ -176,18 +180,18 @@ def draw_diagram(ax: Any, data: Any) -> list[Any]:
     return handles
 
 
-def _simulated(work: Work, link: str, sgd: SGD) -> np.ndarray:
+def _simulated(work: Work, link: str, sgd: SGD, goal: Escape) -> np.ndarray:
     """Mean simulated time, its standard error and T (pair, end, 3); no simulation that needs more steps than the settings allow."""
     rows = []
     for cosine, *ends in _PAIRS[link][: work.settings.marks]:
-        predicted = regimes(link, strengths=ends, alignments=[cosine], sgd=sgd, goal=_GOAL)
+        predicted = regimes(link, strengths=ends, alignments=[cosine], sgd=sgd, goal=goal)
         for strength, time, tau in zip(ends, predicted.time[0].tolist(), predicted.tau[0].tolist(), strict=True):
             problem = Problem.single_index(link, strength=strength, alignment=cosine, sgd=sgd)
-            steps = even_steps(time + 8 * tau, float(sgd.learning_rate), _RECORDS)
+            steps = even_steps(time + 12 * tau, float(sgd.learning_rate), _RECORDS)
             moments = (np.nan, np.nan)
             if steps[-1] <= work.settings.most_steps:
-                run = work.chain(problem, steps, until=_GOAL, seeds=2 * work.settings.seeds)
-                moments = mean_and_error(run.escape_times(_GOAL))
+                run = work.chain(problem, steps, until=goal, seeds=2 * work.settings.seeds)
+                moments = mean_and_error(run.escape_times(goal))
             rows.append((*moments, time))
     return np.reshape(np.asarray(rows, float), (-1, 2, 3))
 
@@ -200,14 +204,14 @@ def _compute(work: Work):
     strengths = np.linspace(*_STRENGTHS, settings.points // 2)
     alignments = np.concatenate([np.linspace(0, 0.9, settings.points // 6 + 1), _NEAR_FULL])
     batch = round(_LEARNING_RATE * settings.dimension / _NOISE_SCALE)
-    sgd = SGD(learning_rate=_LEARNING_RATE, batch_size=batch, dimension=settings.dimension)
+    goal, sgd = Escape("loss", _GOAL), SGD(learning_rate=_LEARNING_RATE, batch_size=batch, dimension=settings.dimension)
     parts = []
     for link in _LINKS:
-        found = regimes(link, strengths=strengths, alignments=alignments, sgd=sgd, goal=_GOAL)
+        found = regimes(link, strengths=strengths, alignments=alignments, sgd=sgd, goal=goal)
         diagram = to_dataset(found, boundaries(found))
         pairs = np.asarray(_PAIRS[link][: settings.marks])
         diagram["pair"] = (("pair_number", "coordinate"), pairs)
-        diagram["simulated"] = (("pair_number", "end", "moment"), _simulated(work, link, sgd))
+        diagram["simulated"] = (("pair_number", "end", "moment"), _simulated(work, link, sgd, goal))
         diagram = diagram.assign_coords(moment=["mean", "error", "theory"])
         parts.append(
             diagram.rename({"boundary": f"{link}_boundary"} | {name: f"{link}_{name}" for name in diagram.data_vars})

@@ -1,6 +1,7 @@
 """`searchphase checkpoints`: which checkpoint of a pretraining run is fine-tuned fastest, and does more pretraining hurt?"""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -81,6 +82,17 @@ class TransferOptions(AdapterOptions, LinkOptions):
             )
             for cosine in numbers("--cosine", self.cosine)
         ]
+
+
+def _pretraining_flag(match: re.Match[str]) -> str:
+    return f"--pretraining-{match[1]}".replace("_", "-")
+
+
+def absolute(goal: float) -> Escape:
+    """The escape of the flag `--goal`."""
+    if not (np.isfinite(goal) and goal > 0):
+        raise BadInput(f"--goal must be positive and finite, but is {goal:g}")
+    return Escape("absolute", goal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +188,7 @@ class Checkpoints(OutputOptions, EscapeOptions, TransferOptions):
         loss = self.goal
         if loss is None:
             loss = float(self_moments(transfers[0].target, 1.0).value) / 20
-        goals = [self.escape, Escape("absolute", loss)]
+        goals = [self.escape, absolute(loss)]
         cases = []
         for transfer in transfers:
             times = self.times(transfer)

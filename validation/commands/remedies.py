@@ -14,8 +14,17 @@ from odes import Escape, Problem
 from odes.storage import write_dataset
 from theory import WAYS, Remedy, remedies
 from validation.chain import chain_simulator
+from validation.commands.checkpoints import absolute
 from validation.ensemble import simulate_stages
-from validation.options import BadInput, EscapeOptions, ModelOptions, OutputOptions, TrainingOptions, save_figure
+from validation.options import (
+    BadInput,
+    EscapeOptions,
+    ModelOptions,
+    OptionalFloat,
+    OutputOptions,
+    TrainingOptions,
+    save_figure,
+)
 from validation.report import print_json, table
 from validation.style import figure_style
 from validation.trajectories import even_steps
@@ -37,7 +46,7 @@ class Remedies(OutputOptions, EscapeOptions, ModelOptions):
 
     ways: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WAY [WAY ...]", help_behavior_hint="")] = WAYS
     """Which ways to look into: noise, rank, lr-ratio, scale, full, curriculum (all unless given)."""
-    goal: float | None = None
+    goal: OptionalFloat = None
     """An absolute loss to reach instead of the escape."""
     dim: float = 1e4
     """Dimension d of the inputs."""
@@ -64,7 +73,7 @@ class Remedies(OutputOptions, EscapeOptions, ModelOptions):
         training.check_start()
         if self.confirm < 0 or self.confirm == 1:
             raise BadInput(f"--confirm must be at least 2 seeds (or 0 for none), but is {self.confirm}")
-        goal = self.escape if self.goal is None else Escape("absolute", self.goal)
+        goal = self.escape if self.goal is None else absolute(self.goal)
         found = list(tqdm(remedies(self.problem(training.sgd), goal, ways=self.ways), unit="remedy", disable=None))
         found.sort(key=lambda remedy: (not np.isfinite(remedy.samples), remedy.samples))
         rows = [describe(remedy, found) for remedy in found]

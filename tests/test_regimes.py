@@ -198,7 +198,7 @@ def test_command_prints_a_table(capsys):
         ("--strength 0.5", "--strength takes at least two different strengths"),
         ("--strength 0.5 x", "--strength takes numbers or ranges"),
         ("--alignment 0:1.5:4", "--alignment must be between -1 and 1, but is 1.5"),
-        ("--mixture 0.5", "--mixture is a line in this diagram"),
+        ("--mixture 0.5", "--mixture"),
         ("--alignment 0.5 --plot a.png", "--plot needs at least two different alignments"),
         ("--criterion los", "--criterion must be one of loss, overlap, absolute, but is 'los'"),
         ("--threshold 1.5", "--threshold must be between 0 and 1"),

@@ -61,6 +61,18 @@ def link(flag: str, name: str | None, default: Activation) -> Activation:
         raise BadInput(str(error).replace("Argument `activation`", flag)) from None
 
 
+def checked_places(strength: tuple[str, ...], alignment: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The strengths and the alignments that the words of the flags stand for."""
+    strengths, alignments = numbers("--strength", strength), numbers("--alignment", alignment)
+    for flag, values, allowed, good in (
+        ("--strength", strengths, "positive and finite", (strengths < 1e100) & (strengths > 0)),
+        ("--alignment", alignments, "between -1 and 1", np.abs(alignments) <= 1),
+    ):
+        if not good.all():
+            raise BadInput(f"{flag} must be {allowed}, but is {values[~good][0]:g}")
+    return strengths, alignments
+
+
 def check_writable(flag: str, path: str | None, suffixes: tuple[str, ...]) -> None:
     """Raises BadInput, before any work is done, if a result could not be written to `path` afterwards."""
     if path is None:
@@ -77,6 +89,12 @@ def check_writable(flag: str, path: str | None, suffixes: tuple[str, ...]) -> No
             pass
     except OSError:
         raise BadInput(f"{flag} cannot be written: {path!r}") from None
+
+
+def check_seed(seed: int) -> None:
+    """Raises BadInput for a seed that JAX does not take."""
+    if not -(2**63) <= seed < 2**63:
+        raise BadInput(f"--seed must be a 64-bit integer, but is {seed}")
 
 
 def end_time(t1: float | None, problem: Problem) -> float:
@@ -146,14 +164,7 @@ class PretrainedOptions:
             if not np.all(np.isfinite(mus)):
                 raise BadInput(f"--mixture must be finite, but is {' '.join(self.mixture)}")
             return [(rho, mu / rho) for mu, rho in zip(mus, np.hypot(mus, 1 - mus), strict=True)]
-        strengths = numbers("--strength", self.strength or ("0.5",))
-        alignments = numbers("--alignment", self.alignment or ("1",))
-        for flag, values, allowed, good in (
-            ("--strength", strengths, "positive and finite", (strengths < 1e100) & (strengths > 0)),
-            ("--alignment", alignments, "between -1 and 1", np.abs(alignments) <= 1),
-        ):
-            if not good.all():
-                raise BadInput(f"{flag} must be {allowed}, but is {values[~good][0]:g}")
+        strengths, alignments = checked_places(self.strength or ("0.5",), self.alignment or ("1",))
         return [(rho, cosine) for cosine in alignments for rho in strengths]
 
 
@@ -179,7 +190,7 @@ class ModelOptions(AdapterOptions, PretrainedOptions, LinkOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class SGDOptions:
     dim: float = 1000.0
     """Dimension d of the inputs."""
     batch_size: float = 500.0
@@ -188,17 +199,6 @@ class TrainingOptions:
     """Learning rate eta of the down-matrix; time is t = eta * step."""
     label_noise: float = 0.0
     """Variance of the noise on the labels."""
-    up: float = 0.0
-    """Value of every entry of the up-matrix at the start."""
-    seed: int = 0
-    """Seed of the random numbers."""
-
-    def check_start(self) -> None:
-        """Raises BadInput for a start or a seed that cannot be used."""
-        if not math.isfinite(self.up):
-            raise BadInput(f"--up must be finite, but is {self.up:g}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise BadInput(f"--seed must be a 64-bit integer, but is {self.seed}")
 
     @property
     def sgd(self) -> SGD:
@@ -208,6 +208,42 @@ class TrainingOptions:
             dimension=self.dim,
             label_noise=self.label_noise,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions(SGDOptions):
+    up: float = 0.0
+    """Value of every entry of the up-matrix at the start."""
+    seed: int = 0
+    """Seed of the random numbers."""
+
+    def check_start(self) -> None:
+        """Raises BadInput for a start or a seed that cannot be used."""
+        if not math.isfinite(self.up):
+            raise BadInput(f"--up must be finite, but is {self.up:g}")
+        check_seed(self.seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConfirmOptions(SGDOptions):
+    dim: float = 1e4
+    """Dimension d of the inputs."""
+    learning_rate: float = 0.05
+    """Learning rate eta, small against the fastest rate; time is t = eta * step."""
+    goal: OptionalFloat = None
+    """The absolute loss to reach (see above for what is done unless it is given)."""
+    confirm: int = 0
+    """Simulate the exact chain, with this many seeds, beside the theory."""
+    seed: int = 0
+    """Seed of the random numbers."""
+
+    def check_confirm(self) -> None:
+        """Raises BadInput for a goal, a number of seeds or a seed that cannot be used."""
+        if self.goal is not None and not (math.isfinite(self.goal) and self.goal > 0):
+            raise BadInput(f"--goal must be positive and finite, but is {self.goal:g}")
+        if self.confirm < 0 or self.confirm == 1:
+            raise BadInput(f"--confirm must be at least 2 seeds (or 0 for none), but is {self.confirm}")
+        check_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

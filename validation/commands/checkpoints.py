@@ -14,13 +14,13 @@ from validation.fine_tuning import simulated_fine_tuning
 from validation.options import (
     AdapterOptions,
     BadInput,
+    ConfirmOptions,
     EscapeOptions,
     LinkOptions,
     Numbers,
     OptionalFloat,
     OptionalText,
     OutputOptions,
-    TrainingOptions,
     link,
     numbers,
     save_figure,
@@ -88,13 +88,6 @@ def _pretraining_flag(match: re.Match[str]) -> str:
     return f"--pretraining-{match[1]}".replace("_", "-")
 
 
-def absolute(goal: float) -> Escape:
-    """The escape of the flag `--goal`."""
-    if not (np.isfinite(goal) and goal > 0):
-        raise BadInput(f"--goal must be positive and finite, but is {goal:g}")
-    return Escape("absolute", goal)
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One cosine and goal: its transfer, the verdict on the fine-tuning time and, None without noise, on all samples."""
@@ -133,47 +126,24 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoints(OutputOptions, EscapeOptions, TransferOptions):
+class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions):
     """Pretrain, freeze, fine-tune: the fine-tuning time as a function of when pretraining stopped; the best and the worst checkpoint.
 
     Two goals: escape from the search phase (--criterion, --threshold), relative to the checkpoint's own loss, and an absolute
-    loss (--goal), the same for all. Theory at typical random starts; --confirm simulates.
+    loss (--goal, or a tenth of that of a student that says nothing), the same for all. Theory at typical random starts.
     """
 
-    goal: OptionalFloat = None
-    """The absolute loss to reach; a tenth of that of a student that says nothing unless given."""
     pretraining_time: OptionalFloat = None
     """When pretraining ends at the latest; when the source loss is a thousandth of its start unless given."""
     points: int = 32
     """Number of checkpoints in the sweep."""
-    dim: float = 1e4
-    """Dimension d of the inputs."""
-    batch_size: float = 500.0
-    """Fresh samples per SGD step."""
-    learning_rate: float = 0.05
-    """Learning rate eta; time is t = eta * step."""
-    label_noise: float = 0.0
-    """Variance of the noise on the labels."""
-    confirm: int = 0
-    """Simulate the exact chain at some checkpoints, the fastest and slowest among them, with this many seeds."""
-    seed: int = 0
-    """Seed of the random numbers."""
 
     def run(self) -> int:
         self.check_paths()
-        training = TrainingOptions(
-            dim=self.dim,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            label_noise=self.label_noise,
-            seed=self.seed,
-        )
-        training.check_start()
+        self.check_confirm()
         if self.points < 3:
             raise BadInput(f"--points must be at least 3, but is {self.points}")
-        if self.confirm < 0 or self.confirm == 1:
-            raise BadInput(f"--confirm must be at least 2 seeds (or 0 for none), but is {self.confirm}")
-        cases = self.cases(training.sgd)
+        cases = self.cases()
         simulated = [self.simulated(number, case) for number, case in enumerate(cases)] if self.confirm else None
         self.report(cases, simulated)
         if self.output:
@@ -182,13 +152,13 @@ class Checkpoints(OutputOptions, EscapeOptions, TransferOptions):
             self.draw(self.plot, cases, simulated)
         return 0
 
-    def cases(self, sgd: SGD) -> list[Case]:
+    def cases(self) -> list[Case]:
         """Every cosine and goal, judged."""
-        transfers = self.transfers(sgd)
+        transfers = self.transfers(self.sgd)
         loss = self.goal
         if loss is None:
             loss = float(self_moments(transfers[0].target, 1.0).value) / 20
-        goals = [self.escape, absolute(loss)]
+        goals = [self.escape, Escape("absolute", loss)]
         cases = []
         for transfer in transfers:
             times = self.times(transfer)

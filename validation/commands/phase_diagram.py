@@ -8,13 +8,14 @@ from odes.storage import write_dataset
 from theory import KINDS, REGIONS, Boundaries, Regimes, boundaries, regimes
 from validation.figures.phase_diagram import ALIGNMENT_LABEL, draw_diagram, to_dataset
 from validation.options import (
+    AdapterOptions,
     BadInput,
     EscapeOptions,
-    ModelOptions,
+    LinkOptions,
     Numbers,
     OutputOptions,
-    TrainingOptions,
-    numbers,
+    SGDOptions,
+    checked_places,
     save_figure,
 )
 from validation.report import print_json, table
@@ -25,7 +26,7 @@ _SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PhaseDiagram(OutputOptions, EscapeOptions, ModelOptions):
+class PhaseDiagram(OutputOptions, EscapeOptions, SGDOptions, AdapterOptions, LinkOptions):
     """Where more pretraining makes fine-tuning faster and where slower, and the strengths between, at every alignment.
 
     Half a minute for links with closed forms; sigmoid and tanh take up to a second for every strength and alignment.
@@ -35,31 +36,18 @@ class PhaseDiagram(OutputOptions, EscapeOptions, ModelOptions):
     """Lengths of the pretrained weights, rho = |w0|, of the grid on which boundaries are looked for."""
     alignment: Numbers = ("0:0.9:19", "0.92:1:5")
     """Their cosines with the target, c; boundaries are located at each."""
-    mixture: Numbers = ()
-    """Not taken: a mixture is a line in this diagram."""
-    dim: float = 1000.0
-    """Dimension d of the inputs."""
-    batch_size: float = 500.0
-    """Fresh samples per SGD step; inf is gradient flow."""
-    learning_rate: float = 0.2
-    """Learning rate eta of the down-matrix; time is t = eta * step."""
-    label_noise: float = 0.0
-    """Variance of the noise on the labels."""
 
     def run(self) -> int:
         self.check_paths()
         strengths, alignments = self.grid()
         student, teacher = self.links
-        sgd = TrainingOptions(
-            dim=self.dim, batch_size=self.batch_size, learning_rate=self.learning_rate, label_noise=self.label_noise
-        ).sgd
         found = regimes(
             student,
             strengths=strengths,
             alignments=alignments,
             teacher=teacher,
             adapter=self.adapter,
-            sgd=sgd,
+            sgd=self.sgd,
             goal=self.escape,
         )
         edges = boundaries(found)
@@ -75,11 +63,8 @@ class PhaseDiagram(OutputOptions, EscapeOptions, ModelOptions):
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """The strengths and the alignments, increasing and without repetition."""
-        if self.mixture:
-            raise BadInput("--mixture is a line in this diagram: give --strength and --alignment")
-        self.pretrained()
-        strengths = np.unique(numbers("--strength", self.strength))
-        alignments = np.unique(numbers("--alignment", self.alignment))
+        strengths, alignments = checked_places(self.strength, self.alignment)
+        strengths, alignments = np.unique(strengths), np.unique(alignments)
         if strengths.size < 2:
             raise BadInput("--strength takes at least two different strengths here, such as 0.05:1.5:30")
         if self.plot and alignments.size < 2:

@@ -14,15 +14,12 @@ from odes import Escape, Problem
 from odes.storage import write_dataset
 from theory import WAYS, Remedy, remedies
 from validation.chain import chain_simulator
-from validation.commands.checkpoints import absolute
 from validation.ensemble import simulate_stages
 from validation.options import (
-    BadInput,
+    ConfirmOptions,
     EscapeOptions,
     ModelOptions,
-    OptionalFloat,
     OutputOptions,
-    TrainingOptions,
     save_figure,
 )
 from validation.report import print_json, table
@@ -37,44 +34,22 @@ _FEWEST_SEEDS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Remedies(OutputOptions, EscapeOptions, ModelOptions):
+class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
     """Rank what shortens fine-tuning from given weights by samples to escape: batch size, rank, LoRA+, scale, curriculum, full weights.
 
-    The samples per dimension of a run of time t are t/theta; for every remedy the best noise scale theta is computed. About two
+    The samples per dimension of a run of time t are t/theta; for every remedy the best noise scale theta is computed. The goal is the
+    escape unless --goal is given. About two
     minutes for all ways, half of them for the curriculum.
     """
 
     ways: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WAY [WAY ...]", help_behavior_hint="")] = WAYS
     """Which ways to look into: noise, rank, lr-ratio, scale, full, curriculum (all unless given)."""
-    goal: OptionalFloat = None
-    """An absolute loss to reach instead of the escape."""
-    dim: float = 1e4
-    """Dimension d of the inputs."""
-    batch_size: float = 500.0
-    """Fresh samples per SGD step, as given."""
-    learning_rate: float = 0.05
-    """Learning rate eta, the largest that is used; time is t = eta * step."""
-    label_noise: float = 0.0
-    """Variance of the noise on the labels."""
-    confirm: int = 0
-    """Simulate every remedy by the exact chain with this many seeds."""
-    seed: int = 0
-    """Seed of the random numbers."""
 
     def run(self) -> int:
         self.check_paths()
-        training = TrainingOptions(
-            dim=self.dim,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            label_noise=self.label_noise,
-            seed=self.seed,
-        )
-        training.check_start()
-        if self.confirm < 0 or self.confirm == 1:
-            raise BadInput(f"--confirm must be at least 2 seeds (or 0 for none), but is {self.confirm}")
-        goal = self.escape if self.goal is None else absolute(self.goal)
-        found = list(tqdm(remedies(self.problem(training.sgd), goal, ways=self.ways), unit="remedy", disable=None))
+        self.check_confirm()
+        goal = self.escape if self.goal is None else Escape("absolute", self.goal)
+        found = list(tqdm(remedies(self.problem(self.sgd), goal, ways=self.ways), unit="remedy", disable=None))
         found.sort(key=lambda remedy: (not np.isfinite(remedy.samples), remedy.samples))
         rows = [describe(remedy, found) for remedy in found]
         if self.confirm:

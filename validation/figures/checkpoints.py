@@ -108,7 +108,7 @@ def _draw(dataset):
     kinds = [kind for kind in _KINDS if f"link_{kind}" in dataset.attrs]
     figure, axes = plt.subplots(1, len(kinds), figsize=(TEXT, 2.5), squeeze=False)
     for ax, kind in zip(axes[0], kinds, strict=True):
-        link, cosine, goal, contrast = (dataset.attrs[f"{n}_{kind}"] for n in ("link", "cosine", "goal", "contrast"))
+        link, cosine, goal = (dataset.attrs[f"{n}_{kind}"] for n in ("link", "cosine", "goal"))
         colour, time = _COLOURS[kind], dataset[f"time_{kind}"].values
         never = time[np.isnan(dataset[f"theory_{kind}"].values)]
         ax.plot(time, dataset[f"theory_{kind}"], color=colour, label="theory")
@@ -118,7 +118,8 @@ def _draw(dataset):
         time_axis(ax, float(time[1]), float(time[-1]))
         if never.size and never[0] == 0:
             ax.axvspan(0, never[-1], color="0.9", label="goal never reached")
-        if contrast > 5:
+        tuned = dataset[f"theory_{kind}"].values
+        if np.nanmax(tuned) > 5 * np.nanmin(tuned):
             ax.set_yscale("log")
         ax.set_title(f"{_KINDS[kind]}: {link_label(link)}, cosine {cosine:g}\nto {_GOALS[goal]}", fontsize=7)
         ax.legend()

@@ -106,12 +106,19 @@ def test_checkpoints_command(capsys, tmp_path):
     assert (tmp_path / "run.nc").stat().st_size > 1000 and (tmp_path / "run.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
+def test_pretraining_time_zero_is_a_random_w0(capsys):
+    assert main(["checkpoints", "--pretraining-time", "0"]) == 0
+    assert capsys.readouterr().out.count("pretraining time 0 means random weights: fine-tuning from them takes") == 2
+
+
 @pytest.mark.parametrize(
     "command, words",
     [
         (["checkpoints", "--cosine", "1.5"], "--cosine must be between -1 and 1, but is 1.5"),
         (["checkpoints", "--points", "2"], "--points must be at least 3"),
-        (["checkpoints", "--pretraining-time", "0"], "--pretraining-time must be positive"),
+        (["checkpoints", "--pretraining-time", "-1"], "--pretraining-time must be non-negative"),
+        (["checkpoints", "--pretraining-time", "0", "--plot", "run.png"], "--pretraining-time above 0"),
         (["checkpoints", "--pretraining-batch-size", "0"], "--pretraining-batch-size must be at least 1"),
         (["checkpoints", "--source", "relux"], "--source must be a name"),
         (["checkpoints", "--goal", "-1"], "--goal must be positive"),

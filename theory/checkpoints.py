@@ -293,10 +293,10 @@ def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, p
     one from which it is not the border, by sections: the bracket is divided by as many new times as the sweep has,
     until it is shorter than 1e-6 of itself. A slope that changes its sign because the goal is not reached in between is no turn.
 
-    **Raises** ValueError for fewer than three times or times that do not increase from 0 or later.
+    **Raises** ValueError for no times or times that do not increase from 0 or later.
     """
     grid = np.asarray(times, float)
-    require("times", grid, "at least three numbers", lambda x: x.ndim == 1 and x.size >= 3)
+    require("times", grid, "at least one number", lambda x: x.ndim == 1 and x.size >= 1)
     require("times", grid, "increasing, from 0 or later", lambda x: x[0] >= 0 and bool(np.all(np.diff(x) > 0)))
 
     def costs(at: np.ndarray) -> tuple[Checkpoints, np.ndarray, np.ndarray]:

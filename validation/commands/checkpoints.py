@@ -134,13 +134,18 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
     """
 
     pretraining_time: OptionalFloat = None
-    """When pretraining ends at the latest; when the source loss is a thousandth of its start unless given."""
+    """When pretraining ends at the latest (0: random weights); when the source loss is a thousandth of its start unless given."""
     points: int = 32
     """Number of checkpoints in the sweep."""
 
     def run(self) -> int:
         self.check_paths()
         self.check_confirm()
+        end = self.pretraining_time
+        if end is not None and not (np.isfinite(end) and end >= 0):
+            raise BadInput(f"--pretraining-time must be non-negative and finite, but is {end:g}")
+        if end == 0 and self.plot:
+            raise BadInput("--plot needs a --pretraining-time above 0")
         if self.points < 3:
             raise BadInput(f"--points must be at least 3, but is {self.points}")
         cases = self.cases()
@@ -174,10 +179,8 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
         end = self.pretraining_time
         if end is None:
             return pretraining_times(transfer, self.points)
-        if not (np.isfinite(end) and end > 0):
-            raise BadInput(
-                f"--pretraining-time must be positive and finite, but is {end:g} (time 0 is always in the sweep)"
-            )
+        if end == 0:
+            return np.zeros(1)
         return np.concatenate([np.zeros(1), np.geomspace(end / 200, end, self.points - 1)])
 
     def simulated(self, number: int, case: Case) -> list[dict[str, float]]:
@@ -295,6 +298,10 @@ def sweep_columns(case: Case) -> dict[str, np.ndarray]:
 def sentences(case: Case) -> list[str]:
     """The verdict in words."""
     verdict = case.verdict
+    if verdict.swept.time.size == 1:
+        time = float(verdict.swept.tuning.time[0])
+        arrives = f"takes {time:.4g}" if np.isfinite(time) else "does not reach the goal"
+        return [f"pretraining time 0 means random weights: fine-tuning from them {arrives}"]
     lines = [f"verdict: {verdict.kind}: {VERDICTS[verdict.kind]}"]
     if verdict.reached is None or not (verdict.best and verdict.worst and verdict.last):
         return lines

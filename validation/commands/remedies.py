@@ -1,6 +1,7 @@
 """`searchphase remedies`: what shortens fine-tuning from given weights, ranked by the samples it takes."""
 
 import dataclasses
+import zlib
 from typing import Annotated, Any
 
 import equinox as eqx
@@ -53,8 +54,8 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
         found.sort(key=lambda remedy: (not np.isfinite(remedy.samples), remedy.samples))
         rows = [describe(remedy, found) for remedy in found]
         if self.confirm:
-            for number, (row, remedy) in enumerate(zip(rows, found, strict=True)):
-                key = jax.random.fold_in(jax.random.key(self.seed), number)
+            for row, remedy in zip(rows, found, strict=True):
+                key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(remedy.name.encode()))
                 row |= confirmed(remedy, goal, self.confirm, key)
         self.report(rows)
         if self.output:

@@ -22,8 +22,9 @@ from scipy_reference import aligned_tau, erf_trajectory
 
 from odes import SGD, Overlaps, Problem, solve
 from theory import critical_points, search_phase, sweep
-from validation import compare, even_steps, simulate_chain, simulate_direct
-from validation.report import table
+from validation.checks import compare
+from validation.cli.report import table
+from validation.simulation import even_steps, simulate_chain, simulate_direct
 
 ACTIVATIONS = ["linear", "relu", "erf", "sigmoid"] + [f"He{k}" for k in range(2, 8)]
 STRENGTHS = np.linspace(0.05, 0.95, 200)

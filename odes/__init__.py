@@ -1,13 +1,23 @@
 """The high-dimensional limit of LoRA fine-tuning: closed equations for the overlaps, and their integration."""
 
 from odes.activations import Activation, activation
+from odes.equations import (
+    flow,
+    gradient_at,
+    gradient_of,
+    kurtosis_at,
+    losses,
+    mean_change,
+    modified_flow,
+    noise_at,
+    noise_of,
+)
 from odes.escape import Escape
-from odes.flow import flow, gradient_at, gradient_of, kurtosis_at, mean_change, modified_flow, noise_at, noise_of
 from odes.gaussian import PairMoments, gaussian_average, pair_moments, self_moments
+from odes.integration import Solution, log_times, solve
 from odes.overlaps import Covariances, Overlaps, covariances, gram_root, pretrained, random_overlaps, target_overlap
 from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
 from odes.problem import SGD, Adapter, Problem
-from odes.solve import Solution, log_times, solve
 from odes.stages import Stage, StagedSolution, restarted, solve_stages
 from odes.storage import load
 from odes.trajectory import Trajectory
@@ -39,6 +49,7 @@ __all__ = [
     "kurtosis_at",
     "load",
     "log_times",
+    "losses",
     "mean_change",
     "modified_flow",
     "noise_at",

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
 
-from odes.arguments import nearest
+from odes.arguments import ArgumentError, nearest
 
 MAX_DEGREE = 20
 """The largest k for which the Hermite polynomial He_k has a name."""
@@ -82,11 +82,11 @@ class Activation(eqx.Module):
         >>> gelu.name
         'gelu'
 
-        **Raises** ValueError if the function is not elementwise.
+        **Raises** ArgumentError if the function is not elementwise.
         """
         probe = jax.eval_shape(function, jax.ShapeDtypeStruct((3,), jnp.zeros(()).dtype))
         if getattr(probe, "shape", None) != (3,):
-            raise ValueError("Argument `function` must be elementwise: it must map shape (3,) to shape (3,)")
+            raise ArgumentError("function", "must be elementwise: it must map shape (3,) to shape (3,)")
         return cls(name or getattr(function, "__name__", "custom"), function, kinked, growth)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -144,10 +144,11 @@ class _Parser:
             self.tokens.append(match.group().strip())
             position = match.end()
 
-    def error(self, why: str) -> ValueError:
-        return ValueError(
-            f"Argument `activation` must be a name ({', '.join(list(ATOMS)[:5])}, He0 ... He{MAX_DEGREE}), a sum such as "
-            f"'He2+0.5*He4', or the square of one such as 'erf^2', but is {self.text!r}: {why}"
+    def error(self, why: str) -> ArgumentError:
+        return ArgumentError(
+            "activation",
+            f"must be a name ({', '.join(list(ATOMS)[:5])}, He0 ... He{MAX_DEGREE}), a sum such as "
+            f"'He2+0.5*He4', or the square of one such as 'erf^2', but is {self.text!r}: {why}",
         )
 
     def take(self, *allowed: str) -> str | None:
@@ -223,6 +224,6 @@ def activation(name: str | Activation) -> Activation:
     >>> activation("erf^2")(jnp.zeros(2)).tolist()
     [0.0, 0.0]
 
-    **Raises** ValueError for an unknown name, with the nearest known ones.
+    **Raises** ArgumentError for an unknown name, with the nearest known ones.
     """
     return name if isinstance(name, Activation) else _Parser(name).parse()

@@ -14,35 +14,50 @@ ArrayLike = jax.typing.ArrayLike | numpy.typing.ArrayLike
 """Whatever `jnp.asarray` accepts: numbers, nested lists, NumPy and JAX arrays."""
 
 
+class ArgumentError(ValueError):
+    """What the user gave cannot be used: which argument (None if it is no single one), and why, as the end of a sentence.
+
+    >>> str(ArgumentError("strength", "must be positive, but is -1"))
+    'Argument `strength` must be positive, but is -1'
+    """
+
+    def __init__(self, name: str | None, complaint: str):
+        super().__init__(complaint if name is None else f"Argument `{name}` {complaint}")
+        self.name, self.complaint = name, complaint
+
+    def __reduce__(self):
+        return type(self), (self.name, self.complaint)
+
+
 def concrete(value: Any) -> bool:
     """Whether `value` can be looked at now (it is not being traced by jit, vmap or grad)."""
     return not isinstance(value, jax.core.Tracer)
 
 
 def require(name: str, value: Any, allowed: str, condition: Callable[[np.ndarray], Any]) -> None:
-    """Raises ValueError unless `condition` holds for every entry; traced values pass unchecked.
+    """Raises ArgumentError unless `condition` holds for every entry; traced values pass unchecked.
 
     >>> require("strength", -1.0, "positive and finite", lambda x: x > 0)
     Traceback (most recent call last):
     ...
-    ValueError: Argument `strength` must be positive and finite, but is -1.0
+    odes.arguments.ArgumentError: Argument `strength` must be positive and finite, but is -1.0
     """
     if concrete(value) and not np.all(condition(np.asarray(value))):
         with np.printoptions(threshold=6, edgeitems=2):
             shown = str(np.asarray(value)).replace("\n", "")
-        raise ValueError(f"Argument `{name}` must be {allowed}, but is {shown}")
+        raise ArgumentError(name, f"must be {allowed}, but is {shown}")
 
 
 def require_shape(name: str, value: Any, symbols: str, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless `value` has `shape`; `symbols` names the sizes for the reader.
+    """Raises ArgumentError unless `value` has `shape`; `symbols` names the sizes for the reader.
 
     >>> require_shape("target", np.zeros((2, 3)), "(P, f)", (2, 2))
     Traceback (most recent call last):
     ...
-    ValueError: Argument `target` must have shape (P, f) = (2, 2), but has shape (2, 3)
+    odes.arguments.ArgumentError: Argument `target` must have shape (P, f) = (2, 2), but has shape (2, 3)
     """
     if np.shape(value) != shape:
-        raise ValueError(f"Argument `{name}` must have shape {symbols} = {shape}, but has shape {np.shape(value)}")
+        raise ArgumentError(name, f"must have shape {symbols} = {shape}, but has shape {np.shape(value)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -57,9 +72,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def require_known(name: str, word: str, known: Iterable[str]) -> None:
-    """Raises ValueError, with the nearest that is known, unless `word` is one of `known`."""
+    """Raises ArgumentError, with the nearest that is known, unless `word` is one of `known`."""
     if word not in known:
-        raise ValueError(f"Argument `{name}` must be one of {', '.join(known)}, but is {word!r}{nearest(word, known)}")
+        raise ArgumentError(name, f"must be one of {', '.join(known)}, but is {word!r}{nearest(word, known)}")
 
 
 def positive(value: np.ndarray) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
 from odes.arguments import positive, require, require_known
-from odes.flow import gradient_at
+from odes.equations import gradient_at
 from odes.overlaps import Overlaps, pretrained, target_overlap
 from odes.problem import Problem
 
@@ -25,7 +25,7 @@ class Escape(eqx.Module):
     - `criterion` "absolute": $\ell(t) \le \vartheta$, which weights w0 of different quality share as a goal;
     - `threshold`: ϑ in (0, 1), for "absolute" any positive number.
 
-    **Raises** ValueError for an unknown criterion or a threshold outside its range.
+    **Raises** ArgumentError for an unknown criterion or a threshold outside its range.
     """
 
     criterion: str = eqx.field(static=True)

@@ -51,7 +51,7 @@ def covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
 def target_overlap(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
     r"""$w\cdot\omega^* = \rho c + \kappa\,u\cdot m$ of the whole student, at one or many overlaps (single-index).
 
-    **Raises** ValueError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index.
     """
     problem.require_single_index()
     start = (problem.frozen @ problem.frame_gram @ problem.target.T)[0, 0]
@@ -86,7 +86,7 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0,
     and their Gram matrix is Wishart, drawn by Bartlett's decomposition; then the rows are normalised. The overlaps X are
     N(0, Γ/d) to leading order. Costs O(r^2) at any d.
 
-    **Raises** ValueError if d is below rank F + r, where the r rows would not be independent of the frame.
+    **Raises** ArgumentError if d is below rank F + r, where the r rows would not be independent of the frame.
     """
     rank, dtype = problem.adapter.rank, problem.frame_gram.dtype
     root, spans = gram_root(problem.frame_gram)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
 from odes.activations import Activation, both_are
+from odes.arguments import ArgumentError
 from odes.gaussian import Nodes, PairMoments, gaussian_average, pair_moments, polar_rule, self_moments, tensor_rule
 
 
@@ -140,10 +141,10 @@ def gradient_noise(
     One sample's gradient with respect to w_k is g_k x, g_k = a_k e σ'(λ_k); N is the second moment of g and so of the
     gradient in every direction to which no weight points.
 
-    **Raises** ValueError for more units, whose averages need K + P variables.
+    **Raises** ArgumentError for more units, whose averages need K + P variables.
     """
     if M.shape != (1, 1):
-        raise ValueError(f"Argument `M` must have shape (1, 1) for the SGD noise, but has shape {M.shape}")
+        raise ArgumentError("M", f"must have shape (1, 1) for the SGD noise, but has shape {M.shape}")
     a, b = readout[0], teacher_readout[0]
     moments = noise_moments(student, teacher, Q[0, 0], M[0, 0], P[0, 0])
     square = a**2 * moments.ss - 2 * a * b * moments.sp + b**2 * moments.pp

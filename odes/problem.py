@@ -130,7 +130,7 @@ class Problem(eqx.Module):
 
     For one student and one teacher unit use [`Problem.single_index`][] or [`Problem.mixture`][].
 
-    **Raises** ValueError naming the argument whose shape or value is not allowed.
+    **Raises** ArgumentError naming the argument whose shape or value is not allowed.
     """
 
     student: Activation
@@ -301,6 +301,25 @@ class Problem(eqx.Module):
             sgd=sgd,
         )
 
+    def with_adapter(
+        self, *, rank: int | None = None, kappa: ScalarLike | None = None, lr_ratio: ScalarLike | None = None
+    ) -> "Problem":
+        """The problem with another adapter, all of whose rows are trained; what is not given stays, κ also when the rank changes.
+
+        >>> Problem.mixture("erf", mu=0.5, adapter=Adapter(2, scale=3.0)).with_adapter(rank=4).adapter.kappa.item()
+        1.5
+        """
+        old = self.adapter
+        rank = old.rank if rank is None else rank
+        adapter = Adapter(
+            rank,
+            scale=rank * (old.kappa if kappa is None else kappa),
+            lr_ratio=old.lr_ratio if lr_ratio is None else lr_ratio,
+            normalized=old.normalized,
+            weight_decay=old.weight_decay,
+        )
+        return eqx.tree_at(lambda p: p.adapter, self, adapter, is_leaf=lambda x: isinstance(x, Adapter))
+
     @property
     def units(self) -> tuple[int, int]:
         """(K, P), the numbers of student and of teacher units."""
@@ -317,7 +336,7 @@ class Problem(eqx.Module):
         return self.units == (1, 1) and self.frame_size == 2
 
     def require_single_index(self) -> None:
-        """Raises ValueError unless the problem has one student and one teacher unit in the frame (ω*, w0)."""
+        """Raises ArgumentError unless the problem has one student and one teacher unit in the frame (ω*, w0)."""
         if not self.is_single_index:
             raise ValueError(
                 f"Argument `problem` must be single-index (K = P = 1, f = 2), but has K, P = {self.units}, f = {self.frame_size}"

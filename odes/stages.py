@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, ScalarLike
 
 from odes.arguments import concrete, non_negative, require
+from odes.equations import losses
 from odes.escape import Escape
-from odes.flow import gradient_at
+from odes.integration import solve
 from odes.overlaps import Overlaps
 from odes.problem import Problem
-from odes.solve import solve
 from odes.storage import write_dataset
 from odes.trajectory import Trajectory
 
@@ -23,7 +23,7 @@ from odes.trajectory import Trajectory
 class Stage(eqx.Module):
     """A part of a run: the `problem` says what is trained on which labels, `duration` for how long in t = η * step.
 
-    `name` is for the reader; with `restart` the trained columns of U are 0 again at its start. **Raises** ValueError for a negative
+    `name` is for the reader; with `restart` the trained columns of U are 0 again at its start. **Raises** ArgumentError for a negative
     or infinite duration.
     """
 
@@ -128,9 +128,7 @@ def restarted(problem: Problem, overlaps: Overlaps) -> Overlaps:
     return eqx.tree_at(lambda o: o.up, overlaps, overlaps.up * (1 - problem.adapter.trained[None]))
 
 
-@eqx.filter_jit
-def _losses(problem: Problem, overlaps: Overlaps) -> Float[Array, " T"]:
-    return jax.lax.map(lambda at: gradient_at(problem, at).loss, overlaps, batch_size=64)
+_losses = eqx.filter_jit(losses)
 
 
 def solve_stages(
@@ -149,7 +147,7 @@ def solve_stages(
         which its time is counted. The run goes on to the end;
     - `options`: of [`odes.solve`][].
 
-    **Raises** ValueError for no stages, fewer than two records, an unknown `since`, and stages whose names are alike or whose frames,
+    **Raises** ArgumentError for no stages, fewer than two records, an unknown `since`, and stages whose names are alike or whose frames,
     ranks or units differ.
 
     >>> import jax

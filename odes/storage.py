@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from odes.arguments import ArgumentError
+
 _PACKAGES = ("searchphase", "jax", "jaxlib", "diffrax", "equinox", "numpy")
 
 
@@ -67,13 +69,11 @@ def load(path: str | os.PathLike):
     Its attributes hold what made it, as JSON: `kind` and, for most kinds, `problem`, which
     [`odes.Problem.from_dict`][] turns into a problem again.
 
-    **Raises** ValueError if this project did not write the file.
+    **Raises** ArgumentError if this project did not write the file.
     """
     import xarray
 
     dataset = xarray.load_dataset(path, engine="h5netcdf")
     if "version_searchphase" not in dataset.attrs:
-        raise ValueError(
-            f"Argument `path` must name a file that `save` wrote, but {path} has no record of what made it"
-        )
+        raise ArgumentError("path", f"must name a file that `save` wrote, but {path} has no record of what made it")
     return dataset

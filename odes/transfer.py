@@ -27,7 +27,7 @@ class Transfer(eqx.Module):
     - `spherical`: whether the weights keep unit length in pretraining; `weight_decay`: λ in pretraining;
     - `length`: of the random weights from which pretraining starts.
 
-    **Raises** ValueError for a cosine beyond 1, a length that is not positive or, if spherical, not 1, SGDs of different
+    **Raises** ArgumentError for a cosine beyond 1, a length that is not positive or, if spherical, not 1, SGDs of different
     dimensions, and an adapter with weight decay or rows at rest.
 
     >>> transfer = Transfer("erf", cosine=0.8, adapter=Adapter(2))

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from odes import SGD, Adapter, Escape, Overlaps, Problem, flow, random_overlaps
-from validation import chain_simulator, direct_simulator, simulate
-from validation.chain import frame_basis, normal_means, sampled_means, to_coordinates, to_overlaps
+from validation.simulation import chain_simulator, direct_simulator, simulate
+from validation.simulation.chain import frame_basis, normal_means, sampled_means, to_coordinates, to_overlaps
 
 TOO_SMALL = 1e-4
 """A p-value below which two samples do not share a law (some 150 statistics are tested here in all)."""

@@ -11,11 +11,11 @@ from scipy import optimize
 
 from odes import SGD, Escape, Problem, Transfer
 from theory import VERDICTS, Turn, fine_tuning, judge, remedies
-from validation.cli import main
-from validation.fine_tuning import simulated_fine_tuning
+from validation.cli.main import main
+from validation.simulation.fine_tuning import simulated_fine_tuning
 
-judged = importlib.import_module("theory.checkpoints")
-remedied = importlib.import_module("theory.remedies")
+judged = importlib.import_module("theory.pretraining")
+remedied = importlib.import_module("theory.remedy")
 
 
 @pytest.mark.parametrize(

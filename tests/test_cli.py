@@ -10,7 +10,7 @@ import pytest
 
 from odes import load
 from tests.reference import REFERENCE_POINTS
-from validation.cli import main
+from validation.cli.main import main
 
 
 def run(capsys, *words):

@@ -13,8 +13,8 @@ import pytest
 
 from odes import SGD, Escape, Problem, load
 from tests.test_cli import run
-from validation import chain_simulator, simulate
-from validation.ensemble import block_slices
+from validation.simulation import chain_simulator, simulate
+from validation.simulation.ensemble import block_slices
 
 CHAIN = "simulate --method chain --dim 1e3 --batch-size 64 --strength 0.2".split()
 

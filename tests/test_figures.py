@@ -10,7 +10,7 @@ import pytest
 
 from odes import Problem, load
 from theory import search_phase
-from validation.cli import main
+from validation.cli.main import main
 from validation.figures import FIGURES, QUICK, Settings, Work, escape_time
 from validation.figures.base import Figure
 from validation.figures.escape_time import Link
@@ -163,7 +163,7 @@ def test_data_of_another_version_or_kind_are_refused(tmp_path, capsys):
 
 def test_full_disk_leaves_nothing_half_written(tmp_path):
     """Files may not grow beyond a block: writing fails as it does on a full disk."""
-    code = "import resource, sys, validation.cli as cli; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); sys.exit(cli.main())"
+    code = "import resource, sys, validation.cli.main as cli; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); sys.exit(cli.main())"
     arguments = ["figures", CHEAP, "--quick", "--folder", str(tmp_path)]
     run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert run.returncode == 2 and not run.stdout

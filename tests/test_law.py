@@ -9,7 +9,7 @@ from scipy import integrate, special
 
 from odes import SGD, Adapter, Escape, Problem, flow, mean_change, modified_flow, random_overlaps, solve
 from theory import escape_from, escape_law, largest_noise_scale, mode_start, search_phase, unstable_mode, up_noise
-from validation import even_steps, simulate_chain
+from validation.simulation import even_steps, simulate_chain
 
 
 def single(activation="erf", *, theta=1.0, eta=0.2, d=1e4, strength=0.5, alignment=1.0, noise=0.0, rank=1, **adapter):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from validation.cli import main
+from validation.cli.main import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -12,7 +12,7 @@ from scipy import optimize
 
 from odes import SGD, Adapter, Escape, Problem, load
 from theory import KINDS, REGIONS, boundaries, fine_tuning, regimes
-from validation.cli import main
+from validation.cli.main import main
 from validation.figures.phase_diagram import filled, to_dataset
 
 STRENGTHS = np.array([0.1, 0.33, 0.55, 0.88, 1.3])

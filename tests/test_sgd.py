@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from odes import SGD, Adapter, Escape, Overlaps, Problem, flow, gradient_at, load, random_overlaps
-from validation import compare, even_steps, simulate_direct
-from validation.basis import frame_basis
-from validation.sgd import Weights, direct_simulator, sgd_step
+from validation.checks import compare
+from validation.simulation import even_steps, simulate_direct
+from validation.simulation.basis import frame_basis
+from validation.simulation.direct import Weights, direct_simulator, sgd_step
 
 
 def frame_of(problem, d):
@@ -144,7 +145,7 @@ def test_escape_times_are_located_between_records():
     problem = make()
     u = jnp.array([[0.0, 0.2, 0.6], [0.0, 0.0, 0.0]])[..., None, None]
     cross = jnp.broadcast_to(jnp.array([1.0, 0.4]), (2, 3, 1, 2))
-    from validation import Simulation
+    from validation.simulation import Simulation
 
     overlaps = Overlaps(u, cross, jnp.ones((2, 3, 1, 1)))
     run = Simulation(

@@ -29,8 +29,8 @@ from odes import (
 from tests.test_chain import TOO_SMALL, smallest_p
 from tests.test_sgd import frame_of
 from theory import checkpoints, escape_law, fine_tuning
-from validation import chain_simulator, direct_simulator, simulate, simulate_stages
-from validation.sgd import Weights, sgd_step
+from validation.simulation import chain_simulator, direct_simulator, simulate, simulate_stages
+from validation.simulation.direct import Weights, sgd_step
 
 
 def same_bits(one, other):

@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 
 from odes import SGD, Adapter, Escape, Problem
-from validation.checks import CHECKS, QUICK, Case, Check, Note, _slope, z_limit
-from validation.cli import main
-from validation.commands.validate import SHIPPED, case_of, read_settings
+from validation.checks.kinds import CHECKS, QUICK, Case, Check, Note, _slope, z_limit
+from validation.cli.commands.validate import SHIPPED, case_of, read_settings
+from validation.cli.main import main
 
 EFFORT = dataclasses.replace(QUICK, trajectory_seeds=12, law_seeds=150, sweep_seeds=60, approach=(1e3, 1e4), ranks=(4,))
 
@@ -62,7 +62,7 @@ def test_noise_off_is_caught_in_the_law():
 
 def test_flipped_sign_in_the_flow_is_caught(monkeypatch):
     """The curvature D enters the flow with the wrong sign."""
-    module = importlib.import_module("odes.flow")
+    module = importlib.import_module("odes.equations")
     right = module.gradient_of
 
     def wrong(*args):

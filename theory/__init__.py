@@ -1,17 +1,7 @@
 """Statements about the closed equations: stability, critical strengths, plateaus, the law of the escape time."""
 
-from theory.checkpoints import (
-    VERDICTS,
-    Checkpoints,
-    FineTuning,
-    Turn,
-    Verdict,
-    checkpoints,
-    fine_tuning,
-    judge,
-    pretraining_times,
-)
 from theory.critical import CriticalPoints, critical_points
+from theory.diagram import KINDS, REGIONS, Boundaries, Regimes, boundaries, regimes
 from theory.hermite import hermite_coefficients, information_exponent
 from theory.law import (
     REGIMES,
@@ -25,10 +15,20 @@ from theory.law import (
     unstable_mode,
     up_noise,
 )
-from theory.plateau import Plateau, plateau
-from theory.regimes import KINDS, REGIONS, Boundaries, Regimes, boundaries, regimes
-from theory.remedies import WAYS, Outcome, Remedy, noise_unit, remedies
-from theory.stability import SearchPhase, escape_rate, search_phase, sweep
+from theory.plateaus import Plateau, plateau
+from theory.pretraining import (
+    VERDICTS,
+    Checkpoints,
+    FineTuning,
+    Turn,
+    Verdict,
+    checkpoints,
+    fine_tuning,
+    judge,
+    pretraining_times,
+)
+from theory.remedy import WAYS, Outcome, Remedy, noise_unit, remedies
+from theory.search import SearchPhase, escape_rate, search_phase, sweep
 
 __all__ = [
     "KINDS",

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, ScalarLike
 
 from odes import Activation, activation, gaussian_average
 from odes.activations import HermiteSeries
+from odes.arguments import ArgumentError
 from odes.gaussian import line_rule, mean_derivatives
 
 
@@ -22,10 +23,10 @@ def hermite_coefficients(
     >>> hermite_coefficients("He2", 2, variance=3.0).round(9).tolist()
     [2.0, 0.0, 3.0]
 
-    **Raises** ValueError if `order` is negative.
+    **Raises** ArgumentError if `order` is negative.
     """
     if order < 0:
-        raise ValueError(f"Argument `order` must be at least 0, but is {order}")
+        raise ArgumentError("order", f"must be at least 0, but is {order}")
     f = activation(name)
     variance = jnp.asarray(variance, jnp.result_type(float))
     factorials = np.cumprod(np.concatenate([[1.0], np.arange(1.0, order + 1)]))

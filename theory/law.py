@@ -23,7 +23,7 @@ from odes import (
     solve,
 )
 from odes.arguments import ArrayLike
-from theory.stability import SearchPhase, search_phase
+from theory.search import SearchPhase, search_phase
 
 _LEVELS = 6
 _DIRECTIONS = 4
@@ -65,7 +65,7 @@ def unstable_mode(problem: Problem, phase: SearchPhase | None = None) -> Unstabl
 
     $$\mathrm{Var} = \frac1d\left(f_p^2 + \frac{f_u^2\,\chi^2\kappa^2\theta N}{2\lambda_+ + \eta\lambda_+^2}\right).$$
 
-    **Raises** ValueError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index.
     """
     phase = search_phase(problem) if phase is None else phase
     kappa, chi, eta = problem.adapter.kappa, problem.adapter.lr_ratio, problem.sgd.learning_rate
@@ -171,7 +171,7 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
     of the mean and a tail of at most 1.5 %; there it was found within 3 % of simulated means. It assumes U = 0 at the
     start.
 
-    **Raises** ValueError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index.
     """
     escape = Escape() if escape is None else escape
     phase = search_phase(problem)
@@ -190,7 +190,6 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
     mean = offsets.mean() - mode.tau * (jnp.log(amplitude) + (digamma(half) - jnp.log(half)) / 2)
     covariance = jnp.mean((offsets - offsets.mean()) * (logs - logs.mean()))
     std = jnp.sqrt(offsets.var() - 2 * mode.tau * covariance + mode.tau**2 * polygamma(1, half) / 4)
-    damping = eta * problem.adapter.lr_ratio * problem.adapter.kappa**2 * phase.D
     noise = up_noise(problem, escape, phase, jax.tree.map(lambda x: x[times.size // 2], runs.final))
     kinked = problem.student.kinked or problem.teacher.kinked
     size = jnp.minimum(problem.strength, 1) if kinked else 1
@@ -199,7 +198,7 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
         ~moves,
         ~jnp.isfinite(times).all(),
         amplitude > _LARGEST_AMPLITUDE * size,
-        (eta * phase.rate > _FASTEST_GROWTH) | (damping > 1),
+        too_fast(problem, phase),
         (noise.relative > _LARGEST_UP_NOISE) | (noise.head_start > _LARGEST_HEAD_START * mean),
         noise.tail > _HEAVIEST_TAIL,
     ]
@@ -233,6 +232,12 @@ def escape_from(
         atol=atol,
         **options,
     )
+
+
+def too_fast(problem: Problem, phase: SearchPhase) -> Array:
+    """Whether the learning rate is too large for the flow of finite steps to describe the search: ηλ₊ > 0.4 or ηχκ²D > 1."""
+    eta, adapter = problem.sgd.learning_rate, problem.adapter
+    return (eta * phase.rate > _FASTEST_GROWTH) | (eta * adapter.lr_ratio * adapter.kappa**2 * phase.D > 1)
 
 
 def _moves(problem: Problem, phase: SearchPhase) -> Array:
@@ -331,7 +336,7 @@ def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float
     after 50 τ; θ is found by bisection between 1e-4 and 1e4, to 0.1 %. Infinite if 1e4 still escapes, 0 if not even 1e-4
     does, NaN where D(w0) <= 0 or G = 0. At finite dimension the fluctuations of single runs blur the border.
 
-    **Raises** ValueError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index.
     """
     escape = Escape() if escape is None else escape
     phase, sgd = search_phase(problem), problem.sgd

@@ -1,6 +1,6 @@
 """`python -m validation` is the command `searchphase`."""
 
-from validation.cli import main
+from validation.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

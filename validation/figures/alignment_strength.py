@@ -7,7 +7,7 @@ from odes import Problem
 from theory import sweep
 from validation.figures.base import Figure, Work
 from validation.figures.measured import simulated_tau, tuned
-from validation.style import TAU_LABEL, TEXT
+from validation.figures.style import TAU_LABEL, TEXT
 
 _LINKS = ("erf", "relu")
 _STRENGTHS, _ALIGNMENTS = (0.05, 1.5), (-0.5, 0.99)

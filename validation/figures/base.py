@@ -15,17 +15,14 @@ import numpy as np
 from odes import Escape, Overlaps, Problem, Transfer, load, pretrained
 from odes.storage import provenance, write_dataset, write_whole
 from theory import search_phase
-from validation.chain import chain_simulator
-from validation.ensemble import Simulator, simulate
-from validation.fine_tuning import simulated_fine_tuning
-from validation.options import BadInput
-from validation.parts import Parts
-from validation.sgd import direct_simulator
-from validation.style import figure_style
-from validation.trajectories import Simulation
-
-_SAMPLES_PER_SEED = 1e8
-"""A seed of the chain that would need more samples draws its batches' means from their normal limit."""
+from validation.cli.options import BadInput
+from validation.figures.style import figure_style
+from validation.simulation.chain import affordable_chain
+from validation.simulation.direct import direct_simulator
+from validation.simulation.ensemble import Simulator, simulate
+from validation.simulation.fine_tuning import simulated_fine_tuning
+from validation.simulation.result import Simulation, mean_and_error
+from validation.simulation.store import Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +99,7 @@ class Work:
 
         Batch means are drawn from their normal limit where a seed would need more than 1e8 samples.
         """
-        samples = float(problem.sgd.batch_size) * float(np.asarray(steps)[-1])
-        normal = bool(_SAMPLES_PER_SEED < samples < np.inf)
-        simulator = chain_simulator(problem, start=start, normal_batches=normal)
+        simulator = affordable_chain(problem, steps, start=start)
         return self._run(simulator, steps, until, self.settings.seeds if seeds is None else seeds)
 
     def direct(
@@ -120,7 +115,8 @@ class Work:
         key, seeds = self.key(), self.settings.seeds
         kept = None if self._parts is None else self._parts.kept(self._number, seeds)
         times = simulated_fine_tuning(transfer, time, goal, longest=longest, seeds=seeds, key=key, kept=kept)
-        return float(times.mean()), float(times.std(ddof=1) / np.sqrt(seeds))
+        mean, error = mean_and_error(times)
+        return float(mean), float(error)
 
     def _run(self, simulator: Simulator, steps: Any, until: Escape | None, seeds: int) -> Simulation:
         key = self.key()

@@ -19,9 +19,8 @@ import numpy as np
 from odes import SGD, Problem, activation, log_times, solve
 from theory import hermite_coefficients, plateau
 from validation.figures.base import Figure, Work, typical_start
-from validation.figures.measured import mean_and_error
-from validation.style import COLOURS, COLUMN, TEXT, link_label, strength_colour
-from validation.trajectories import Simulation
+from validation.figures.style import COLOURS, COLUMN, TEXT, link_label, strength_colour
+from validation.simulation.result import Simulation, mean_and_error
 
 _EVEN = 2, 4, 6, 10
 _VARIANCES = 0.0, 1.6

@@ -13,7 +13,7 @@ import numpy as np
 from odes import SGD, Escape, Problem, Transfer, activation, self_moments
 from theory import Verdict, judge, noise_unit, pretraining_times
 from validation.figures.base import Figure, Work
-from validation.style import TEXT, link_label, time_axis
+from validation.figures.style import TEXT, link_label, time_axis
 
 _LINKS = ("erf", "He1+He3", "He2+0.3*He1")
 _COSINES = (0.2, 0.5, 0.9, 1.0)

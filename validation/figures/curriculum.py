@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odes import SGD, Overlaps, Problem, gradient_at, log_times, solve, target_overlap
+from odes import SGD, Overlaps, Problem, log_times, losses, restarted, solve, target_overlap
 from theory import search_phase
 from validation.figures.base import Figure, Work, typical_start
-from validation.style import TEXT
-from validation.trajectories import even_steps
+from validation.figures.style import TEXT
+from validation.simulation.result import even_steps
 
 _STRENGTH = 0.325
 _UNIT = 18.0
@@ -69,17 +69,11 @@ def _sgd(dimension: float) -> SGD:
     return SGD(learning_rate=rate, batch_size=round(batch), dimension=dimension)
 
 
-def restarted(overlaps: Overlaps) -> Overlaps:
-    """The same rows of V, and U = 0."""
-    return eqx.tree_at(lambda o: o.up, overlaps, jnp.zeros_like(overlaps.up))
-
-
 @eqx.filter_jit
 def _seen(problem: Problem, overlaps: Overlaps) -> dict[str, Any]:
     """What the panels show, at many overlaps; the sign that the symmetry (U, V) -> -(U, V) leaves open makes m > 0."""
     up, m = overlaps.up[..., 0, 0], overlaps.cross[..., 0, 0]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[m.ndim :]), overlaps)
-    loss = jax.lax.map(lambda o: gradient_at(problem, o).loss, flat, batch_size=64).reshape(m.shape)
+    loss = losses(problem, overlaps)
     sign = jnp.sign(m)
     return {"loss": loss, "m": sign * m, "student": target_overlap(problem, overlaps), "up": sign * up, "step": up * m}
 
@@ -137,7 +131,7 @@ def _compute(work: Work):
         end = int(np.argmax(np.abs(aligning.cross[:, 0, 0]) >= run.aligned))
         early = times[: end + 1], _seen(second, jax.tree.map(lambda x, n=end + 1: x[:n], aligning))
         reached = jax.tree.map(lambda x, n=end: x[n], aligning)
-        start = restarted(reached) if run.restart else reached
+        start = restarted(second, reached) if run.restart else reached
         late = np.asarray(log_times(run.second, 4 * points, first=1e-2))
         variables |= _variables("flow", name, *_join(early, (late, _seen(second, _flow(second, start, late)))))
         simulated = _join(

@@ -11,11 +11,10 @@ import numpy as np
 
 from odes import SGD, Problem, Solution, activation, log_times, self_moments, solve
 from theory import search_phase
-from validation.compare import observables
+from validation.checks.comparison import observables
 from validation.figures.base import Figure, Work, at_dimension, typical_start
-from validation.figures.measured import mean_and_error
-from validation.style import LOSS_LABEL, OVERLAP_LABEL, TEXT, TIME_LABEL, link_label, strength_colour
-from validation.trajectories import Simulation
+from validation.figures.style import LOSS_LABEL, OVERLAP_LABEL, TEXT, TIME_LABEL, link_label, strength_colour
+from validation.simulation.result import Simulation, mean_and_error
 
 _STRENGTHS = tuple(float(x) for x in np.arange(1, 10) / 10)
 _SIMULATED = 0.1, 0.3, 0.5, 0.7

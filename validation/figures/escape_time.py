@@ -12,8 +12,9 @@ from odes import Escape, Problem, log_times, solve
 from odes.arguments import ArrayLike
 from theory import critical_points, search_phase, sweep
 from validation.figures.base import Figure, Work, typical_start
-from validation.figures.measured import mean_and_error, simulated_tau, tuned
-from validation.style import COLOURS, M_LABEL, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label, strength_colour
+from validation.figures.measured import simulated_tau, tuned
+from validation.figures.style import COLOURS, M_LABEL, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label, strength_colour
+from validation.simulation.result import mean_and_error
 
 _STRENGTHS = 0.02, 0.98
 _MARKED = 0.1, 0.8

@@ -19,8 +19,8 @@ import numpy as np
 
 from odes import Overlaps, Problem, activation, gradient_at
 from validation.figures.base import Figure, Work
-from validation.figures.measured import mean_and_error
-from validation.style import COLOURS, M_LABEL, STRENGTH_LABEL, TEXT, link_label, strength_colour
+from validation.figures.style import COLOURS, M_LABEL, STRENGTH_LABEL, TEXT, link_label, strength_colour
+from validation.simulation.result import mean_and_error
 
 _DEGREES = 1, 2, 3, 4, 5
 _STRENGTHS = 0.0, 0.1, 0.2, 0.4

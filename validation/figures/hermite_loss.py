@@ -18,9 +18,8 @@ import numpy as np
 from odes import SGD, Overlaps, Problem, log_times, noise_at, solve
 from theory import search_phase
 from validation.figures.base import Figure, Settings, Work, typical_start
-from validation.figures.measured import mean_and_error
-from validation.style import COLOURS, TEXT, link_label
-from validation.trajectories import Simulation
+from validation.figures.style import COLOURS, TEXT, link_label
+from validation.simulation.result import Simulation, mean_and_error
 
 _DEGREES = 1, 2, 3, 4, 5
 _STRENGTHS = 0.1, 0.9, 0.0

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from odes import SGD, Escape, Problem
 from theory import EscapeLaw, escape_law, search_phase
 from validation.figures.base import Figure, Settings, Work, at_dimension
-from validation.figures.measured import mean_and_error, tuned
-from validation.style import ESCAPE_LABEL, TEXT, strength_colour
-from validation.trajectories import even_steps
+from validation.figures.measured import tuned
+from validation.figures.style import ESCAPE_LABEL, TEXT, strength_colour
+from validation.simulation.result import even_steps, mean_and_error
 
 _LARGEST_DIMENSION = 1e9
 _RECORDS = 80

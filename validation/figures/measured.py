@@ -1,7 +1,6 @@
 """What figures have in common: SGD that follows the flow closely, and τ measured from simulated escape times."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,15 +11,9 @@ from jaxtyping import Array, Float
 from odes import SGD, Escape, Problem, self_moments
 from theory import escape_from, mode_start, search_phase, unstable_mode
 from validation.figures.base import Work, at_dimension
-from validation.trajectories import even_steps
+from validation.simulation.result import even_steps, mean_and_error
 
 _RECORDS = 200
-
-
-def mean_and_error(values: Any) -> tuple[Any, Any]:
-    """The mean over the first axis, that of the seeds, and its standard error; NaN if a seed has no value."""
-    values = np.asarray(values)
-    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(values.shape[0])
 
 
 def tuned(problems: Sequence[Problem], dimension: float, *, noise: float = 2.0) -> list[Problem]:

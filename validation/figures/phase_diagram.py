@@ -8,9 +8,8 @@ import numpy as np
 from odes import SGD, Escape, Problem
 from theory import KINDS, REGIONS, Boundaries, Regimes, boundaries, regimes
 from validation.figures.base import Figure, Work
-from validation.figures.measured import mean_and_error
-from validation.style import TEXT
-from validation.trajectories import even_steps
+from validation.figures.style import TEXT
+from validation.simulation.result import even_steps, mean_and_error
 
 COLOURS = {
     "helps": "#B5DDF2",

@@ -20,9 +20,8 @@ import numpy as np
 
 from odes import SGD, Overlaps, Problem, solve
 from validation.figures.base import Figure, Work, typical_start
-from validation.figures.measured import mean_and_error
-from validation.style import TEXT, strength_colour
-from validation.trajectories import Simulation
+from validation.figures.style import TEXT, strength_colour
+from validation.simulation.result import Simulation, mean_and_error
 
 _STRENGTHS = 0.1, 0.4, 0.7
 _DIRECT = 0.4

@@ -11,8 +11,8 @@ from odes import Adapter, Escape, Problem
 from theory import EscapeLaw, escape_law
 from validation.figures.base import Figure, Settings, Work, at_dimension
 from validation.figures.measured import tuned
-from validation.style import ESCAPE_LABEL, TEXT, strength_colour
-from validation.trajectories import Simulation, even_steps
+from validation.figures.style import ESCAPE_LABEL, TEXT, strength_colour
+from validation.simulation.result import Simulation, even_steps
 
 _STRENGTHS = (0.5, 0.7)
 """Of the mixtures w0 = μ ω* + (1 - μ) ξ."""

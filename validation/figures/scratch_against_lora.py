@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from odes import SGD, Escape, Overlaps, Problem, gradient_at, modified_flow, noise_at, pretrained, solve
 from theory import critical_points, search_phase
 from validation.figures.base import Figure, Work, at_dimension, typical_start
-from validation.figures.measured import mean_and_error, tuned
-from validation.style import COLOURS, STRENGTH_LABEL, TEXT
-from validation.trajectories import Simulation, even_steps
+from validation.figures.measured import tuned
+from validation.figures.style import COLOURS, STRENGTH_LABEL, TEXT
+from validation.simulation.result import Simulation, even_steps, mean_and_error
 
 _GOAL = 0.01
 """Training has arrived at this fraction of the loss of the best constant."""

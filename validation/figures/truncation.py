@@ -13,7 +13,7 @@ from odes import Problem
 from theory import escape_rate, hermite_coefficients, sweep
 from validation.figures.base import Figure, Work
 from validation.figures.measured import simulated_tau, tuned
-from validation.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT
+from validation.figures.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT
 
 _LINK = "relu"
 _ORDERS = (10, 16, 20)

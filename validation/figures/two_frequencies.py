@@ -17,7 +17,7 @@ from odes import Problem
 from theory import critical_points, sweep
 from validation.figures.base import Figure, Work
 from validation.figures.measured import simulated_tau, tuned
-from validation.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label
+from validation.figures.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label
 
 _PAIRS = (1, 2), (2, 3), (3, 4), (1, 3), (2, 4), (3, 5)
 """The two degrees of each panel: neighbours in the first row of three, equal parity in the second."""

@@ -12,12 +12,12 @@ from odes import SGD
 from odes.arguments import nearest
 from odes.storage import write_dataset
 from validation.checks import CHECKS, FULL, LAW_ACCURACY, QUICK, Case, Check, Effort, Note, Result, z_limit
-from validation.jobs import carry_out
-from validation.options import BadInput, EscapeOptions, ModelOptions, OptionalPath, OutputOptions, save_figure
-from validation.report import print_json, table
-from validation.style import figure_style
+from validation.cli.options import BadInput, EscapeOptions, ModelOptions, OptionalPath, OutputOptions, save_figure
+from validation.cli.report import print_json, table
+from validation.cli.workers import carry_out
+from validation.figures.style import figure_style
 
-SHIPPED = Path(__file__).parent.parent / "settings.toml"
+SHIPPED = Path(__file__).parents[2] / "checks" / "settings.toml"
 _MODEL_KEYS = ("activation", "teacher", "strength", "alignment", "mixture", "rank", "scale", "lr_ratio", "free_rows")
 _TRAINING = {"learning_rate": 0.05, "noise_scale": 1.0, "label_noise": 0.0}
 _KEYS = ("name", *_MODEL_KEYS, *_TRAINING, "criterion", "threshold", "checks", "quick")

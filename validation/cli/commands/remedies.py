@@ -14,18 +14,12 @@ from tqdm import tqdm
 from odes import Escape, Problem
 from odes.storage import write_dataset
 from theory import WAYS, Remedy, remedies
-from validation.chain import chain_simulator
-from validation.ensemble import simulate_stages
-from validation.options import (
-    ConfirmOptions,
-    EscapeOptions,
-    ModelOptions,
-    OutputOptions,
-    save_figure,
-)
-from validation.report import print_json, table
-from validation.style import figure_style
-from validation.trajectories import even_steps
+from validation.cli.options import ConfirmOptions, EscapeOptions, ModelOptions, OutputOptions, save_figure
+from validation.cli.report import print_json, table
+from validation.figures.style import figure_style
+from validation.simulation.chain import chain_simulator
+from validation.simulation.ensemble import simulate_stages
+from validation.simulation.result import even_steps, mean_and_error
 
 _RECORDS = 300
 _MOST_STEPS = 100_000
@@ -38,9 +32,8 @@ _FEWEST_SEEDS = 20
 class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
     """Rank what shortens fine-tuning from given weights by samples to escape: batch size, rank, LoRA+, scale, curriculum, full weights.
 
-    The samples per dimension of a run of time t are t/theta; for every remedy the best noise scale theta is computed. The goal is the
-    escape unless --goal is given. About two
-    minutes for all ways, half of them for the curriculum.
+    The samples per dimension of a run of time t are t/theta; for every remedy the best noise scale theta is computed. The goal is
+    the escape unless --goal is given. About two minutes for all ways, half of them for the curriculum.
     """
 
     ways: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WAY [WAY ...]", help_behavior_hint="")] = WAYS
@@ -87,14 +80,14 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
 def describe(remedy: Remedy, found: list[Remedy]) -> dict[str, Any]:
     """What theory says of a remedy; `gain` is by how much fewer samples it takes than the training as given."""
     given = next(other.samples for other in found if other.name == "as given")
-    outcome = remedy.outcome
+    sgd = remedy.problems[-1].sgd
     return {
         "remedy": remedy.name,
         "samples": remedy.samples,
         "gain": given / remedy.samples,
-        "time": float(outcome.time),
-        "learning_rate": float(outcome.learning_rate),
-        "batch_size": float(outcome.batch_size),
+        "time": float(remedy.outcome.time),
+        "learning_rate": float(sgd.learning_rate),
+        "batch_size": float(sgd.batch_size),
         "words": remedy.words,
         "settings": remedy.settings,
     }
@@ -136,14 +129,12 @@ def confirmed(remedy: Remedy, goal: Escape, seeds: int, key: jax.Array) -> dict[
         restarts=[1] if remedy.restart else [],
         progress=True,
     )
-    origin = jax.tree.map(lambda x: x[:, 0], runs[0].overlaps)
-    times = np.asarray(runs[-1].escape_times(goal, origin))
+    times = np.asarray(runs[-1].escape_times(goal, runs[0].start))
     times = times[np.isfinite(times)]
     if times.size < 2:
         return nothing | {"reached": times.size}
-    samples = before + times / float(last.noise_scale)
-    error = samples.std(ddof=1) / np.sqrt(samples.size)
-    return {"chain_samples": samples.mean(), "standard_error": error, "reached": times.size}
+    samples, error = mean_and_error(before + times / float(last.noise_scale))
+    return {"chain_samples": samples, "standard_error": error, "reached": times.size}
 
 
 def draw(path: str, rows: list[dict[str, Any]]) -> None:

@@ -17,7 +17,6 @@ from odes import (
     Overlaps,
     Problem,
     Transfer,
-    covariances,
     gradient_at,
     modified_flow,
     pretrained,
@@ -26,7 +25,7 @@ from odes import (
 )
 from odes.arguments import ArrayLike, require
 from theory.law import UnstableMode, escape_from, mode_start, unstable_mode
-from theory.stability import SearchPhase, search_phase
+from theory.search import SearchPhase, search_phase
 
 _TRUSTED = 0.1
 """The largest amplitude of the unstable mode at the start for which the search is in the linear regime."""
@@ -71,7 +70,7 @@ def typical_search(problem: Problem) -> Search:
     mean one: $\log a = \log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)$, shared by the rows like quantiles of a
     half-normal law. Where D <= 0 the start is instead U = 0 and the typical overlap $d^{-1/2}$ with the gradient's direction.
 
-    **Raises** ValueError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index.
     """
     phase = search_phase(problem)
     mode = unstable_mode(problem, phase)
@@ -110,7 +109,7 @@ def fine_tuning(
     amplitude whose logarithm is the mean one takes the mean time. Differentiable in everything that defines the problem, by
     `jax.grad`; by `jax.jvp` with `adjoint=diffrax.ForwardMode()`. After `max_steps` of the integrator it is given up.
 
-    **Raises** ValueError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index.
     """
     goal = Escape() if goal is None else goal
     search = typical_search(problem)
@@ -170,49 +169,33 @@ def checkpoints(
     end = jnp.where(times[-1] > 0, times[-1], 1.0)
     run = solve(transfer.pretraining, start, t1=end, times=times, finite_steps=True, max_steps=2**14)
 
-    def place(overlaps: Overlaps) -> Array:
-        covariance = covariances(transfer.lora, overlaps)
-        return jnp.stack([covariance.M[0, 0], covariance.Q[0, 0]])
-
-    def time_from(at: Array) -> tuple[Array, FineTuning]:
-        problem = Problem.single_index_from(
-            transfer.student,
-            overlap=at[0],
-            square=at[1],
-            teacher=transfer.target,
-            adapter=transfer.adapter,
-            sgd=transfer.sgd,
-        )
+    def tuned(overlaps: Overlaps) -> tuple[Array, tuple[FineTuning, Array]]:
+        problem = transfer.fine_tuning(overlaps)
         tuning = fine_tuning(problem, goal, adjoint=diffrax.ForwardMode())
-        return tuning.time, tuning
+        return tuning.time, (tuning, problem.frame_gram)
 
-    def one(overlaps: Overlaps) -> Checkpoints:
+    def one(time: Array, overlaps: Overlaps) -> Checkpoints:
         velocity = modified_flow(transfer.pretraining, overlaps)
-        at, moves = jax.jvp(place, (overlaps,), (velocity,))
-        finite = jnp.all(jnp.isfinite(at) & jnp.isfinite(moves)) & (at[1] > 0)
-        kept = jnp.where(finite, at, jnp.array([0.5, 0.5])), jnp.where(finite, moves, 0.0)
-        _, slope, tuning = jax.jvp(time_from, *((x,) for x in kept), has_aux=True)
-        trusted, nothing = tuning.trusted & finite, jnp.where(finite, 0.0, jnp.nan)
-        tuning = FineTuning(
-            time=tuning.time + nothing,
-            tau=tuning.tau + nothing,
-            D=tuning.D + nothing,
-            amplitude=tuning.amplitude + nothing,
-            trusted=trusted,
-        )
-        return Checkpoints(
-            time=jnp.zeros_like(at[0]),
-            strength=jnp.sqrt(at[1]),
-            alignment=at[0] / jnp.sqrt(at[1]),
-            distance=jnp.sqrt(jnp.maximum(at[1] - 2 * at[0] + 1, 0)),
-            source_loss=gradient_at(transfer.pretraining, overlaps).loss,
-            target_loss=gradient_at(transfer.lora, overlaps).loss,
+        finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((overlaps, velocity))]).all()
+        sound = finite & (overlaps.down_gram[0, 0] > 0)
+        at = jax.tree.map(lambda x, safe: jnp.where(sound, x, safe), overlaps, start)
+        moves = jax.tree.map(lambda x: jnp.where(sound, x, 0.0), velocity)
+        _, slope, (tuning, gram) = jax.jvp(tuned, (at,), (moves,), has_aux=True)
+        overlap, square = gram[0, 1], gram[1, 1]
+        found = Checkpoints(
+            time=time,
+            strength=jnp.sqrt(square),
+            alignment=overlap / jnp.sqrt(square),
+            distance=jnp.sqrt(jnp.maximum(square - 2 * overlap + 1, 0)),
+            source_loss=gradient_at(transfer.pretraining, at).loss,
+            target_loss=gradient_at(transfer.lora, at).loss,
             tuning=tuning,
             slope=jnp.where(jnp.isfinite(tuning.time), slope, jnp.nan),
         )
+        unknown = jax.tree.map(lambda x: x & sound if x.dtype == bool else jnp.where(sound, x, jnp.nan), found)
+        return eqx.tree_at(lambda c: c.time, unknown, time)
 
-    swept = jax.vmap(one)(run.overlaps)
-    return eqx.tree_at(lambda c: c.time, swept, times)
+    return jax.vmap(one)(times, run.overlaps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,12 +244,21 @@ VERDICTS = {
 _MATTERS = 0.01
 
 
-def pretraining_times(transfer: Transfer, n: int, *, fraction: float = 1e-3) -> Float[np.ndarray, " n"]:
-    r"""n pretraining times: 0, and evenly in the logarithm up to when the source loss has fallen to `fraction` of its start.
+def pretraining_times(
+    transfer: Transfer, n: int, *, end: float | None = None, fraction: float = 1e-3
+) -> Float[np.ndarray, " n"]:
+    r"""n pretraining times: 0, and evenly in the logarithm up to `end`.
 
-    The flow is given 500 units of $1/E[\sigma'^2]$ for that; where it does not get there (searching, or kept from it by noise)
-    this is the last time.
+    Unless it is given that is when the source loss has fallen to `fraction` of its start. The flow is given 500 units of
+    $1/E[\sigma'^2]$ for that; where it does not get there (searching, or kept from it by noise) this is the last time.
     """
+    if end is None:
+        end = _learnt(transfer, fraction)
+    return np.concatenate([np.zeros(1), np.geomspace(end / 200, end, n - 1)])
+
+
+def _learnt(transfer: Transfer, fraction: float) -> float:
+    """When the source loss has fallen to `fraction` of its start, or when the flow is given up."""
     unit = 1 / float(self_moments(transfer.student, 1.0).cross)
     start = transfer.typical_start()
     run = solve(
@@ -280,8 +272,7 @@ def pretraining_times(transfer: Transfer, n: int, *, fraction: float = 1e-3) -> 
         finite_steps=True,
         max_steps=2**14,
     )
-    end = float(run.t_final)
-    return np.concatenate([np.zeros(1), np.geomspace(end / 200, end, n - 1)])
+    return float(run.t_final)
 
 
 def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, price: float = 0.0) -> Verdict:
@@ -293,7 +284,7 @@ def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, p
     one from which it is not the border, by sections: the bracket is divided by as many new times as the sweep has,
     until it is shorter than 1e-6 of itself. A slope that changes its sign because the goal is not reached in between is no turn.
 
-    **Raises** ValueError for no times or times that do not increase from 0 or later.
+    **Raises** ArgumentError for no times or times that do not increase from 0 or later.
     """
     grid = np.asarray(times, float)
     require("times", grid, "at least one number", lambda x: x.ndim == 1 and x.size >= 1)

@@ -9,12 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Overlaps, Problem, Trajectory
+from odes import Escape, Overlaps, Problem, Trajectory, losses
 from odes.arguments import require
 from odes.storage import write_dataset
-
-AVERAGES_AT_ONCE = 64
-"""Losses are evaluated for this many seeds together (one may need 15000 quadrature nodes)."""
 
 
 class Simulation(Trajectory):
@@ -33,6 +30,11 @@ class Simulation(Trajectory):
     problem: Problem
     method: str = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
+
+    @property
+    def start(self) -> Overlaps:
+        """The overlaps of every seed at the first record, (seeds,) in front of every shape."""
+        return jax.tree.map(lambda x: x[:, 0], self.overlaps)
 
     @property
     def diverged(self) -> Bool[Array, " seeds"]:
@@ -120,7 +122,13 @@ class Simulation(Trajectory):
 @eqx.filter_jit
 def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Array, " seeds"]:
     """The criterion's value at every seed's origin."""
-    return jax.lax.map(lambda at: escape.reference(problem, at), origin, batch_size=AVERAGES_AT_ONCE)
+    return escape.value(problem, origin, losses(problem, origin))
+
+
+def mean_and_error(values: Any) -> tuple[Any, Any]:
+    """The mean over the first axis, that of the seeds, and its standard error; NaN if a seed has no value."""
+    values = np.asarray(values)
+    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(values.shape[0])
 
 
 def records_to_variables(overlaps: Overlaps, loss: Any, recorded: Any) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:

@@ -11,11 +11,11 @@ import numpy as np
 from odes import SGD, Escape, Problem, Solution, solve
 from odes.storage import write_dataset
 from theory import sweep
-from validation.options import BadInput, save_figure
-from validation.report import table
-from validation.sgd import simulate_direct
-from validation.style import COLOURS, LOSS_LABEL, STRENGTH_LABEL, TAU_LABEL, TIME_LABEL, figure_style
-from validation.trajectories import Simulation, even_steps
+from validation.cli.options import BadInput, save_figure
+from validation.cli.report import table
+from validation.figures.style import COLOURS, LOSS_LABEL, STRENGTH_LABEL, TAU_LABEL, TIME_LABEL, figure_style
+from validation.simulation.direct import simulate_direct
+from validation.simulation.result import Simulation, even_steps
 
 ACTIVATIONS = ("linear", "relu", "erf", "sigmoid")
 

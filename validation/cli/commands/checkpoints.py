@@ -10,8 +10,7 @@ import numpy as np
 from odes import SGD, Escape, Transfer, self_moments
 from odes.storage import write_dataset
 from theory import VERDICTS, Verdict, checkpoints, judge, pretraining_times
-from validation.fine_tuning import simulated_fine_tuning
-from validation.options import (
+from validation.cli.options import (
     AdapterOptions,
     BadInput,
     ConfirmOptions,
@@ -25,8 +24,10 @@ from validation.options import (
     numbers,
     save_figure,
 )
-from validation.report import print_json, table
-from validation.style import figure_style, time_axis
+from validation.cli.report import print_json, table
+from validation.figures.style import figure_style, time_axis
+from validation.simulation.fine_tuning import simulated_fine_tuning
+from validation.simulation.result import mean_and_error
 
 _SHOWN = 9
 _CONFIRMED = 6
@@ -64,9 +65,7 @@ class TransferOptions(AdapterOptions, LinkOptions):
                 label_noise=sgd.label_noise,
             )
         except ValueError as error:
-            raise BadInput(
-                str(error).replace("Argument `", "--pretraining-").replace("_", "-").replace("`", "")
-            ) from None
+            raise BadInput(re.sub(r"Argument `(\w+)`", _pretraining_flag, str(error))) from None
         return [
             Transfer(
                 student,
@@ -177,11 +176,7 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
     def times(self, transfer: Transfer) -> np.ndarray:
         """The pretraining times of the sweep."""
         end = self.pretraining_time
-        if end is None:
-            return pretraining_times(transfer, self.points)
-        if end == 0:
-            return np.zeros(1)
-        return np.concatenate([np.zeros(1), np.geomspace(end / 200, end, self.points - 1)])
+        return np.zeros(1) if end == 0 else pretraining_times(transfer, self.points, end=end)
 
     def simulated(self, number: int, case: Case) -> list[dict[str, float]]:
         """Theory and chain at the turns, the ends and some checkpoints between, where no run needs too many steps."""
@@ -202,7 +197,7 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
             times = times[np.isfinite(times)]
             row = {"pretraining_time": at, "theory": expected, "chain": np.nan, "standard_error": np.nan}
             if times.size > 1:
-                row |= {"chain": times.mean(), "standard_error": times.std(ddof=1) / np.sqrt(times.size)}
+                row["chain"], row["standard_error"] = mean_and_error(times)
             rows.append(row | {"reached": times.size})
         return rows
 

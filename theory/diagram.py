@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import SGD, Activation, Adapter, Escape, Problem, activation, pretrained
 from odes.arguments import ArrayLike, require
-from theory.checkpoints import fine_tuning
 from theory.critical import critical_points
-from theory.stability import search_phase
+from theory.law import too_fast
+from theory.pretraining import fine_tuning
+from theory.search import search_phase
 
 REGIONS = {
     "helps": "more pretraining makes fine-tuning faster: its time falls with the strength",
@@ -42,9 +43,6 @@ _LANES = 8
 
 _SLOWEST = 1000.0
 """A search of more damping times than this is not integrated; what pretraining does there is read off τ."""
-
-_FASTEST_GROWTH, _FASTEST_DAMPING = 0.4, 1.0
-"""Beyond these, per step, the flow does not describe SGD at its learning rate."""
 
 _SEARCHED = 0.9
 """The search lasts until the loss is this fraction of its value at w0."""
@@ -136,8 +134,8 @@ class _Place(eqx.Module):
     tau: Any
     tau_slope: Any
     D: Any
-    damping: Any
     damping_times: Any
+    coarse: Any
     met: Any
 
 
@@ -161,7 +159,7 @@ def _places(family: Family, goal: Escape, strengths: Array, alignments: Array) -
         )
         damping = family.adapter.lr_ratio * family.adapter.kappa**2 * phase.D
         met = goal.margin(problem, pretrained(problem), goal.reference(problem)) <= 0
-        return _Place(tau, slope, phase.D, damping, tau * damping, met)
+        return _Place(tau, slope, phase.D, tau * damping, too_fast(problem, phase), met)
 
     return jax.vmap(one)(strengths, alignments)
 
@@ -210,17 +208,15 @@ def _classified(
     Without `integrate` a region that w0 itself does not decide is "unreached".
     """
     place = _by_lanes(lambda *x: _places(family, goal, *x), strengths, alignments)
-    eta = np.asarray(family.sgd.learning_rate)
-    coarse = (eta / place.tau > _FASTEST_GROWTH) | (eta * place.damping > _FASTEST_DAMPING)
     slow = place.damping_times > _SLOWEST
-    tuned = _integrated(family, goal, strengths, alignments, place, integrate & ~(coarse | slow | place.met))
+    tuned = _integrated(family, goal, strengths, alignments, place, integrate & ~(place.coarse | slow | place.met))
     time = np.where(place.met, 0, tuned.time)
     reached = np.isfinite(time)
     slope = np.where(reached, tuned.slope, np.nan)
     rising = np.where(slow, place.tau_slope, slope)
     known = reached | (slow & np.isfinite(rising))
     region = np.select(
-        [time == 0, coarse, ~known, place.D <= 0, rising < 0],
+        [time == 0, place.coarse, ~known, place.D <= 0, rising < 0],
         [_MET, _COARSE, _UNREACHED, _PLATEAU, _HELPS],
         _HURTS,
     )
@@ -252,7 +248,7 @@ def regimes(
     forms, milliseconds for each place unless its search is long; sigmoid and tanh take about a second. Looks at its numbers, and
     so does not work under jit or vmap.
 
-    **Raises** ValueError unless strengths are positive and finite, at least two, alignments between -1 and 1, at least one,
+    **Raises** ArgumentError unless strengths are positive and finite, at least two, alignments between -1 and 1, at least one,
     and both increasing.
     """
     strengths, alignments = (np.asarray(x, jnp.result_type(float)) for x in (strengths, alignments))
@@ -458,7 +454,7 @@ def boundaries(found: Regimes, *, tolerance: float = 1e-8) -> Boundaries:
     The integrator's relative tolerance, 1e-7, leaves errors of about 1e-6: for a linear link every boundary is at ρ = c, since
     all depends on |w0 - ω*| alone, and is found there to 1e-8; for erf and relu extrema agree with those of T itself to a few 1e-6.
 
-    **Raises** ValueError for a tolerance that is not positive.
+    **Raises** ArgumentError for a tolerance that is not positive.
     """
     require("tolerance", tolerance, "positive and finite", lambda x: (x > 0) & np.isfinite(x))
     brackets = _brackets(found)

@@ -16,9 +16,9 @@ import numpy as np
 
 from odes import Problem, load
 from odes.storage import provenance, write_dataset
-from validation.ensemble import Block
-from validation.options import BadInput
-from validation.trajectories import Simulation, records_from_variables, records_to_variables
+from validation.cli.options import BadInput
+from validation.simulation.ensemble import Block
+from validation.simulation.result import Simulation, records_from_variables, records_to_variables
 
 _INCIDENTAL = ("output", "plot", "json", "resume")
 """Flags that do not determine a result's numbers."""

@@ -34,6 +34,13 @@ def gradient_at(problem: Problem, overlaps: Overlaps) -> PopulationGradient:
     return gradient_of(problem, covariances(problem, overlaps))
 
 
+def losses(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
+    """The population loss at many overlaps, 64 at a time (one may need 15000 quadrature nodes)."""
+    batch = overlaps.up.shape[:-2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), overlaps)
+    return jax.lax.map(lambda at: gradient_at(problem, at).loss, flat, batch_size=64).reshape(batch)
+
+
 def noise_of(problem: Problem, covariance: Covariances) -> Float[Array, "K K"]:
     """N, the second moment of one sample's gradient amplitudes, at given covariances of the preactivations (K = P = 1)."""
     return gradient_noise(**_units(problem, covariance), label_noise=problem.sgd.label_noise)

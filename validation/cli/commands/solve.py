@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from odes import log_times, random_overlaps, solve
-from validation.options import BadInput, RunOptions, save_figure
-from validation.report import print_json, table
-from validation.style import TIME_LABEL, figure_style
+from validation.cli.options import BadInput, RunOptions, save_figure
+from validation.cli.report import print_json, table
+from validation.figures.style import TIME_LABEL, figure_style
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from odes import Escape, Overlaps, Problem
 from odes.arguments import ArrayLike, require
-from validation.basis import spanning_basis, to_coordinates
-from validation.ensemble import Simulator, simulate, whole_number
-from validation.trajectories import Simulation
+from validation.simulation.basis import spanning_basis, to_coordinates
+from validation.simulation.ensemble import Simulator, simulate, whole_number
+from validation.simulation.result import Simulation
 
 _NUMBERS_AT_ONCE = 2**19
 """Seeds advance together while their inputs stay below this many numbers."""
@@ -116,7 +116,7 @@ def direct_simulator(
         number, or one for every row);
     - `dtype`: "float32" or "float64", of the whole simulation.
 
-    **Raises** ValueError for an infinite or fractional batch or dimension, and a dimension below the number of fixed
+    **Raises** ArgumentError for an infinite or fractional batch or dimension, and a dimension below the number of fixed
     directions plus the rank.
     """
     batch, dimension = (whole_number(name, getattr(problem.sgd, name)) for name in ("batch_size", "dimension"))

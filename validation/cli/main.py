@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 import tyro
 
-from validation.commands import COMMANDS
-from validation.options import BadInput
+from validation.cli.commands import COMMANDS
+from validation.cli.options import BadInput
 
 _FLAGS = {"dimension": "dim"}
 """Arguments whose flag has another name."""

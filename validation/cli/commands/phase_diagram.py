@@ -6,8 +6,7 @@ import numpy as np
 
 from odes.storage import write_dataset
 from theory import KINDS, REGIONS, Boundaries, Regimes, boundaries, regimes
-from validation.figures.phase_diagram import ALIGNMENT_LABEL, draw_diagram, to_dataset
-from validation.options import (
+from validation.cli.options import (
     AdapterOptions,
     BadInput,
     EscapeOptions,
@@ -18,8 +17,9 @@ from validation.options import (
     checked_places,
     save_figure,
 )
-from validation.report import print_json, table
-from validation.style import COLUMN, figure_style
+from validation.cli.report import print_json, table
+from validation.figures.phase_diagram import ALIGNMENT_LABEL, draw_diagram, to_dataset
+from validation.figures.style import COLUMN, figure_style
 
 _SHOWN = 5
 """At so many strengths the table names the region."""

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
-from odes import Escape, Overlaps, Problem, gradient_at
+from odes import Escape, Overlaps, Problem, losses
 from odes.arguments import ArrayLike, require
-from validation.trajectories import AVERAGES_AT_ONCE, Simulation, references
+from validation.simulation.result import Simulation, references
 
 
 class Simulator(eqx.Module):
@@ -96,7 +96,7 @@ def _advance(
 
     states = jax.vmap(one_seed)(states, keys)
     overlaps, problem = _overlaps(simulator, states), simulator.problem
-    loss = jax.lax.map(lambda at: gradient_at(problem, at).loss, overlaps, batch_size=AVERAGES_AT_ONCE)
+    loss = losses(problem, overlaps)
     if until is None:
         return states, overlaps, loss, jnp.zeros(loss.shape, bool)
     at_w0 = until.reference(problem) if reference is None else reference
@@ -193,7 +193,7 @@ def simulate(
     - `progress`: show a progress bar on standard error if that is a terminal;
     - `kept`: called with every block's number and a function that computes it; returns the block, computed or stored.
 
-    **Raises** ValueError for fewer than one seed, a block of fewer than one and steps that do not increase.
+    **Raises** ArgumentError for fewer than one seed, a block of fewer than one and steps that do not increase.
     """
     require("seeds", seeds, "at least 1", lambda x: x >= 1)
     at_once = simulator.seeds_at_once if block is None else block
@@ -222,7 +222,7 @@ def simulate_stages(
     stage `since` (the last unless given). At the `restarts`, numbers of stages, the trained columns of U become 0. For all
     else see [`validation.simulate`][].
 
-    **Raises** ValueError if there are not as many lists of steps as simulators, for numbers of stages that there are not, and
+    **Raises** ArgumentError if there are not as many lists of steps as simulators, for numbers of stages that there are not, and
     if frames, ranks or dimensions differ.
     """
     require("seeds", seeds, "at least 1", lambda x: x >= 1)

@@ -13,23 +13,21 @@ from scipy import special, stats
 
 from odes import (
     SGD,
-    Adapter,
     Escape,
     Overlaps,
     Problem,
     Transfer,
-    covariances,
-    gradient_at,
+    losses,
     self_moments,
     solve,
     target_overlap,
 )
 from theory import escape_from, escape_law, mode_start, search_phase, unstable_mode
-from validation.chain import chain_simulator
-from validation.compare import observables
-from validation.ensemble import simulate, simulate_stages
-from validation.sgd import direct_simulator
-from validation.trajectories import AVERAGES_AT_ONCE, Simulation, even_steps
+from validation.checks.comparison import observables
+from validation.simulation.chain import affordable_chain, chain_simulator
+from validation.simulation.direct import direct_simulator
+from validation.simulation.ensemble import simulate, simulate_stages
+from validation.simulation.result import Simulation, even_steps, mean_and_error
 
 FALSE_ALARM = 1e-3
 """The probability that a whole report calls a right theory wrong."""
@@ -168,18 +166,15 @@ def _at(
     problem: Problem, *, dimension: float | None = None, learning_rate: float | None = None, rank: int | None = None
 ) -> Problem:
     """The problem with other numbers: κ is kept, and θ up to the rounding of the batch to whole samples."""
-    sgd, adapter = problem.sgd, problem.adapter
+    sgd = problem.sgd
     theta, d = float(sgd.noise_scale), float(sgd.dimension if dimension is None else dimension)
     eta, batch = float(sgd.learning_rate if learning_rate is None else learning_rate), np.inf
     if theta > 0:
         batch = max(1.0, float(np.round(eta * d / theta)))
         eta = theta * batch / d
     sgd = SGD(learning_rate=eta, batch_size=batch, dimension=d, label_noise=sgd.label_noise)
-    if rank is not None:
-        adapter = Adapter(rank, scale=rank * adapter.kappa, lr_ratio=adapter.lr_ratio, normalized=adapter.normalized)
-    return eqx.tree_at(
-        lambda p: (p.sgd, p.adapter), problem, (sgd, adapter), is_leaf=lambda x: isinstance(x, SGD | Adapter)
-    )
+    problem = problem.with_adapter(rank=rank)
+    return eqx.tree_at(lambda p: p.sgd, problem, sgd, is_leaf=lambda x: isinstance(x, SGD))
 
 
 def _mode_start(problem: Problem, amplitude: float) -> Overlaps:
@@ -205,8 +200,7 @@ def _time_scale(case: Case, start: Overlaps) -> float:
 
 def _run(case: Case, steps: np.ndarray, seeds: int, *, start: Overlaps | None = None, stop: bool = True) -> Simulation:
     """The exact chain, or the chain of normal batches where a seed would need more than 1e8 samples."""
-    samples = float(case.problem.sgd.batch_size) * steps[-1]
-    simulator = chain_simulator(case.problem, start=start, normal_batches=bool(1e8 < samples < np.inf))
+    simulator = affordable_chain(case.problem, steps, start=start)
     return simulate(simulator, key=case.key, seeds=seeds, steps=steps, until=case.escape if stop else None)
 
 
@@ -215,12 +209,6 @@ def _escape_times(case: Case, seeds: int, end: float, *, start: Overlaps | None 
     steps = even_steps(end, float(case.problem.sgd.learning_rate), 300)
     times = np.asarray(_run(case, steps, seeds, start=start).escape_times(case.escape))
     return times[np.isfinite(times)]
-
-
-def _mean(values: Any) -> tuple[float, float]:
-    """The mean and its standard error."""
-    values = np.asarray(values)
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
 
 
 def _from_the_mode(case: Case) -> tuple[Overlaps, float]:
@@ -248,7 +236,7 @@ def trajectory(case: Case) -> Iterator[Result]:
         if name == "s" and float(case.problem.alignment) > 1 - 1e-9:
             continue
         for i in range(1, run.t.size):
-            mean, error = _mean(values[:, i])
+            mean, error = mean_and_error(values[:, i])
             name_at = f"{name} at t = {float(run.t[i]):.4g}"
             yield case.check(name_at, predicted[name][i], mean, error, runs=values.shape[0])
 
@@ -259,7 +247,7 @@ def _law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
         yield Note(case.name, f"law{label}: {law.doubt}")
         return
     times = _escape_times(case, seeds, 1.5 * float(law.quantile(1 - 1e-6)))
-    (mean, mean_error), n = _mean(times), times.size
+    (mean, mean_error), n = mean_and_error(times), times.size
     surprise = stats.norm.isf(stats.binom.sf(seeds - n - 1, seeds, 1e-6))
     yield case.check(f"fraction escaped{label}", 1, n / seeds, np.nan, z=max(float(surprise), 0.0))
     yield case.check(f"escape time, mean{label}", law.mean, mean, mean_error, accuracy=LAW_ACCURACY, runs=n)
@@ -324,7 +312,7 @@ def log_dimension(case: Case) -> Iterator[Result]:
             yield Note(case.name, f"log-dimension, d = {d:.0e}: {expected.doubt}")
             continue
         times = _escape_times(there, case.effort.sweep_seeds, 1.5 * float(expected.quantile(1 - 1e-6)))
-        mean, error = _mean(times)
+        mean, error = mean_and_error(times)
         logs.append(np.log(d))
         means.append(mean)
         errors.append(error)
@@ -352,7 +340,7 @@ def learning_rate(case: Case) -> Iterator[Result]:
         eta = float(there.problem.sgd.learning_rate)
         predicted = _predicted_escape(there, start)
         times = _escape_times(there, case.effort.sweep_seeds, 3 * limit, start=start)
-        mean, error = _mean(times)
+        mean, error = mean_and_error(times)
         etas.append(eta)
         means.append(mean)
         errors.append(error)
@@ -386,17 +374,13 @@ def _joint_start(transfer: Transfer, border: Overlaps) -> Overlaps:
 def _stage_observables(transfer: Transfer, overlaps: Overlaps) -> dict[str, jax.Array]:
     """What is compared of a run in stages, at many overlaps."""
 
-    def at(one: Overlaps) -> dict[str, jax.Array]:
-        square = covariances(transfer.lora, one).Q[0, 0]
-        losses = {
-            "target loss": gradient_at(transfer.lora, one).loss,
-            "source loss": gradient_at(transfer.pretraining, one).loss,
-        }
-        return {"target_overlap": target_overlap(transfer.lora, one), "square": square} | losses
-
-    batch = overlaps.up.shape[:-2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), overlaps)
-    return jax.tree.map(lambda x: x.reshape(batch), jax.lax.map(at, flat, batch_size=AVERAGES_AT_ONCE))
+    step = transfer.adapter.kappa * overlaps.up
+    return {
+        "target_overlap": target_overlap(transfer.lora, overlaps),
+        "square": jnp.einsum("...kr,...rs,...ks->...", step, overlaps.down_gram, step),
+        "target loss": losses(transfer.lora, overlaps),
+        "source loss": losses(transfer.pretraining, overlaps),
+    }
 
 
 def stages(case: Case) -> Iterator[Result]:
@@ -441,7 +425,7 @@ def stages(case: Case) -> Iterator[Result]:
         for name, values in simulated.items():
             for i, step in enumerate(after):
                 when = "the border" if step == 0 else f"t = {step * eta:.4g} after it"
-                mean, error = _mean(values[:, i])
+                mean, error = mean_and_error(values[:, i])
                 yield there.check(f"{name} at {when}, {method}", predicted[name][i], mean, error, runs=seeds)
 
 

@@ -63,7 +63,7 @@ def search_phase(problem: Problem) -> SearchPhase:
     >>> print(search_phase(Problem.single_index("linear", strength=0.5)))
     C = 1, D = 1, G = 0.25, noise = 0.25, loss = 0.125, rate = 0.207107, tau = 4.82843
 
-    **Raises** ValueError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index.
     """
     problem.require_single_index()
     start = pretrained(problem)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from odes import Problem
-from validation.chain import chain_simulator
-from validation.ensemble import Simulator, simulate
-from validation.options import BadInput, OptionalInt, RunOptions, save_figure
-from validation.parts import Parts
-from validation.report import print_json, table
-from validation.sgd import direct_simulator
-from validation.style import ESCAPE_LABEL, STRENGTH_LABEL, figure_style
-from validation.trajectories import Simulation, even_steps
+from validation.cli.options import BadInput, OptionalInt, RunOptions, save_figure
+from validation.cli.report import print_json, table
+from validation.figures.style import ESCAPE_LABEL, STRENGTH_LABEL, figure_style
+from validation.simulation.chain import chain_simulator
+from validation.simulation.direct import direct_simulator
+from validation.simulation.ensemble import Simulator, simulate
+from validation.simulation.result import Simulation, even_steps
+from validation.simulation.store import Parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from odes.arguments import ArrayLike, concrete, positive, require
+from odes.arguments import ArgumentError, ArrayLike, concrete, positive, require
+from odes.equations import flow, gradient_at, modified_flow
 from odes.escape import Escape
-from odes.flow import flow, gradient_at, modified_flow
 from odes.overlaps import Overlaps
 from odes.problem import Problem
 from odes.storage import write_dataset
@@ -64,7 +64,7 @@ class Solution(Trajectory):
         """The overlaps at any time from 0 to `t_final`, by the integrator's interpolant; needs `solve(..., dense=True)`."""
         values = [path.evaluate(t) for path in self._interpolations if path is not None]
         if not values:
-            raise ValueError("Argument `dense` of `solve` must be True for `Solution.evaluate`")
+            raise ArgumentError("dense", "of `solve` must be True for `Solution.evaluate`")
         if len(values) == 1:
             return values[0]
         before = ~(t > self.escape_time)
@@ -148,7 +148,7 @@ def _check_tolerances(rtol: ScalarLike, atol: ScalarLike) -> None:
     smallest = float(50 * jnp.finfo(dtype).eps)
     if concrete(rtol) and np.asarray(rtol) < smallest:
         mend = "; jax.config.update('jax_enable_x64', True) makes it float64" if dtype == jnp.float32 else ""
-        raise ValueError(f"Argument `rtol` must be at least {smallest:.1e} in {dtype}, but is {rtol}{mend}")
+        raise ArgumentError("rtol", f"must be at least {smallest:.1e} in {dtype}, but is {rtol}{mend}")
 
 
 def solve(
@@ -186,7 +186,7 @@ def solve(
     A failing integration does not raise: the solution says so and holds NaN where it did not get. Works under jit, vmap
     and grad; `escape_time` is differentiable by the implicit function theorem.
 
-    **Raises** ValueError for t1 <= 0, times outside [0, t1] or not increasing, and tolerances that the floating point
+    **Raises** ArgumentError for t1 <= 0, times outside [0, t1] or not increasing, and tolerances that the floating point
     type cannot reach.
 
     >>> from odes import Escape, Problem, random_overlaps

@@ -6,7 +6,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from odes import Adapter, Overlaps, Problem, flow, gradient_at, pretrained
+from odes import Overlaps, Problem, flow, gradient_at, pretrained
 
 
 class Plateau(eqx.Module):
@@ -34,12 +34,10 @@ def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
     On the way to the plateau the overlap s = v·w0 grows as well, $\dot s = -\kappa u(D\rho^2 - C\rho c)$, which shifts
     $u_p$; the statement above is for small ρ.
 
-    **Raises** ValueError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index.
     """
     problem.require_single_index()
-    adapter = problem.adapter
-    single = Adapter(1, scale=adapter.kappa, lr_ratio=adapter.lr_ratio, normalized=adapter.normalized)
-    problem = eqx.tree_at(lambda p: p.adapter, problem, single, is_leaf=lambda x: isinstance(x, Adapter))
+    problem = problem.with_adapter(rank=1)
     start = pretrained(problem)
 
     def with_up(step: Array) -> Overlaps:

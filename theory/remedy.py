@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from odes import Activation, Adapter, Escape, Overlaps, Problem, activation, restarted, self_moments, solve
+from odes import Activation, Escape, Overlaps, Problem, activation, restarted, self_moments, solve
 from odes.arguments import require, require_known
-from theory.checkpoints import fine_tuning, stable_step, typical_search
-from theory.stability import search_phase
+from theory.pretraining import fine_tuning, stable_step, typical_search
+from theory.search import search_phase
 
 _ROUNDS = 4
 _STABLE = 0.2
@@ -38,19 +38,10 @@ Box = tuple[Sequence[float], Sequence[float]]
 
 
 class Outcome(eqx.Module):
-    r"""What a way of training takes to a goal: `time`, `samples` per dimension (NaN if it does not get there), and the SGD used.
-
-    - `learning_rate`, `batch_size`: of the last stage; `first_time`, `first_learning_rate`, `first_batch_size`: of the stage before
-        it, 0 if there is none.
-    """
+    """What a way of training takes to a goal, all stages together: `time` and `samples` per dimension, NaN if it does not get there."""
 
     time: Float[Array, ""]
     samples: Float[Array, ""]
-    learning_rate: Float[Array, ""]
-    batch_size: Float[Array, ""]
-    first_time: Float[Array, ""]
-    first_learning_rate: Float[Array, ""]
-    first_batch_size: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,42 +68,18 @@ class Remedy:
         return float(self.outcome.samples)
 
 
-def with_noise_scale(problem: Problem, noise_scale: Array) -> Problem:
-    """The problem at another noise scale θ = ηd/B, with its learning rate, or a smaller one if that is not stable."""
+def with_noise_scale(problem: Problem, noise_scale: Array, largest: Array | None = None) -> Problem:
+    """The problem at another noise scale θ = ηd/B, with its learning rate, or the `largest` (that is stable for LoRA unless given)."""
     sgd = problem.sgd
-    rate = jnp.minimum(sgd.learning_rate, _STABLE * stable_step(problem))
+    rate = jnp.minimum(sgd.learning_rate, _STABLE * stable_step(problem) if largest is None else largest)
     batch = rate * sgd.dimension / noise_scale
     return eqx.tree_at(lambda p: (p.sgd.learning_rate, p.sgd.batch_size), problem, (rate, batch))
 
 
-def with_adapter(
-    problem: Problem, *, rank: int | None = None, kappa: Array | None = None, lr_ratio: Array | None = None
-):
-    """The problem with another adapter; κ is kept when the rank changes."""
-    old = problem.adapter
-    rank = old.rank if rank is None else rank
-    adapter = Adapter(
-        rank,
-        scale=rank * (old.kappa if kappa is None else kappa),
-        lr_ratio=old.lr_ratio if lr_ratio is None else lr_ratio,
-        normalized=old.normalized,
-    )
-    return eqx.tree_at(lambda p: p.adapter, problem, adapter, is_leaf=lambda x: isinstance(x, Adapter))
-
-
-def _outcome(problem: Problem, time: Array, first: Problem | None = None, first_time: Array | None = None) -> Outcome:
-    """What a last stage of the given length takes, after another one."""
-    nothing = jnp.zeros_like(time)
-    before = nothing if first is None or first_time is None else first_time / first.sgd.noise_scale
-    return Outcome(
-        time=time + (nothing if first_time is None else first_time),
-        samples=before + time / problem.sgd.noise_scale,
-        learning_rate=problem.sgd.learning_rate,
-        batch_size=problem.sgd.batch_size,
-        first_time=nothing if first_time is None else first_time,
-        first_learning_rate=nothing if first is None else first.sgd.learning_rate,
-        first_batch_size=nothing if first is None else first.sgd.batch_size,
-    )
+def _outcome(*stages: tuple[Problem, Array]) -> Outcome:
+    """What stages of the given problems and lengths take."""
+    samples = [problem.sgd.samples_per_dimension(time) for problem, time in stages]
+    return Outcome(jnp.sum(jnp.stack([time for _, time in stages])), jnp.sum(jnp.stack(samples)))
 
 
 def noise_unit(problem: Problem) -> Float[Array, ""]:
@@ -162,7 +129,7 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
     learning rate of U (LoRA+); "scale", a larger α; "full", training the weights themselves; "curriculum", squared labels
     first, with U kept or restarted, at the best length of that stage, each at its best θ.
 
-    **Raises** ValueError unless the problem is single-index with a finite batch, and for an unknown way.
+    **Raises** ArgumentError unless the problem is single-index with a finite batch, and for an unknown way.
     """
     problem.require_single_index()
     require("batch_size", problem.sgd.batch_size, "finite to count samples", np.isfinite)
@@ -185,7 +152,7 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
 
         def way(numbers: Array) -> Outcome:
             changed = with_noise_scale(change(numbers), numbers[-1])
-            return _outcome(changed, fine_tuning(changed, goal, max_steps=_MOST_STEPS).time)
+            return _outcome((changed, fine_tuning(changed, goal, max_steps=_MOST_STEPS).time))
 
         chosen, outcome = cheapest(way, ([*box[0], low], [*box[1], high]), 24 - 12 * bool(symbol), first)
         best = with_noise_scale(change(jnp.asarray(chosen)), jnp.asarray(chosen[-1]))
@@ -199,15 +166,15 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
     if "rank" in ways:
         for rank in (factor * problem.adapter.rank for factor in _RANKS):
             yield searched(
-                f"rank {rank}", "more rank at the same kappa", lambda _, rank=rank: with_adapter(problem, rank=rank)
+                f"rank {rank}", "more rank at the same kappa", lambda _, rank=rank: problem.with_adapter(rank=rank)
             )
     chi, kappa = float(problem.adapter.lr_ratio), float(problem.adapter.kappa)
     if "lr-ratio" in ways and chi > 0:
         words, box = "larger learning rate of U (LoRA+)", ([chi], [_LARGEST_FACTOR * chi])
-        yield searched("lr ratio", words, lambda x: with_adapter(problem, lr_ratio=x[0]), "lr_ratio", box, [chi, theta])
+        yield searched("lr ratio", words, lambda x: problem.with_adapter(lr_ratio=x[0]), "lr_ratio", box, [chi, theta])
     if "scale" in ways:
         words, box = "larger scale alpha", ([kappa], [_LARGEST_FACTOR * kappa])
-        yield searched("scale", words, lambda x: with_adapter(problem, kappa=x[0]), "kappa", box, [kappa, theta])
+        yield searched("scale", words, lambda x: problem.with_adapter(kappa=x[0]), "kappa", box, [kappa, theta])
     if "full" in ways:
         yield _full(problem, goal)
     squares = _squared(problem.teacher)
@@ -217,7 +184,7 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
 
 
 def _as_given(problem: Problem, goal: Escape) -> Remedy:
-    outcome = eqx.filter_jit(lambda p: _outcome(p, fine_tuning(p, goal, max_steps=_PATIENT).time))(problem)
+    outcome = eqx.filter_jit(lambda p: _outcome((p, fine_tuning(p, goal, max_steps=_PATIENT).time)))(problem)
     settings = {"noise_scale": float(problem.sgd.noise_scale)}
     return Remedy("as given", "nothing changed", settings, (problem,), 0.0, False, outcome)
 
@@ -228,19 +195,12 @@ def _full(problem: Problem, goal: Escape) -> Remedy:
     whole = Problem.full_weights(
         problem.student, teacher=problem.teacher, cosine=problem.alignment, normalized=False, sgd=problem.sgd
     )
-    place = jnp.stack([overlap, jnp.sqrt(square)])
     steepness = self_moments(problem.student, 1.0).cross
-    start = eqx.tree_at(
-        lambda o: (o.up, o.cross, o.down_gram),
-        typical_search(problem).start,
-        (jnp.ones((1, 1)), place[None], jnp.reshape(square, (1, 1))),
-    )
+    start = Overlaps(jnp.ones((1, 1)), jnp.stack([overlap, jnp.sqrt(square)])[None], square[None, None])
 
     def at(noise_scale: Array) -> Problem:
         spread = noise_scale * search_phase(problem).noise
-        rate = jnp.minimum(whole.sgd.learning_rate, jnp.minimum(_STABLE / steepness, _LITTLE * square / spread))
-        batch = rate * whole.sgd.dimension / noise_scale
-        return eqx.tree_at(lambda p: (p.sgd.learning_rate, p.sgd.batch_size), whole, (rate, batch))
+        return with_noise_scale(whole, noise_scale, jnp.minimum(_STABLE / steepness, _LITTLE * square / spread))
 
     def way(numbers: Array) -> Outcome:
         changed = at(numbers[0])
@@ -257,7 +217,7 @@ def _full(problem: Problem, goal: Escape) -> Remedy:
             rtol=1e-7,
             max_steps=_MOST_STEPS,
         )
-        return _outcome(changed, run.escape_time)
+        return _outcome((changed, run.escape_time))
 
     unit = float(steepness / search_phase(problem).noise)
     chosen, outcome = cheapest(way, ([1e-3 * unit], [1e2 * unit]), 24)
@@ -293,7 +253,7 @@ def _curriculum(problem: Problem, squares: Activation, goal: Escape, slowest: fl
         if restart:
             reached = restarted(second, reached)
         run = solve(second, reached, t1=end, times=jnp.array([end]), escape=goal, until_escape=True, **options)
-        return _outcome(second, run.escape_time, first, numbers[0])
+        return _outcome((first, numbers[0]), (second, run.escape_time))
 
     aligned = float(self_moments(problem.student, 1.0).cross / search_phase(problem).noise)
     units = [length, float(noise_unit(easy)), float(noise_unit(problem))]
@@ -302,7 +262,7 @@ def _curriculum(problem: Problem, squares: Activation, goal: Escape, slowest: fl
         first = [0.85 * units[0], 0.2 * units[1], max(1e-1 * units[2], 1e-3 * aligned)]
         chosen, outcome = cheapest(way, box, 8, first)
     else:
-        chosen, outcome = np.full(3, np.nan), jax.tree.map(lambda x: x * jnp.nan, _as_given(problem, goal).outcome)
+        chosen, outcome = np.full(3, np.nan), Outcome(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan))
     settings = {"first_time": chosen[0], "first_noise_scale": chosen[1], "noise_scale": chosen[2]}
     words = "squared labels first, then " + ("U restarted" if restart else "go on")
     name = "curriculum, U restarted" if restart else "curriculum"

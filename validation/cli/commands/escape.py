@@ -11,9 +11,16 @@ import numpy as np
 from odes import Problem
 from odes.storage import write_dataset
 from theory import REGIMES, EscapeLaw, critical_points, escape_law, largest_noise_scale, plateau, sweep
-from validation.options import EscapeOptions, ModelOptions, OptionalFloat, OutputOptions, TrainingOptions, save_figure
-from validation.report import print_json, table
-from validation.style import STRENGTH_LABEL, TAU_LABEL, figure_style
+from validation.cli.options import (
+    EscapeOptions,
+    ModelOptions,
+    OptionalFloat,
+    OutputOptions,
+    TrainingOptions,
+    save_figure,
+)
+from validation.cli.report import print_json, table
+from validation.figures.style import STRENGTH_LABEL, TAU_LABEL, figure_style
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

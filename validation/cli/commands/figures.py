@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 
 from odes.arguments import nearest
+from validation.cli.options import BadInput
+from validation.cli.report import print_json
+from validation.cli.workers import carry_out
 from validation.figures import FIGURES, FULL, QUICK, Settings
-from validation.jobs import carry_out
-from validation.options import BadInput
-from validation.report import print_json
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 

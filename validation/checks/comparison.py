@@ -1,14 +1,13 @@
 r"""Theory against simulation, trajectory by trajectory, from the same realised start."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from odes import Solution, solve
 from odes.arguments import require
-from validation.trajectories import Simulation
+from validation.simulation.result import Simulation
 
 OBSERVABLES = ("loss", "target_overlap", "m", "u", "s")
 """The compared quantities; m, u and s enter as lengths over the adapter's rows, blind to the symmetry (u, X) -> (-u, -X)."""
@@ -70,7 +69,7 @@ class Comparison(eqx.Module):
 def compare(simulation: Simulation, *, rtol: float = 1e-8, atol: float = 1e-10) -> Comparison:
     """Solves the ODE from every seed's realised start and compares at every recorded time.
 
-    **Raises** ValueError for fewer than two seeds, which have no scatter.
+    **Raises** ArgumentError for fewer than two seeds, which have no scatter.
     """
     seeds = simulation.loss.shape[0]
     require("seeds", seeds, "at least 2 to be compared", lambda n: n >= 2)
@@ -95,5 +94,6 @@ def compare(simulation: Simulation, *, rtol: float = 1e-8, atol: float = 1e-10) 
 def _theory(simulation: Simulation, rtol: float, atol: float) -> Solution:
     """The ODE's solutions at the recorded times, from every seed's first record."""
     t = simulation.t - simulation.t[0]
-    start = jax.tree.map(lambda x: x[:, 0], simulation.overlaps)
-    return eqx.filter_vmap(lambda y: solve(simulation.problem, y, t1=t[-1], times=t, rtol=rtol, atol=atol))(start)
+    return eqx.filter_vmap(lambda y: solve(simulation.problem, y, t1=t[-1], times=t, rtol=rtol, atol=atol))(
+        simulation.start
+    )

@@ -7,7 +7,7 @@ $\frac1{B^2}\sum_ig_ig_i^T$. Only the K + P preactivations need a draw per sampl
 d - rank F - r directions that no weight points to enter by one Wishart matrix (one chi-squared number for K = 1).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from odes import Escape, Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps
 from odes.arguments import ArrayLike, require
-from validation.basis import Coordinates, FrameBasis, frame_basis, to_coordinates, to_overlaps
-from validation.ensemble import Simulator, simulate, whole_number
-from validation.trajectories import Simulation
+from validation.simulation.basis import Coordinates, FrameBasis, frame_basis, to_coordinates, to_overlaps
+from validation.simulation.ensemble import Simulator, simulate, whole_number
+from validation.simulation.result import Simulation
 
 LARGEST_BATCH = 2**26
 """Batches above this are not sampled one by one."""
@@ -219,7 +219,7 @@ def chain_simulator(
     - `normal_batches`: draw every batch's mean gradient from its normal limit, whose cost does not depend on B;
     - `dtype`: "float32" or "float64", of the samples; the state is always in JAX's default type.
 
-    **Raises** ValueError for a dimension below rank F + r + K, a fractional batch, one of more than [`LARGEST_BATCH`][]
+    **Raises** ArgumentError for a dimension below rank F + r + K, a fractional batch, one of more than [`LARGEST_BATCH`][]
     samples unless `normal_batches`, and normal batches with more than one student or teacher unit.
     """
     basis = frame_basis(problem)
@@ -247,6 +247,12 @@ def chain_simulator(
         dtype=dtype if sampling == "samples" else str(jnp.result_type(float)),
         method="gaussian" if sampling == "normal" else "chain",
     )
+
+
+def affordable_chain(problem: Problem, steps: ArrayLike, *, samples: float = 1e8, **start: Any) -> ChainSimulator:
+    """The exact chain, or that of normal batches where a seed would need more than so many `samples` for the `steps`."""
+    needed = float(problem.sgd.batch_size) * float(np.asarray(steps)[-1])
+    return chain_simulator(problem, normal_batches=bool(samples < needed < np.inf), **start)
 
 
 def simulate_chain(

@@ -1,0 +1,25 @@
+"""One-pass SGD at finite dimension: with d-dimensional weights, or exactly in law on the overlaps."""
+
+from validation.simulation.chain import ChainSimulator, affordable_chain, chain_simulator, simulate_chain
+from validation.simulation.direct import DirectSimulator, direct_simulator, simulate_direct
+from validation.simulation.ensemble import Block, Simulator, simulate, simulate_stages
+from validation.simulation.fine_tuning import simulated_fine_tuning
+from validation.simulation.result import Simulation, even_steps, mean_and_error
+
+__all__ = [
+    "Block",
+    "ChainSimulator",
+    "DirectSimulator",
+    "Simulation",
+    "Simulator",
+    "affordable_chain",
+    "chain_simulator",
+    "direct_simulator",
+    "even_steps",
+    "mean_and_error",
+    "simulate",
+    "simulate_chain",
+    "simulate_direct",
+    "simulate_stages",
+    "simulated_fine_tuning",
+]

@@ -17,9 +17,10 @@ from odes.gaussian import PairMoments, gaussian_average, pair_moments, self_mome
 from odes.integration import Solution, log_times, solve
 from odes.overlaps import Covariances, Overlaps, covariances, gram_root, pretrained, random_overlaps, target_overlap
 from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
-from odes.problem import SGD, Adapter, Problem
+from odes.problem import Family, Problem
 from odes.stages import Stage, StagedSolution, restarted, solve_stages
 from odes.storage import load
+from odes.training import SGD, Adapter
 from odes.trajectory import Trajectory
 from odes.transfer import Transfer
 
@@ -29,6 +30,7 @@ __all__ = [
     "Adapter",
     "Covariances",
     "Escape",
+    "Family",
     "NoiseMoments",
     "Overlaps",
     "PairMoments",

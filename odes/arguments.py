@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import jax.typing
 import numpy as np
 import numpy.typing
@@ -29,9 +30,21 @@ class ArgumentError(ValueError):
         return type(self), (self.name, self.complaint)
 
 
+def real_array(value: Any) -> jax.Array:
+    """The value as an array of JAX's floating point type."""
+    return jnp.asarray(value, jnp.result_type(float))
+
+
 def concrete(value: Any) -> bool:
     """Whether `value` can be looked at now (it is not being traced by jit, vmap or grad)."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def together(*values: Any) -> tuple[Any, ...]:
+    """The values as floating point arrays: NumPy's if all are known now, so that arithmetic compiles nothing, else JAX's."""
+    if all(map(concrete, values)):
+        return tuple(np.asarray(value, float) for value in values)
+    return tuple(real_array(value) for value in values)
 
 
 def require(name: str, value: Any, allowed: str, condition: Callable[[np.ndarray], Any]) -> None:

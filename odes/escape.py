@@ -1,11 +1,13 @@
 r"""What counts as escape from the search phase: one definition for theory, ODE and simulators."""
 
+from typing import Any, Literal
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, Bool, Float, ScalarLike
 
-from odes.arguments import positive, require, require_known
+from odes.arguments import positive, real_array, require, require_known
 from odes.equations import gradient_at
 from odes.overlaps import Overlaps, pretrained, target_overlap
 from odes.problem import Problem
@@ -25,16 +27,20 @@ class Escape(eqx.Module):
     - `criterion` "absolute": $\ell(t) \le \vartheta$, which weights w0 of different quality share as a goal;
     - `threshold`: ϑ in (0, 1), for "absolute" any positive number.
 
+    The criteria "loss" and "absolute" differ by the array `relative` alone and share compiled programs.
+
     **Raises** ArgumentError for an unknown criterion or a threshold outside its range.
     """
 
-    criterion: str = eqx.field(static=True)
+    observable: Literal["loss", "overlap"] = eqx.field(static=True)
+    relative: Bool[Array, ""]
     threshold: Float[Array, ""]
 
     def __init__(self, criterion: str = "loss", threshold: ScalarLike = 0.5):
         require_known("criterion", criterion, CRITERIA)
-        self.criterion = criterion
-        self.threshold = jnp.asarray(threshold, jnp.result_type(float))
+        self.observable = "overlap" if criterion == "overlap" else "loss"
+        self.relative = jnp.asarray(criterion != "absolute")
+        self.threshold = real_array(threshold)
         if criterion == "absolute":
             require("threshold", self.threshold, "positive and finite", positive)
         else:
@@ -42,11 +48,20 @@ class Escape(eqx.Module):
                 "threshold", self.threshold, "between 0 and 1, both excluded", lambda x: np.logical_and(x > 0, x < 1)
             )
 
+    @property
+    def criterion(self) -> str:
+        """The criterion's name, a key of `CRITERIA`; not known while the criterion is being traced."""
+        return self.observable if self.relative else "absolute"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Criterion and threshold, as JSON can hold them."""
+        return {"criterion": self.criterion, "threshold": float(self.threshold)}
+
     def value(
         self, problem: Problem, overlaps: Overlaps, loss: Float[Array, "..."] | None = None
     ) -> Float[Array, "..."]:
         """What the criterion looks at: the loss (computed here unless given, which many overlaps need), or w·ω*."""
-        if self.criterion == "overlap":
+        if self.observable == "overlap":
             return target_overlap(problem, overlaps)
         return gradient_at(problem, overlaps).loss if loss is None else loss
 
@@ -55,15 +70,13 @@ class Escape(eqx.Module):
         return self.value(problem, pretrained(problem) if origin is None else origin)
 
     def distance(self, value: Float[Array, "..."], reference: Float[Array, "..."]) -> Float[Array, "..."]:
-        """How far `value` is from escape, as a fraction of `reference` (loss), of the way to the target (overlap), of the goal.
+        """How far `value` is from escape: as a fraction of the loss to be reached, or of the way to the target (overlap).
 
         Positive before escape, zero at it.
         """
-        if self.criterion == "loss":
-            return value / reference - self.threshold
-        if self.criterion == "absolute":
-            return value / self.threshold - 1
-        return self.threshold - jnp.abs((value - reference) / (1 - reference))
+        if self.observable == "overlap":
+            return self.threshold - jnp.abs((value - reference) / (1 - reference))
+        return value / (self.threshold * jnp.where(self.relative, reference, 1)) - 1
 
     def margin(self, problem: Problem, overlaps: Overlaps, reference: Float[Array, ""]) -> Float[Array, ""]:
         """The [`Escape.distance`][] of given overlaps."""

@@ -20,6 +20,9 @@ from odes.problem import Problem
 from odes.storage import write_dataset
 from odes.trajectory import Trajectory
 
+_LOCATED = 1e-3
+"""The escape is located to this part of the integrator's relative tolerance."""
+
 
 class Solution(Trajectory):
     """A solved trajectory of the overlaps.
@@ -44,7 +47,7 @@ class Solution(Trajectory):
     result: diffrax.RESULTS
     problem: Problem
     escape: Escape | None
-    _interpolations: tuple[diffrax.AbstractPath | None, ...]
+    _interpolations: diffrax.AbstractPath | None
 
     @property
     def successful(self) -> bool:
@@ -62,13 +65,10 @@ class Solution(Trajectory):
 
     def evaluate(self, t: Float[Array, ""] | float) -> Overlaps:
         """The overlaps at any time from 0 to `t_final`, by the integrator's interpolant; needs `solve(..., dense=True)`."""
-        values = [path.evaluate(t) for path in self._interpolations if path is not None]
-        if not values:
+        if self._interpolations is None:
             raise ArgumentError("dense", "of `solve` must be True for `Solution.evaluate`")
-        if len(values) == 1:
-            return values[0]
-        before = ~(t > self.escape_time)
-        return jax.tree.map(lambda a, b: jnp.where(before, a, b), *values)
+        leg = jnp.where(t > self.escape_time, -1, 0)
+        return jax.tree.map(lambda x: x[leg], self._interpolations).evaluate(t)
 
     def to_dataset(self):
         """The trajectory as an `xarray.Dataset`, with the problem and the integrator's report among its attributes."""
@@ -93,9 +93,7 @@ class Solution(Trajectory):
         The problem, the escape criterion, package versions, device and floating point type go with it, and `what` else
         the caller wants recorded.
         """
-        escape = None
-        if self.escape is not None:
-            escape = {"criterion": self.escape.criterion, "threshold": float(self.escape.threshold)}
+        escape = None if self.escape is None else self.escape.to_dict()
         write_dataset(self.to_dataset(), path, kind="solution", problem=self.problem.to_dict(), escape=escape, **what)
 
     def plot(self, ax=None):
@@ -257,8 +255,21 @@ def _solve(
     controller = diffrax.PIDController(
         rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4, dtmax=largest_step
     )
+    zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
+    reference, event = zero, None
+    if escape is not None:
+        reference = escape.reference(problem, origin)
 
-    def integrate(t0: Array, y0: Overlaps, ts: Array, event: diffrax.Event | None) -> _Leg:
+        def margin(t, y, args, **_):
+            problem, reference, sought = args
+            return jnp.where(sought, escape.margin(problem, y, reference), 1)
+
+        closest: Any = jnp.maximum(_LOCATED * tolerances[0], 16 * jnp.finfo(t1.dtype).eps)
+        event = diffrax.Event(margin, optx.Bisection(rtol=closest, atol=closest, flip=True), direction=False)
+
+    def integrate(begin: tuple[Array, Overlaps], sought: Array) -> tuple[tuple[Array, Overlaps], _Leg]:
+        """From `begin` to t1, or to the escape if it is sought; and where the rest of the run begins, t1 if there is none."""
+        t0, y0 = begin
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: field(args[0], y, noise=noise)),
             solver,
@@ -266,8 +277,10 @@ def _solve(
             t1=t1,
             dt0=None,
             y0=y0,
-            args=(problem, reference),
-            saveat=diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)), dense=dense),
+            args=(problem, reference, sought),
+            saveat=diffrax.SaveAt(
+                subs=(diffrax.SubSaveAt(ts=jnp.clip(times, t0, t1)), diffrax.SubSaveAt(t1=True)), dense=dense
+            ),
             stepsize_controller=controller,
             adjoint=adjoint,
             event=event,
@@ -275,7 +288,7 @@ def _solve(
             throw=False,
         )
         assert solution.ts is not None and solution.ys is not None
-        return _Leg(
+        leg = _Leg(
             saved=solution.ys[0],
             end_time=solution.ts[1][0],
             end=jax.tree.map(lambda y: y[0], solution.ys[1]),
@@ -284,43 +297,37 @@ def _solve(
             result=solution.result,
             interpolation=solution.interpolation,
         )
+        escaped = leg.result == diffrax.RESULTS.event_occurred
+        return (jnp.where(escaped, leg.end_time, t1), leg.end), leg
 
-    zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
-    reference, event = zero, None
+    if escape is None or until_escape:
+        _, only = integrate((zero, start), jnp.asarray(True))
+        legs = jax.tree.map(lambda x: x[None], only)
+    else:
+        _, legs = jax.lax.scan(integrate, (zero, start), jnp.array([True, False]))
+    first, last = (jax.tree.map(lambda x, i=i: x[i], legs) for i in (0, -1))
+    escape_time = never
+    escaped = first.result == diffrax.RESULTS.event_occurred
     if escape is not None:
-        reference = escape.reference(problem, origin)
-        root_finder = optx.Newton(rtol=tolerances[0], atol=tolerances[0])
-        event = diffrax.Event(lambda t, y, args, **kw: escape.margin(args[0], y, args[1]), root_finder, direction=False)
-    first = integrate(zero, start, times, event)
-    legs, overlaps, result, escape_time = (first,), first.saved, first.result, never
-    t_final, final = first.end_time, first.end
-    if escape is not None:
-        escaped = first.result == diffrax.RESULTS.event_occurred
         already = escape.margin(problem, start, reference) <= 0
         escape_time = jnp.where(already, zero, jnp.where(escaped, first.end_time, never))
-        if not until_escape:
-            resume = jnp.where(escaped, first.end_time, t1)
-            second = integrate(resume, first.end, jnp.clip(times, resume, t1), None)
-            late = escaped & (times > first.end_time)
-            overlaps = jax.tree.map(lambda a, b: jnp.where(_column(late, a), b, a), overlaps, second.saved)
-            result = diffrax.RESULTS.where(escaped, second.result, result)
-            t_final = jnp.where(escaped, second.end_time, first.end_time)
-            final = jax.tree.map(lambda a, b: jnp.where(escaped, b, a), first.end, second.end)
-            legs = (first, second)
+    late = escaped & (times > first.end_time)
+    overlaps = jax.tree.map(lambda a, b: jnp.where(_column(late, a), b, a), first.saved, last.saved)
     overlaps = jax.tree.map(lambda y: jnp.where(jnp.isfinite(y), y, jnp.nan), overlaps)
+    end = jax.tree.map(lambda a, b: jnp.where(escaped, b, a), first, last)
     return Solution(
         t=times,
         overlaps=overlaps,
         loss=jax.vmap(lambda o: gradient_at(problem, o).loss)(overlaps),
         escape_time=escape_time,
-        t_final=t_final,
-        final=final,
-        steps_taken=jnp.asarray(sum(leg.steps for leg in legs)),
-        steps_rejected=jnp.asarray(sum(leg.rejected for leg in legs)),
-        result=result,
+        t_final=end.end_time,
+        final=end.end,
+        steps_taken=legs.steps.sum(),
+        steps_rejected=legs.rejected.sum(),
+        result=end.result,
         problem=problem,
         escape=escape,
-        _interpolations=tuple(leg.interpolation for leg in legs),
+        _interpolations=legs.interpolation,
     )
 
 

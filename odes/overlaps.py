@@ -49,11 +49,11 @@ def covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
 
 
 def target_overlap(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
-    r"""$w\cdot\omega^* = \rho c + \kappa\,u\cdot m$ of the whole student, at one or many overlaps (single-index).
+    r"""$w\cdot\omega^* = \rho c + \kappa\,u\cdot m$ of the whole student with what it learns, at one or many overlaps.
 
-    **Raises** ArgumentError unless the problem is single-index.
+    **Raises** ArgumentError for more than one student or teacher unit.
     """
-    problem.require_single_index()
+    problem.require_one_unit()
     start = (problem.frozen @ problem.frame_gram @ problem.target.T)[0, 0]
     gained = jnp.sum(overlaps.up[..., 0, :] * (overlaps.cross @ problem.target[0]), axis=-1)
     return start + problem.adapter.kappa * gained

@@ -1,6 +1,7 @@
-r"""The learning problem: teacher, frozen pretrained weights, LoRA adapter, SGD. Frozen, checked when made."""
+r"""The learning problem: teacher, frozen pretrained weights, LoRA adapter, SGD; and families of problems. Checked when made."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -10,111 +11,17 @@ from jaxtyping import Array, Float, ScalarLike
 
 from odes.activations import Activation
 from odes.activations import activation as parse_activation
-from odes.arguments import ArrayLike, non_negative, positive, require, require_shape
-
-
-def _array(value: Any) -> Array:
-    return jnp.asarray(value, jnp.result_type(float))
-
-
-class Adapter(eqx.Module):
-    r"""A LoRA adapter, $W = W_0 + \kappa\, U V$ with U (K x r) and V (r x d).
-
-    - `rank`: r.
-    - `scale`: LoRA's α; $\kappa = \alpha / r$. None means α = r, so κ = 1.
-    - `lr_ratio`: $\chi = \eta_U/\eta$, the learning rate of U over that of V (LoRA+); 0 leaves U as it starts.
-    - `normalized`: whether every trained row of V is rescaled to unit length after each step.
-    - `weight_decay`: λ; each step takes the fraction ηλ off the trained rows of V (without effect if they are normalised). The
-        linear theory of the search phase does not know it: it is meant for pretraining.
-    - `trained` (r,): 1 for rows of V that are trained, with their columns of U, and 0 for rows at rest; all are trained unless
-        given. This is how the stages of a run share one state ([`odes.Transfer`][]).
-
-    >>> float(Adapter(rank=4, scale=8.0).kappa)
-    2.0
-    """
-
-    rank: int = eqx.field(static=True)
-    scale: Float[Array, ""]
-    lr_ratio: Float[Array, ""]
-    normalized: bool = eqx.field(static=True)
-    weight_decay: Float[Array, ""]
-    trained: Float[Array, " r"]
-
-    def __init__(
-        self,
-        rank: int = 1,
-        *,
-        scale: ScalarLike | None = None,
-        lr_ratio: ScalarLike = 1.0,
-        normalized: bool = True,
-        weight_decay: ScalarLike = 0.0,
-        trained: ArrayLike | None = None,
-    ):
-        self.rank = rank
-        self.scale = _array(rank if scale is None else scale)
-        self.lr_ratio = _array(lr_ratio)
-        self.normalized = normalized
-        self.weight_decay = _array(weight_decay)
-        require("rank", rank, "an integer of at least 1", lambda x: (x >= 1) & (x == np.round(x)))
-        self.trained = _array(jnp.ones(rank) if trained is None else trained)
-        require_shape("trained", self.trained, "(r,)", (rank,))
-        require("trained", self.trained, "0 or 1 for every row", lambda x: (x == 0) | (x == 1))
-        require("weight_decay", self.weight_decay, "non-negative and finite", non_negative)
-        require("scale", self.scale, "positive and finite", positive)
-        require("lr_ratio", self.lr_ratio, "non-negative and finite", non_negative)
-
-    @property
-    def kappa(self) -> Float[Array, ""]:
-        """The LoRA scaling κ = α / r."""
-        return self.scale / self.rank
-
-
-class SGD(eqx.Module):
-    r"""One-pass stochastic gradient descent on the loss $(\hat y - y)^2/2$.
-
-    - `learning_rate`: η. Time is t = η * step everywhere.
-    - `batch_size`: B fresh samples a step; infinity is gradient flow.
-    - `dimension`: d.
-    - `label_noise`: Δ, the variance of the noise on the labels.
-
-    >>> float(SGD(learning_rate=0.2, batch_size=500, dimension=1000).noise_scale)
-    0.4
-    """
-
-    learning_rate: Float[Array, ""]
-    batch_size: Float[Array, ""]
-    dimension: Float[Array, ""]
-    label_noise: Float[Array, ""]
-
-    def __init__(
-        self,
-        *,
-        learning_rate: ScalarLike = 0.2,
-        batch_size: ScalarLike = 500,
-        dimension: ScalarLike = 1000,
-        label_noise: ScalarLike = 0.0,
-    ):
-        self.learning_rate = _array(learning_rate)
-        self.batch_size = _array(batch_size)
-        self.dimension = _array(dimension)
-        self.label_noise = _array(label_noise)
-        require("learning_rate", self.learning_rate, "positive and finite", positive)
-        require("batch_size", self.batch_size, "at least 1", lambda x: x >= 1)
-        require("dimension", self.dimension, "at least 2 and finite", lambda x: (x >= 2) & np.isfinite(x))
-        require("label_noise", self.label_noise, "non-negative and finite", non_negative)
-
-    @property
-    def noise_scale(self) -> Float[Array, ""]:
-        """θ = η d / B, the one combination of SGD's parameters that is left in the limit; 0 is gradient flow."""
-        return self.learning_rate * self.dimension / self.batch_size
-
-    def samples_per_dimension(self, t: ArrayLike) -> Float[Array, "*t"]:
-        """n / d = t / θ, the fresh samples seen by time t over the dimension (infinite for gradient flow)."""
-        return _array(t) / self.noise_scale
-
-    def steps(self, t: ArrayLike) -> Float[Array, "*t"]:
-        """t / η, the number of SGD steps that reach time t."""
-        return _array(t) / self.learning_rate
+from odes.arguments import (
+    ArgumentError,
+    ArrayLike,
+    positive,
+    real_array,
+    require,
+    require_known,
+    require_shape,
+    together,
+)
+from odes.training import SGD, Adapter
 
 
 class Problem(eqx.Module):
@@ -124,11 +31,13 @@ class Problem(eqx.Module):
     Gram matrix is needed:
 
     - `frame_gram` (f, f): $\Gamma = F F^T$, positive semi-definite;
+    - `directions`: the names of the frame's rows, "direction 1" and so on unless given;
     - `frozen` (K, f): A in $W_0 = A F$; `target` (P, f): $\tilde B$ in $T = \tilde B F$;
     - `readout` (K,): a; `teacher_readout` (P,): b; ones unless given;
     - `student`, `teacher`: the link functions σ, φ; `adapter`; `sgd`.
 
-    For one student and one teacher unit use [`Problem.single_index`][] or [`Problem.mixture`][].
+    For one student and one teacher unit use [`Family`][], [`Problem.single_index`][] or [`Problem.mixture`][], whose
+    frame has the directions "target" and "pretrained".
 
     **Raises** ArgumentError naming the argument whose shape or value is not allowed.
     """
@@ -136,6 +45,7 @@ class Problem(eqx.Module):
     student: Activation
     teacher: Activation
     frame_gram: Float[Array, "f f"]
+    directions: tuple[str, ...] = eqx.field(static=True)
     frozen: Float[Array, "K f"]
     target: Float[Array, "P f"]
     readout: Float[Array, " K"]
@@ -150,6 +60,7 @@ class Problem(eqx.Module):
         frame_gram: ArrayLike,
         frozen: ArrayLike,
         target: ArrayLike,
+        directions: Sequence[str] | None = None,
         teacher: str | Activation | None = None,
         readout: ArrayLike | None = None,
         teacher_readout: ArrayLike | None = None,
@@ -158,14 +69,17 @@ class Problem(eqx.Module):
     ):
         self.student = parse_activation(student)
         self.teacher = self.student if teacher is None else parse_activation(teacher)
-        self.frame_gram, self.frozen, self.target = _array(frame_gram), _array(frozen), _array(target)
+        self.frame_gram, self.frozen, self.target = real_array(frame_gram), real_array(frozen), real_array(target)
         units, frame = np.shape(self.frozen) if np.ndim(self.frozen) == 2 else (0, 0)
         teachers = np.shape(self.target)[0] if np.ndim(self.target) else 0
         require_shape("frozen", self.frozen, "(K, f)", (max(units, 1), max(frame, 1)))
         require_shape("target", self.target, "(P, f)", (max(teachers, 1), frame))
         require_shape("frame_gram", self.frame_gram, "(f, f)", (frame, frame))
-        self.readout = _array(jnp.ones(units) if readout is None else readout)
-        self.teacher_readout = _array(jnp.ones(teachers) if teacher_readout is None else teacher_readout)
+        unnamed = (f"direction {number}" for number in range(1, frame + 1))
+        self.directions = tuple(unnamed if directions is None else directions)
+        require("directions", len(set(self.directions)), f"{frame} different names", lambda n: n == frame)
+        self.readout = real_array(np.ones(units) if readout is None else readout)
+        self.teacher_readout = real_array(np.ones(teachers) if teacher_readout is None else teacher_readout)
         require_shape("readout", self.readout, "(K,)", (units,))
         require_shape("teacher_readout", self.teacher_readout, "(P,)", (teachers,))
         require(
@@ -179,75 +93,25 @@ class Problem(eqx.Module):
 
     @classmethod
     def single_index(
-        cls,
-        activation: str | Activation,
-        *,
-        strength: ScalarLike,
-        alignment: ScalarLike = 1.0,
-        teacher: str | Activation | None = None,
-        adapter: Adapter | None = None,
-        sgd: SGD | None = None,
+        cls, activation: str | Activation, *, strength: ScalarLike, alignment: ScalarLike = 1.0, **family: Any
     ) -> "Problem":
-        r"""One student and one teacher unit, $w_0 = \rho\,(c\,\omega^* + \sqrt{1 - c^2}\,\xi)$ with unit $\omega^* \perp \xi$.
+        r"""[`Family.at`][]: one student and one teacher unit, $w_0$ of length `strength` and cosine `alignment` with ω*.
 
-        `strength` is ρ = |w0| > 0, `alignment` is c in [-1, 1]; c = 1 is the aligned family w0 = μ ω* with μ = ρ. The
-        frame has rows (ω*, w0), so the adapter's overlaps are m = v·ω* and s = v·w0. `teacher` None means the same
-        link function as the student's.
+        `family` is what a [`Family`][] takes: `teacher`, `adapter`, `sgd`.
 
         >>> Problem.single_index("erf", strength=0.5, alignment=0.6).frame_gram.tolist()
         [[1.0, 0.3], [0.3, 0.25]]
         """
-        strength, alignment = _array(strength), _array(alignment)
-        require("strength", strength, "positive and finite", positive)
-        require("alignment", alignment, "between -1 and 1", lambda c: np.abs(c) <= 1)
-        overlap, square = strength * alignment, strength**2
-        return cls.single_index_from(
-            activation, overlap=overlap, square=square, teacher=teacher, adapter=adapter, sgd=sgd
-        )
+        return Family(activation, **family).at(strength, alignment)
 
     @classmethod
-    def single_index_from(
-        cls,
-        activation: str | Activation,
-        *,
-        overlap: ScalarLike,
-        square: ScalarLike,
-        teacher: str | Activation | None = None,
-        adapter: Adapter | None = None,
-        sgd: SGD | None = None,
-    ) -> "Problem":
-        r"""[`Problem.single_index`][] with $w_0\cdot\omega^*$ = `overlap` and $|w_0|^2$ = `square`, at least overlap²."""
-        overlap, square = _array(overlap), _array(square)
-        one = jnp.ones_like(overlap)
-        return cls(
-            activation,
-            frame_gram=jnp.stack([jnp.stack([one, overlap]), jnp.stack([overlap, square])]),
-            frozen=[[0.0, 1.0]],
-            target=[[1.0, 0.0]],
-            teacher=teacher,
-            adapter=adapter,
-            sgd=sgd,
-        )
-
-    @classmethod
-    def mixture(
-        cls,
-        activation: str | Activation,
-        *,
-        mu: ScalarLike,
-        teacher: str | Activation | None = None,
-        adapter: Adapter | None = None,
-        sgd: SGD | None = None,
-    ) -> "Problem":
-        r"""[`Problem.single_index`][] with $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$: $\rho^2 = \mu^2 + (1-\mu)^2$, $c = \mu/\rho$.
+    def mixture(cls, activation: str | Activation, *, mu: ScalarLike, **family: Any) -> "Problem":
+        r"""[`Family.mixture`][]: one student and one teacher unit, $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$.
 
         >>> float(Problem.mixture("erf", mu=0.5).strength)
         0.7071067811865476
         """
-        mu = _array(mu)
-        require("mixture", mu, "finite", np.isfinite)
-        square = mu**2 + (1 - mu) ** 2
-        return cls.single_index_from(activation, overlap=mu, square=square, teacher=teacher, adapter=adapter, sgd=sgd)
+        return Family(activation, **family).mixture(mu)
 
     @classmethod
     def full_weights(
@@ -288,12 +152,12 @@ class Problem(eqx.Module):
         $\omega^*\cdot\omega_s$ = `cosine`. The student `learns` one of the tasks, whose labels are made by the link function
         `teacher`; all its weights are rows of V.
         """
-        cosine = _array(cosine)
+        require_known("learns", learns, ("target", "source"))
         require("cosine", cosine, "between -1 and 1", lambda c: np.abs(c) <= 1)
-        one = jnp.ones_like(cosine)
         return cls(
             activation,
-            frame_gram=jnp.stack([jnp.stack([one, cosine]), jnp.stack([cosine, one])]),
+            frame_gram=_gram(1.0, cosine, 1.0),
+            directions=("target", "source"),
             frozen=[[0.0, 0.0]],
             target=[[1.0, 0.0] if learns == "target" else [0.0, 1.0]],
             teacher=teacher,
@@ -301,24 +165,18 @@ class Problem(eqx.Module):
             sgd=sgd,
         )
 
-    def with_adapter(
-        self, *, rank: int | None = None, kappa: ScalarLike | None = None, lr_ratio: ScalarLike | None = None
-    ) -> "Problem":
-        """The problem with another adapter, all of whose rows are trained; what is not given stays, κ also when the rank changes.
+    def replace(self, **changes: Any) -> "Problem":
+        """The problem with some fields changed, its own or those of its adapter and SGD ([`Adapter.replace`][], [`SGD.replace`][]).
 
-        >>> Problem.mixture("erf", mu=0.5, adapter=Adapter(2, scale=3.0)).with_adapter(rank=4).adapter.kappa.item()
-        1.5
+        >>> problem = Problem.mixture("erf", mu=0.5).replace(rank=4, dimension=1e6, noise_scale=2.0, teacher="tanh")
+        >>> problem.adapter.rank, problem.sgd.noise_scale.item(), problem.teacher.name
+        (4, 2.0, 'tanh')
         """
-        old = self.adapter
-        rank = old.rank if rank is None else rank
-        adapter = Adapter(
-            rank,
-            scale=rank * (old.kappa if kappa is None else kappa),
-            lr_ratio=old.lr_ratio if lr_ratio is None else lr_ratio,
-            normalized=old.normalized,
-            weight_decay=old.weight_decay,
-        )
-        return eqx.tree_at(lambda p: p.adapter, self, adapter, is_leaf=lambda x: isinstance(x, Adapter))
+        for name, part, more in (("adapter", self.adapter, "kappa"), ("sgd", self.sgd, "noise_scale")):
+            names = {field.name for field in dataclasses.fields(part)} | {more}
+            if own := {key: changes.pop(key) for key in names & set(changes)}:
+                changes[name] = changes.get(name, part).replace(**own)
+        return dataclasses.replace(self, **changes)
 
     @property
     def units(self) -> tuple[int, int]:
@@ -332,30 +190,43 @@ class Problem(eqx.Module):
 
     @property
     def is_single_index(self) -> bool:
-        """Whether the problem has one student unit, one teacher unit and the frame (ω*, w0)."""
-        return self.units == (1, 1) and self.frame_size == 2
+        """Whether the problem fine-tunes one student unit from pretrained weights w0 on the labels of one teacher unit."""
+        return self.units == (1, 1) and "pretrained" in self.directions
+
+    def require_one_unit(self) -> None:
+        """Raises ArgumentError unless the problem has one student and one teacher unit."""
+        require("problem", np.asarray(self.units), "of one student and one teacher unit", lambda units: units == 1)
 
     def require_single_index(self) -> None:
-        """Raises ArgumentError unless the problem has one student and one teacher unit in the frame (ω*, w0)."""
+        """Raises ArgumentError unless the problem has one student and one teacher unit and a direction "pretrained"."""
         if not self.is_single_index:
-            raise ValueError(
-                f"Argument `problem` must be single-index (K = P = 1, f = 2), but has K, P = {self.units}, f = {self.frame_size}"
+            raise ArgumentError(
+                "problem",
+                "must be single-index with pretrained weights (K = P = 1, a direction 'pretrained'), "
+                f"but has K, P = {self.units} and the directions {', '.join(self.directions)}",
             )
+
+    def along(self, name: str) -> int:
+        """The number of the frame's row of that name. **Raises** ArgumentError, with those that there are, for another name."""
+        require_known("direction", name, self.directions)
+        return self.directions.index(name)
 
     @property
     def strength(self) -> Float[Array, ""]:
         """ρ = |w0| of a single-index problem."""
         self.require_single_index()
-        return jnp.sqrt(self.frame_gram[1, 1])
+        return jnp.sqrt((self.frozen @ self.frame_gram @ self.frozen.T)[0, 0])
 
     @property
     def alignment(self) -> Float[Array, ""]:
         """c = cos(w0, ω*) of a single-index problem."""
-        return self.frame_gram[0, 1] / self.strength
+        overlap, square = ((self.target @ self.frame_gram @ rows.T)[0, 0] for rows in (self.frozen, self.target))
+        return overlap / (self.strength * jnp.sqrt(square))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that defines the problem, as plain lists, numbers and names that JSON can hold."""
         values: dict[str, Any] = {"student": self.student.name, "teacher": self.teacher.name}
+        values["directions"] = list(self.directions)
         for field in ("frame_gram", "frozen", "target", "readout", "teacher_readout"):
             values[field] = np.asarray(getattr(self, field)).tolist()
         for part in (self.adapter, self.sgd):
@@ -371,8 +242,81 @@ class Problem(eqx.Module):
         >>> Problem.from_dict(problem.to_dict()).to_dict() == problem.to_dict()
         True
         """
-        names = ("frame_gram", "frozen", "target", "teacher", "readout", "teacher_readout")
+        names = ("frame_gram", "directions", "frozen", "target", "teacher", "readout", "teacher_readout")
         adapter, sgd = ({f.name: values[f.name] for f in dataclasses.fields(part)} for part in (Adapter, SGD))
         return cls(
             values["student"], **{name: values[name] for name in names}, adapter=Adapter(**adapter), sgd=SGD(**sgd)
         )
+
+
+class Family(eqx.Module):
+    r"""All of a single-index problem but its pretrained weights: links, adapter and SGD.
+
+    - `student`, `teacher`: the link functions σ and φ, the teacher's like the student's unless given;
+    - `adapter`, `sgd`: those of [`Adapter`][] and [`SGD`][] without arguments unless given.
+
+    The frame of its problems has the directions "target" and "pretrained" (ω*, w0), so that the overlaps of the adapter's
+    rows are m = v·ω* and s = v·w0.
+
+    >>> Family("erf").at(0.5, 0.6).directions
+    ('target', 'pretrained')
+    """
+
+    student: Activation
+    teacher: Activation
+    adapter: Adapter
+    sgd: SGD
+
+    def __init__(
+        self,
+        student: str | Activation,
+        *,
+        teacher: str | Activation | None = None,
+        adapter: Adapter | None = None,
+        sgd: SGD | None = None,
+    ):
+        self.student = parse_activation(student)
+        self.teacher = self.student if teacher is None else parse_activation(teacher)
+        self.adapter = Adapter() if adapter is None else adapter
+        self.sgd = SGD() if sgd is None else sgd
+
+    @classmethod
+    def of(cls, link: "str | Activation | Family") -> "Family":
+        """The family of a link function with the usual adapter and SGD; a family is passed through."""
+        return link if isinstance(link, Family) else cls(link)
+
+    def at(self, strength: ScalarLike, alignment: ScalarLike = 1.0) -> Problem:
+        r"""$w_0 = \rho\,(c\,\omega^* + \sqrt{1 - c^2}\,\xi)$ with unit $\omega^* \perp \xi$.
+
+        ρ = `strength` is positive, c = `alignment` in [-1, 1]; c = 1 is the aligned family w0 = μ ω* with μ = ρ.
+        """
+        require("strength", strength, "positive and finite", positive)
+        require("alignment", alignment, "between -1 and 1", lambda c: np.abs(c) <= 1)
+        strength, alignment = together(strength, alignment)
+        return self.with_overlap(strength * alignment, strength**2)
+
+    def mixture(self, mu: ScalarLike) -> Problem:
+        r"""$w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$: $\rho^2 = \mu^2 + (1-\mu)^2$, $c = \mu/\rho$."""
+        require("mixture", mu, "finite", np.isfinite)
+        (mu,) = together(mu)
+        return self.with_overlap(mu, mu**2 + (1 - mu) ** 2)
+
+    def with_overlap(self, overlap: ScalarLike, square: ScalarLike) -> Problem:
+        r"""$w_0\cdot\omega^*$ = `overlap` and $|w_0|^2$ = `square`, at least overlap²."""
+        return Problem(
+            self.student,
+            frame_gram=_gram(1.0, overlap, square),
+            directions=("target", "pretrained"),
+            frozen=[[0.0, 1.0]],
+            target=[[1.0, 0.0]],
+            teacher=self.teacher,
+            adapter=self.adapter,
+            sgd=self.sgd,
+        )
+
+
+def _gram(first: ScalarLike, across: ScalarLike, second: ScalarLike) -> Float[Array, "2 2"]:
+    """The Gram matrix of two directions, made without compilation where the numbers are known."""
+    first, across, second = together(first, across, second)
+    library = np if isinstance(first, np.ndarray) else jnp
+    return real_array(library.stack([library.stack([first, across]), library.stack([across, second])]))

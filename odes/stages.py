@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from odes.arguments import concrete, non_negative, require
+from odes.arguments import ArrayLike, concrete, non_negative, real_array, require
 from odes.equations import losses
 from odes.escape import Escape
 from odes.integration import solve
@@ -23,8 +23,9 @@ from odes.trajectory import Trajectory
 class Stage(eqx.Module):
     """A part of a run: the `problem` says what is trained on which labels, `duration` for how long in t = η * step.
 
-    `name` is for the reader; with `restart` the trained columns of U are 0 again at its start. **Raises** ArgumentError for a negative
-    or infinite duration.
+    `name` is for the reader; with `restart` the trained columns of U are 0 again at its start.
+
+    **Raises** ArgumentError for a negative or infinite duration.
     """
 
     name: str = eqx.field(static=True)
@@ -34,7 +35,7 @@ class Stage(eqx.Module):
 
     def __init__(self, name: str, problem: Problem, duration: ScalarLike, *, restart: bool = False):
         self.name, self.problem, self.restart = name, problem, restart
-        self.duration = jnp.asarray(duration, jnp.result_type(float))
+        self.duration = real_array(duration)
         require("duration", self.duration, "non-negative and finite", non_negative)
 
 
@@ -83,13 +84,7 @@ class StagedSolution(Trajectory):
     def save(self, path: str | os.PathLike, **what: Any) -> None:
         """Writes `to_dataset()` to a netCDF file, whole or not at all, with every stage's problem; [`odes.load`][] reads it."""
         problems = {stage.name: stage.problem.to_dict() for stage in self.stages}
-        escape = None
-        if self.escape is not None:
-            escape = {
-                "criterion": self.escape.criterion,
-                "threshold": float(self.escape.threshold),
-                "since": self.since,
-            }
+        escape = None if self.escape is None else self.escape.to_dict() | {"since": self.since}
         write_dataset(self.to_dataset(), path, kind="stages", problems=problems, escape=escape, **what)
 
     def plot(self, ax=None):
@@ -131,24 +126,45 @@ def restarted(problem: Problem, overlaps: Overlaps) -> Overlaps:
 _losses = eqx.filter_jit(losses)
 
 
+def require_alike(stages: Sequence[Stage]) -> None:
+    """Raises ArgumentError unless there is a stage and all are of the same units, rank, frame and dimension."""
+    require("stages", len(stages), "at least one", lambda n: n >= 1)
+    first = stages[0].problem
+    for problem in (stage.problem for stage in stages):
+        alike = (problem.units, problem.adapter.rank, problem.directions) == (
+            first.units,
+            first.adapter.rank,
+            first.directions,
+        )
+        for one, other in ((problem.frame_gram, first.frame_gram), (problem.sgd.dimension, first.sgd.dimension)):
+            alike = alike and (not (concrete(one) and concrete(other)) or np.array_equal(one, other))
+        require("stages", alike, "of the same units, rank, frame and dimension", lambda x: x)
+
+
+def require_stage(name: str, number: int, stages: Sequence[Stage]) -> None:
+    """Raises ArgumentError unless there is a stage of that number."""
+    require(name, number, "the number of a stage", lambda n: (n >= 0) & (n < len(stages)))
+
+
 def solve_stages(
     stages: Sequence[Stage],
     start: Overlaps,
     *,
-    records: int = 101,
+    records: int | Sequence[ArrayLike] = 101,
     escape: Escape | None = None,
     since: int | None = None,
     **options: Any,
 ) -> StagedSolution:
     r"""Integrates the closed equations stage after stage, each from where the one before has ended.
 
-    - `records`: output times of every stage, evenly spaced, its borders among them. A stage of duration 0 has one;
+    - `records`: the number of output times of every stage, evenly spaced, its borders among them; or for every stage the
+        list of its output times, counted from its start. A stage of duration 0 has one;
     - `escape`: is looked for in the last stage, relative to w0 at the start of stage `since` (the last unless given), from
         which its time is counted. The run goes on to the end;
     - `options`: of [`odes.solve`][].
 
-    **Raises** ArgumentError for no stages, fewer than two records, an unknown `since`, and stages whose names are alike or whose frames,
-    ranks or units differ.
+    **Raises** ArgumentError for no stages, fewer than two records, an unknown `since`, and stages whose names are alike or whose
+    units, ranks, frames or dimensions differ.
 
     >>> import jax
     >>> from odes import Transfer
@@ -159,19 +175,13 @@ def solve_stages(
     LoRA: t = 20 to 80, reached t1
     escape ... after the start of LoRA
     """
-    require("stages", len(stages), "at least one", lambda n: n >= 1)
-    require("records", records, "at least 2", lambda n: n >= 2)
+    require_alike(stages)
+    if isinstance(records, int):
+        require("records", records, "at least 2", lambda n: n >= 2)
     since = len(stages) - 1 if since is None else since
-    require("since", since, "the number of a stage", lambda n: (n >= 0) & (n < len(stages)))
+    require_stage("since", since, stages)
     names = len({stage.name for stage in stages}) == len(stages)
     require("stages", names, "of different names", lambda x: x)
-    first = stages[0].problem
-    for stage in stages:
-        alike = (stage.problem.units, stage.problem.adapter.rank) == (first.units, first.adapter.rank)
-        one, other = stage.problem.frame_gram, first.frame_gram
-        alike = alike and (stage.problem.frame_size == first.frame_size)
-        same = alike and (not (concrete(one) and concrete(other)) or np.array_equal(np.asarray(one), np.asarray(other)))
-        require("stages", same, "of the same units, rank and frame", lambda x: x)
     state, origin, borders, parts = start, start, [jnp.zeros_like(stages[0].duration)], []
     never = jnp.full_like(stages[0].duration, jnp.nan)
     escape_time, messages = never, []
@@ -188,7 +198,8 @@ def solve_stages(
                 left = escape.margin(stage.problem, state, escape.reference(stage.problem, origin)) > 0
                 escape_time = jnp.where(left, never, begin - borders[since])
         else:
-            times = stage.duration * jnp.linspace(0, 1, records)
+            even = isinstance(records, int)
+            times = stage.duration * jnp.linspace(0, 1, records) if even else real_array(records[number])
             looked_for = {"escape": escape, "origin": origin} if last else {}
             solution = solve(stage.problem, state, t1=stage.duration, times=times, **looked_for, **options)
             parts.append((begin + times, solution.overlaps))

@@ -8,30 +8,32 @@ from odes.problem import Problem
 
 
 class Trajectory(eqx.Module):
-    """Overlaps along a trajectory, (T,) or (seeds, T) in front of every shape, and the single-index names of their parts."""
+    """Overlaps along a trajectory, (T,) or (seeds, T) in front of every shape, and the names of their parts for one unit."""
 
     overlaps: eqx.AbstractVar[Overlaps]
     problem: eqx.AbstractVar[Problem]
 
     @property
     def m(self) -> Float[Array, "*batch r"]:
-        """Overlap of every adapter row with the target, v·ω* (single-index)."""
-        self.problem.require_single_index()
-        return self.overlaps.cross[..., 0]
+        """Overlap of every adapter row with the target, v·ω*."""
+        return self._along("target")
 
     @property
     def s(self) -> Float[Array, "*batch r"]:
-        """Overlap of every adapter row with the frozen weights, v·w0 (single-index)."""
-        self.problem.require_single_index()
-        return self.overlaps.cross[..., 1]
+        """Overlap of every adapter row with the frozen weights, v·w0, or with the source where none are frozen."""
+        return self._along("pretrained" if self.problem.is_single_index else "source")
 
     @property
     def u(self) -> Float[Array, "*batch r"]:
-        """The up-projection of the one student unit, one entry per adapter row (single-index)."""
-        self.problem.require_single_index()
+        """The up-projection of the one student unit, one entry per adapter row."""
+        self.problem.require_one_unit()
         return self.overlaps.up[..., 0, :]
 
     @property
     def target_overlap(self) -> Float[Array, "*batch"]:
-        """w·ω* of the whole student (single-index)."""
+        """w·ω* of the whole student, ω* being what it learns."""
         return target_overlap(self.problem, self.overlaps)
+
+    def _along(self, direction: str) -> Float[Array, "*batch r"]:
+        self.problem.require_one_unit()
+        return self.overlaps.cross[..., self.problem.along(direction)]

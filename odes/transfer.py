@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from odes.activations import Activation
 from odes.activations import activation as parse_activation
-from odes.arguments import non_negative, positive, require
+from odes.arguments import non_negative, positive, real_array, require
 from odes.overlaps import Overlaps, covariances, random_overlaps
-from odes.problem import SGD, Adapter, Problem
+from odes.problem import Family, Problem
+from odes.training import SGD, Adapter
 
 
 class Transfer(eqx.Module):
@@ -60,10 +61,9 @@ class Transfer(eqx.Module):
         weight_decay: ScalarLike = 0.0,
         length: ScalarLike = 1.0,
     ):
-        real = jnp.result_type(float)
         self.student = parse_activation(student)
         self.source, self.target = (self.student if f is None else parse_activation(f) for f in (source, target))
-        self.cosine, self.weight_decay, self.length = (jnp.asarray(x, real) for x in (cosine, weight_decay, length))
+        self.cosine, self.weight_decay, self.length = (real_array(x) for x in (cosine, weight_decay, length))
         self.adapter = Adapter() if adapter is None else adapter
         self.sgd = SGD() if sgd is None else sgd
         self.pretraining_sgd = self.sgd if pretraining_sgd is None else pretraining_sgd
@@ -144,11 +144,5 @@ class Transfer(eqx.Module):
     def fine_tuning(self, overlaps: Overlaps) -> Problem:
         """Fine-tuning from the weights at the given overlaps as a single-index problem of its own, in the frame (ω*, w0 = W)."""
         covariance = covariances(self.lora, overlaps)
-        return Problem.single_index_from(
-            self.student,
-            overlap=covariance.M[0, 0],
-            square=covariance.Q[0, 0],
-            teacher=self.target,
-            adapter=self.adapter,
-            sgd=self.sgd,
-        )
+        family = Family(self.student, teacher=self.target, adapter=self.adapter, sgd=self.sgd)
+        return family.with_overlap(covariance.M[0, 0], covariance.Q[0, 0])

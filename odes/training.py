@@ -1,0 +1,149 @@
+r"""How weights are trained: the LoRA adapter and SGD. Frozen, checked when made."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, ScalarLike
+
+from odes.arguments import ArrayLike, non_negative, positive, real_array, require, require_shape
+
+
+class Adapter(eqx.Module):
+    r"""A LoRA adapter, $W = W_0 + \kappa\, U V$ with U (K x r) and V (r x d).
+
+    - `rank`: r.
+    - `scale`: LoRA's α; $\kappa = \alpha / r$. None means α = r, so κ = 1.
+    - `lr_ratio`: $\chi = \eta_U/\eta$, the learning rate of U over that of V (LoRA+); 0 leaves U as it starts.
+    - `normalized`: whether every trained row of V is rescaled to unit length after each step.
+    - `weight_decay`: λ; each step takes the fraction ηλ off the trained rows of V (without effect if they are normalised). The
+        linear theory of the search phase does not know it: it is meant for pretraining.
+    - `trained` (r,): 1 for rows of V that are trained, with their columns of U, and 0 for rows at rest; all are trained unless
+        given. This is how the stages of a run share one state ([`odes.Transfer`][]).
+
+    >>> float(Adapter(rank=4, scale=8.0).kappa)
+    2.0
+    """
+
+    rank: int = eqx.field(static=True)
+    scale: Float[Array, ""]
+    lr_ratio: Float[Array, ""]
+    normalized: bool = eqx.field(static=True)
+    weight_decay: Float[Array, ""]
+    trained: Float[Array, " r"]
+
+    def __init__(
+        self,
+        rank: int = 1,
+        *,
+        scale: ScalarLike | None = None,
+        lr_ratio: ScalarLike = 1.0,
+        normalized: bool = True,
+        weight_decay: ScalarLike = 0.0,
+        trained: ArrayLike | None = None,
+    ):
+        self.rank = rank
+        self.scale = real_array(rank if scale is None else scale)
+        self.lr_ratio = real_array(lr_ratio)
+        self.normalized = normalized
+        self.weight_decay = real_array(weight_decay)
+        require("rank", rank, "an integer of at least 1", lambda x: (x >= 1) & (x == np.round(x)))
+        self.trained = real_array(np.ones(rank) if trained is None else trained)
+        require_shape("trained", self.trained, "(r,)", (rank,))
+        require("trained", self.trained, "0 or 1 for every row", lambda x: (x == 0) | (x == 1))
+        require("weight_decay", self.weight_decay, "non-negative and finite", non_negative)
+        require("scale", self.scale, "positive and finite", positive)
+        require("lr_ratio", self.lr_ratio, "non-negative and finite", non_negative)
+
+    @property
+    def kappa(self) -> Float[Array, ""]:
+        """The LoRA scaling κ = α / r."""
+        return self.scale / self.rank
+
+    def replace(self, *, kappa: ScalarLike | None = None, **changes: Any) -> "Adapter":
+        """The adapter with some fields changed; unless it is given, κ stays what it was, also where the rank changes.
+
+        >>> Adapter(2, scale=3.0, weight_decay=0.1).replace(rank=4).scale.item()
+        6.0
+
+        **Raises** ArgumentError for another rank where some rows are at rest, unless `trained` says which are then.
+        """
+        rank = changes.setdefault("rank", self.rank)
+        if rank != self.rank and "trained" not in changes:
+            require("trained", self.trained, "given with the rank, since rows are at rest", lambda x: x == 1)
+            changes["trained"] = None
+        if kappa is not None or "scale" not in changes:
+            changes["scale"] = rank * (self.kappa if kappa is None else kappa)
+        return dataclasses.replace(self, **changes)
+
+
+class SGD(eqx.Module):
+    r"""One-pass stochastic gradient descent on the loss $(\hat y - y)^2/2$.
+
+    - `learning_rate`: η. Time is t = η * step everywhere.
+    - `batch_size`: B fresh samples a step; infinity is gradient flow.
+    - `dimension`: d.
+    - `label_noise`: Δ, the variance of the noise on the labels.
+
+    >>> float(SGD(learning_rate=0.2, batch_size=500, dimension=1000).noise_scale)
+    0.4
+    """
+
+    learning_rate: Float[Array, ""]
+    batch_size: Float[Array, ""]
+    dimension: Float[Array, ""]
+    label_noise: Float[Array, ""]
+
+    def __init__(
+        self,
+        *,
+        learning_rate: ScalarLike = 0.2,
+        batch_size: ScalarLike = 500,
+        dimension: ScalarLike = 1000,
+        label_noise: ScalarLike = 0.0,
+    ):
+        self.learning_rate = real_array(learning_rate)
+        self.batch_size = real_array(batch_size)
+        self.dimension = real_array(dimension)
+        self.label_noise = real_array(label_noise)
+        require("learning_rate", self.learning_rate, "positive and finite", positive)
+        require("batch_size", self.batch_size, "at least 1", lambda x: x >= 1)
+        require("dimension", self.dimension, "at least 2 and finite", lambda x: (x >= 2) & np.isfinite(x))
+        require("label_noise", self.label_noise, "non-negative and finite", non_negative)
+
+    @property
+    def noise_scale(self) -> Float[Array, ""]:
+        """θ = η d / B, the one combination of SGD's parameters that is left in the limit; 0 is gradient flow."""
+        return self.learning_rate * self.dimension / self.batch_size
+
+    def replace(self, *, noise_scale: ScalarLike | None = None, **changes: Any) -> "SGD":
+        """SGD with some fields changed; `noise_scale` θ sets the batch size B = ηd/θ (θ = 0 is an infinite batch).
+
+        >>> SGD(learning_rate=0.2, dimension=1000).replace(noise_scale=0.5, dimension=5000).batch_size.item()
+        2000.0
+        """
+        if noise_scale is not None:
+            require("noise_scale", noise_scale, "non-negative and finite", non_negative)
+            rate, dimension = (changes.get(name, getattr(self, name)) for name in ("learning_rate", "dimension"))
+            changes["batch_size"] = real_array(rate) * dimension / real_array(noise_scale)
+        return dataclasses.replace(self, **changes)
+
+    def whole_batches(self) -> "SGD":
+        """SGD with a whole number of samples in a batch, at the learning rate that keeps the noise scale.
+
+        >>> SGD(learning_rate=0.2, batch_size=2.5, dimension=10).whole_batches().learning_rate.item()
+        0.16
+        """
+        batch = jnp.maximum(1.0, jnp.round(self.batch_size))
+        rate = jnp.where(jnp.isfinite(batch), self.noise_scale * batch / self.dimension, self.learning_rate)
+        return self.replace(batch_size=batch, learning_rate=rate)
+
+    def samples_per_dimension(self, t: ArrayLike) -> Float[Array, "*t"]:
+        """n / d = t / θ, the fresh samples seen by time t over the dimension (infinite for gradient flow)."""
+        return real_array(t) / self.noise_scale
+
+    def steps(self, t: ArrayLike) -> Float[Array, "*t"]:
+        """t / η, the number of SGD steps that reach time t."""
+        return real_array(t) / self.learning_rate

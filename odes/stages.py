@@ -159,8 +159,8 @@ def solve_stages(
 
     - `records`: the number of output times of every stage, evenly spaced, its borders among them; or for every stage the
         list of its output times, counted from its start. A stage of duration 0 has one;
-    - `escape`: is looked for in the last stage, relative to w0 at the start of stage `since` (the last unless given), from
-        which its time is counted. The run goes on to the end;
+    - `escape`: is looked for in the last stage; its time is counted from the start of stage `since` (the last unless given). It is
+        relative to the frozen w0 or, where nothing is frozen, to the whole student at that start. The run goes on to the end;
     - `options`: of [`odes.solve`][].
 
     **Raises** ArgumentError for no stages, fewer than two records, an unknown `since`, and stages whose names are alike or whose
@@ -182,14 +182,14 @@ def solve_stages(
     require_stage("since", since, stages)
     names = len({stage.name for stage in stages}) == len(stages)
     require("stages", names, "of different names", lambda x: x)
-    state, origin, borders, parts = start, start, [jnp.zeros_like(stages[0].duration)], []
+    state, origin, borders, parts = start, None, [jnp.zeros_like(stages[0].duration)], []
     never = jnp.full_like(stages[0].duration, jnp.nan)
     escape_time, messages = never, []
     for number, stage in enumerate(stages):
         last, begin = number == len(stages) - 1, borders[-1]
         if stage.restart:
             state = restarted(stage.problem, state)
-        if number == since:
+        if number == since and not stages[-1].problem.is_single_index:
             origin = state
         if concrete(stage.duration) and float(stage.duration) == 0:
             parts.append((begin[None], jax.tree.map(lambda x: x[None], state)))

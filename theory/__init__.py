@@ -1,59 +1,52 @@
-"""Statements about the closed equations: stability, critical strengths, plateaus, the law of the escape time."""
+"""Statements about the closed equations: the search phase, passages and their law, checkpoints, remedies, phase diagrams."""
 
+from theory.boundary import Boundaries, BoundaryKind, boundaries
 from theory.critical import CriticalPoints, critical_points
-from theory.diagram import KINDS, REGIONS, Boundaries, Regimes, boundaries, regimes
+from theory.diagram import PhaseDiagram, Region, phase_diagram
+from theory.fine_tuning import FineTuning, fine_tuning
 from theory.hermite import hermite_coefficients, information_exponent
-from theory.law import (
-    REGIMES,
-    EscapeLaw,
-    UnstableMode,
-    UpNoise,
-    escape_from,
-    escape_law,
-    largest_noise_scale,
-    mode_start,
-    unstable_mode,
-    up_noise,
-)
+from theory.law import EscapeLaw, escape_law, largest_noise_scale
+from theory.passage import passage, patience
 from theory.plateaus import Plateau, plateau
-from theory.pretraining import (
-    VERDICTS,
-    Checkpoints,
-    FineTuning,
-    Turn,
-    Verdict,
-    checkpoints,
-    fine_tuning,
-    judge,
-    pretraining_times,
+from theory.pretraining import Checkpoints, checkpoints, pretrained_until, pretraining_times
+from theory.remedy import WAYS, Remedy, remedies
+from theory.search import SearchPhase, UnstableMode, escape_rate, noise_unit, search_phase, sweep, unstable_mode
+from theory.starts import (
+    along_gradient,
+    mode_start,
+    resting_start,
+    shared_start,
+    staged_start,
+    typical_amplitude,
+    typical_start,
+    weights_start,
 )
-from theory.remedy import WAYS, Outcome, Remedy, noise_unit, remedies
-from theory.search import SearchPhase, escape_rate, search_phase, sweep
+from theory.validity import UpNoise, Validity, up_noise, validity
+from theory.verdict import Candidate, Effect, Verdict, judge
 
 __all__ = [
-    "KINDS",
-    "REGIMES",
-    "REGIONS",
-    "VERDICTS",
     "WAYS",
     "Boundaries",
+    "BoundaryKind",
+    "Candidate",
     "Checkpoints",
     "CriticalPoints",
+    "Effect",
     "EscapeLaw",
     "FineTuning",
-    "Outcome",
+    "PhaseDiagram",
     "Plateau",
-    "Regimes",
+    "Region",
     "Remedy",
     "SearchPhase",
-    "Turn",
     "UnstableMode",
     "UpNoise",
+    "Validity",
     "Verdict",
+    "along_gradient",
     "boundaries",
     "checkpoints",
     "critical_points",
-    "escape_from",
     "escape_law",
     "escape_rate",
     "fine_tuning",
@@ -63,12 +56,22 @@ __all__ = [
     "largest_noise_scale",
     "mode_start",
     "noise_unit",
+    "passage",
+    "patience",
+    "phase_diagram",
     "plateau",
+    "pretrained_until",
     "pretraining_times",
-    "regimes",
     "remedies",
+    "resting_start",
     "search_phase",
+    "shared_start",
+    "staged_start",
     "sweep",
+    "typical_amplitude",
+    "typical_start",
     "unstable_mode",
     "up_noise",
+    "validity",
+    "weights_start",
 ]

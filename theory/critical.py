@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-from odes import Activation, Problem, gradient_at, pretrained
+from odes import Activation, Family, gradient_at, pretrained
 from odes.arguments import require
 
 _GOLDEN = 0.6180339887498949
@@ -25,18 +25,17 @@ class CriticalPoints(eqx.Module):
 
 @eqx.filter_jit
 def critical_points(
-    student: str | Activation,
+    family: str | Activation | Family,
     *,
     low: ScalarLike,
     high: ScalarLike,
-    teacher: str | Activation | None = None,
     alignment: ScalarLike | None = 1.0,
     resolution: int = 512,
     size: int = 24,
 ) -> CriticalPoints:
     r"""The strengths in [low, high] where $\nabla_W\ell(w_0) = C\omega^* - Dw_0$ vanishes, and how τ diverges at each.
 
-    The family is $w_0 = \mu\,(c\,\omega^* + \sqrt{1-c^2}\,\xi)$ with c = `alignment`, or, if `alignment` is None,
+    The weights are $w_0 = \mu\,(c\,\omega^* + \sqrt{1-c^2}\,\xi)$ with c = `alignment`, or, if `alignment` is None,
     $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$. The local minima of the gradient's length on `resolution` points are refined by
     golden sections and Gauss-Newton steps to rounding error and kept where the length is zero. Near a simple zero
 
@@ -49,13 +48,14 @@ def critical_points(
     0.320724347323
     """
     require("low", low, "positive", lambda x: x > 0)
+    members = Family.of(family)
 
     def at(mu: Array) -> tuple[Array, Array]:
         """The gradient's components along ω* and ξ, and D."""
         if alignment is None:
-            problem, along, across = Problem.mixture(student, mu=mu, teacher=teacher), mu, 1 - mu
+            problem, along, across = members.mixture(mu), mu, 1 - mu
         else:
-            problem = Problem.single_index(student, strength=mu, alignment=alignment, teacher=teacher)
+            problem = members.at(mu, alignment)
             cosine = jnp.asarray(alignment, mu.dtype)
             along, across = mu * cosine, mu * jnp.sqrt(1 - cosine**2)
         gradient = gradient_at(problem, pretrained(problem))

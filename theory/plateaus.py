@@ -34,10 +34,10 @@ def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
     On the way to the plateau the overlap s = v·w0 grows as well, $\dot s = -\kappa u(D\rho^2 - C\rho c)$, which shifts
     $u_p$; the statement above is for small ρ.
 
-    **Raises** ArgumentError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index with pretrained weights.
     """
     problem.require_single_index()
-    problem = problem.with_adapter(rank=1)
+    problem = problem.replace(rank=1)
     start = pretrained(problem)
 
     def with_up(step: Array) -> Overlaps:

@@ -1,4 +1,4 @@
-r"""Linear stability of the pretrained weights: the rate of the search phase and its time scale tau."""
+r"""The search phase, linearised at the pretrained weights: its rate, time scale, unstable mode and what feeds that."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-from odes import SGD, Activation, Adapter, Problem, gradient_at, noise_at, pretrained
+from odes import Activation, Family, Problem, gradient_at, noise_at, pretrained
 from odes.arguments import ArrayLike
 
 
@@ -63,40 +63,77 @@ def search_phase(problem: Problem) -> SearchPhase:
     >>> print(search_phase(Problem.single_index("linear", strength=0.5)))
     C = 1, D = 1, G = 0.25, noise = 0.25, loss = 0.125, rate = 0.207107, tau = 4.82843
 
-    **Raises** ArgumentError unless the problem is single-index.
+    **Raises** ArgumentError unless the problem is single-index with pretrained weights.
     """
     problem.require_single_index()
     start = pretrained(problem)
     gradient = gradient_at(problem, start)
     C, D = gradient.C[0, 0], gradient.D[0, 0]
-    overlap, square = problem.frame_gram[0, 1], problem.frame_gram[1, 1]
-    across = square - overlap**2
-    G = (C - D * overlap) ** 2 + D**2 * jnp.where(across < 0, 0, across)
-    rounding = (64 * jnp.finfo(G.dtype).eps) ** 2 * (C**2 + D**2 * square)
+    directions = jnp.concatenate([problem.target, problem.frozen])
+    (length, overlap), (_, square) = directions @ problem.frame_gram @ directions.T
+    across = square - overlap**2 / length
+    G = (C * length - D * overlap) ** 2 / length + D**2 * jnp.where(across < 0, 0, across)
+    rounding = (64 * jnp.finfo(G.dtype).eps) ** 2 * (C**2 * length + D**2 * square)
     G = jnp.where(G < rounding, 0, G)
     rate = escape_rate(D, G, kappa=problem.adapter.kappa, lr_ratio=problem.adapter.lr_ratio)
     return SearchPhase(C, D, G, noise_at(problem, start)[0, 0], gradient.loss, rate, 1 / rate)
 
 
 @eqx.filter_jit
-def sweep(
-    student: str | Activation,
-    *,
-    strength: ArrayLike,
-    alignment: ArrayLike = 1.0,
-    teacher: str | Activation | None = None,
-    adapter: Adapter | None = None,
-    sgd: SGD | None = None,
-) -> SearchPhase:
-    """[`search_phase`][] at n pretrained strengths (and alignments), compiled once for each link function and n.
+def sweep(family: str | Activation | Family, *, strength: ArrayLike, alignment: ArrayLike = 1.0) -> SearchPhase:
+    """[`search_phase`][] at n pretrained strengths (and alignments) of a family, or of a link function's usual one.
+
+    It is compiled once for each link function and n.
 
     >>> sweep("relu", strength=jnp.array([0.5, 0.8])).tau.round(6).tolist()
     [9.656854, 51.925824]
     """
+    at = Family.of(family).at
+    return jax.vmap(lambda rho, cosine: search_phase(at(rho, cosine)))(
+        *jnp.broadcast_arrays(jnp.asarray(strength), jnp.asarray(alignment))
+    )
 
-    def at(rho: Array, cosine: Array) -> SearchPhase:
-        return search_phase(
-            Problem.single_index(student, strength=rho, alignment=cosine, teacher=teacher, adapter=adapter, sgd=sgd)
-        )
 
-    return jax.vmap(at)(*jnp.broadcast_arrays(jnp.asarray(strength), jnp.asarray(alignment)))
+def noise_unit(problem: Problem) -> Float[Array, ""]:
+    r"""The noise scale $\lambda_+/N$ at w0, at which SGD noise feeds the unstable mode about as much as the random start does."""
+    phase = search_phase(problem)
+    return phase.rate / phase.noise
+
+
+class UnstableMode(eqx.Module):
+    r"""The growing mode of the search phase, in the coordinates $(u, p/\sqrt G)$ of one adapter row.
+
+    - `up`, `cross`: the unit right eigenvector $e \propto (\lambda_+, \kappa\sqrt G)$;
+    - `rate`: $\log(1 + \eta\lambda_+)/\eta$, the rate of growth at the problem's learning rate; `tau` its inverse;
+    - `variance`: that of the amplitude with which random starts and SGD noise feed the mode.
+    """
+
+    up: Float[Array, ""]
+    cross: Float[Array, ""]
+    rate: Float[Array, ""]
+    tau: Float[Array, ""]
+    variance: Float[Array, ""]
+
+
+def unstable_mode(problem: Problem, phase: SearchPhase | None = None) -> UnstableMode:
+    r"""The growing mode of a single-index problem's search phase and the variance of its amplitude at dimension d.
+
+    The linear system has the matrix $\begin{pmatrix} -\chi\kappa^2D & \chi\kappa\sqrt G \\ \kappa\sqrt G & 0 \end{pmatrix}$, the unit
+    right eigenvector $e$ and the left eigenvector $f \propto (\lambda_+, \chi\kappa\sqrt G)$ with $f\cdot e = 1$. The second
+    coordinate starts with variance 1/d. Each step multiplies the mode by $1 + \eta\lambda_+$ and adds noise of variance
+    $\eta\chi^2\kappa^2\theta N/d$ to u; hence the amplitude, referred to the start, has per row the variance
+
+    $$\mathrm{Var} = \frac1d\left(f_p^2 + \frac{f_u^2\,\chi^2\kappa^2\theta N}{2\lambda_+ + \eta\lambda_+^2}\right).$$
+
+    **Raises** ArgumentError unless the problem is single-index.
+    """
+    phase = search_phase(problem) if phase is None else phase
+    kappa, chi, eta = problem.adapter.kappa, problem.adapter.lr_ratio, problem.sgd.learning_rate
+    slope = kappa * jnp.sqrt(phase.G)
+    unit = jnp.sqrt(phase.rate**2 + slope**2)
+    overlap = (phase.rate**2 + chi * slope**2) / unit
+    left_up, left_cross = phase.rate / overlap, chi * slope / overlap
+    diffusion = (chi * kappa) ** 2 * problem.sgd.noise_scale * phase.noise
+    fed = left_cross**2 + left_up**2 * diffusion / (2 * phase.rate + eta * phase.rate**2)
+    rate = jnp.log1p(eta * phase.rate) / eta
+    return UnstableMode(phase.rate / unit, slope / unit, rate, 1 / rate, fed / problem.sgd.dimension)

@@ -1,0 +1,81 @@
+r"""How long fine-tuning from given weights takes, to leading order, as one differentiable passage."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from odes import Escape, Problem, self_moments
+from theory.passage import passage, patience
+from theory.search import search_phase, unstable_mode
+from theory.starts import moves, typical_amplitude, typical_start
+from theory.validity import Validity, validity
+
+_STEP = 1.5
+"""The integrator's largest step in units of the fastest time scale, within the stability of the explicit solver."""
+
+
+class FineTuning(eqx.Module):
+    r"""Fine-tuning from given weights w0.
+
+    - `time`: how long it takes from a typical random start, NaN where the goal is not reached ([`theory.patience`][]);
+    - `tau`: the time scale of the search phase, `D` its damping;
+    - `amplitude`: of the unstable mode at the start;
+    - `validity`: whether `time` is the mean over random starts and SGD noise to leading order, a number of [`theory.Validity`][].
+    """
+
+    time: Float[Array, "*n"]
+    tau: Float[Array, "*n"]
+    D: Float[Array, "*n"]
+    amplitude: Float[Array, "*n"]
+    validity: Int[Array, "*n"]
+
+    @property
+    def trusted(self) -> Bool[Array, "*n"]:
+        """Where `time` is the mean over random starts and SGD noise."""
+        return self.validity == Validity.holds
+
+
+def stable_step(problem: Problem) -> Float[Array, ""]:
+    r"""The largest step for an explicit integrator whose derivatives matter: 1.5 over $\chi\kappa^2\max(D, E[\sigma'^2])$."""
+    steepest = jnp.maximum(search_phase(problem).D, self_moments(problem.student, 1.0).cross)
+    return _STEP / (problem.adapter.lr_ratio * problem.adapter.kappa**2 * steepest)
+
+
+def fine_tuning(
+    problem: Problem,
+    goal: Escape | None = None,
+    *,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    max_steps: int = 2**13,
+) -> FineTuning:
+    r"""How long fine-tuning takes to a goal (escape unless given), from a typical start of the search ([`theory.typical_start`][]).
+
+    Since the time from amplitude a of the unstable mode is $T_0 - \tau\log a$ for small a, the flow of finite steps from the
+    amplitude whose logarithm is the mean one takes the mean time. Differentiable in everything that defines the problem, by
+    `jax.grad`; by `jax.jvp` with `adjoint=diffrax.ForwardMode()`. After `max_steps` of the integrator it is given up.
+
+    **Raises** ArgumentError unless the problem is single-index with pretrained weights.
+    """
+    goal = Escape() if goal is None else goal
+    phase = search_phase(problem)
+    mode, moving = unstable_mode(problem, phase), moves(problem, phase)
+    run = passage(
+        problem,
+        typical_start(problem, phase, mode),
+        goal,
+        jnp.where(moving, patience(phase), 1.0),
+        rtol=1e-7,
+        atol=1e-12,
+        adjoint=adjoint,
+        largest_step=stable_step(problem),
+        max_steps=max_steps,
+    )
+    time = jnp.where(moving | (run.escape_time == 0), run.escape_time, jnp.nan)
+    what: tuple[Any, ...] = jax.lax.stop_gradient((problem, goal, phase, mode))
+    reached, crossing = jax.lax.stop_gradient((time, run.final))
+    valid = validity(*what, time=reached, reached=jnp.isfinite(reached), crossing=crossing)
+    return FineTuning(time, phase.tau, phase.D, typical_amplitude(problem, mode), valid)

@@ -1,0 +1,41 @@
+r"""Passages: how long the flow takes from a start to a goal, within a horizon."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, ScalarLike
+
+from odes import Escape, Overlaps, Problem, Solution, solve
+from odes.arguments import real_array
+from theory.search import SearchPhase
+
+_PATIENCE, _PLATEAU = 50, 10
+
+
+def patience(phase: SearchPhase) -> Float[Array, ""]:
+    """The horizon of a search: 50 of its time scales, ten times as many where D <= 0 and U grows to a plateau first.
+
+    A run that has not arrived by then does not arrive. Where the search never ends the horizon is 1.
+    """
+    scales = jnp.where(phase.D > 0, _PATIENCE, _PATIENCE * _PLATEAU)
+    return jnp.where(jnp.isfinite(phase.tau), scales * phase.tau, 1.0)
+
+
+def passage(
+    problem: Problem,
+    start: Overlaps,
+    goal: Escape,
+    horizon: ScalarLike,
+    *,
+    finite_steps: bool = True,
+    **options: Any,
+) -> Solution:
+    """The flow (of finite steps unless told otherwise) from `start` to the goal, or to the `horizon`.
+
+    Its `escape_time` is the time that the passage takes, NaN if it takes longer than the horizon; its `final` are the
+    overlaps there. `options` are those of [`odes.solve`][].
+    """
+    end = real_array(horizon)
+    return solve(
+        problem, start, t1=end, times=end[None], escape=goal, until_escape=True, finite_steps=finite_steps, **options
+    )

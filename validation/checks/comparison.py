@@ -7,21 +7,7 @@ from jaxtyping import Array, Float
 
 from odes import Solution, solve
 from odes.arguments import require
-from validation.simulation.result import Simulation
-
-OBSERVABLES = ("loss", "target_overlap", "m", "u", "s")
-"""The compared quantities; m, u and s enter as lengths over the adapter's rows, blind to the symmetry (u, X) -> (-u, -X)."""
-
-
-def observables(trajectory: Simulation | Solution) -> dict[str, Array]:
-    """The compared quantities of a simulation (seeds, T) or of a batch of solutions with as many rows."""
-    return {
-        "loss": trajectory.loss,
-        "target_overlap": trajectory.target_overlap,
-        "m": jnp.linalg.norm(trajectory.m, axis=-1),
-        "u": jnp.linalg.norm(trajectory.u, axis=-1),
-        "s": jnp.linalg.norm(trajectory.s, axis=-1),
-    }
+from validation.simulation.result import OBSERVABLES, Simulation, observables
 
 
 class Comparison(eqx.Module):

@@ -5,12 +5,9 @@ import io
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import jax
-import tyro
-
-from validation.cli.commands import COMMANDS
-from validation.cli.options import BadInput
+from validation.cli.compilation import set_up
 
 _FLAGS = {"dimension": "dim"}
 """Arguments whose flag has another name."""
@@ -19,10 +16,17 @@ _INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
 
 _CLEARER = (
-    (r": (?:could not convert string to float:|no type matching .*FLOAT .* from) \[? ?('.*') ?\]?$", "number"),
-    (r": (?:invalid literal for int.*:|no type matching .*INT .* from) \[? ?('.*') ?\]?$", "whole number"),
+    (
+        r": (?:could not convert string to float:|no type matching .*FLOAT .* from) \[? ?('.*') ?\]?$",
+        r" takes a number, not \1",
+    ),
+    (
+        r": (?:invalid literal for int.*:|no type matching .*INT .* from) \[? ?('.*') ?\]?$",
+        r" takes a whole number, not \1",
+    ),
+    (r": (takes .*)$", r" \1"),
 )
-"""What tyro says of a word that is not a number of the kind that the flag takes."""
+"""What tyro says of words that are not numbers of the kind that the flag takes, and how it is said here."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -30,45 +34,59 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns the exit code: 0 done, 1 the check said no, 2 bad input, 130 interrupted.
     """
-    jax.config.update("jax_enable_x64", True)
+    set_up()
+    import jax
+
+    from odes.arguments import ArgumentError
+    from validation.cli.commands import COMMANDS
+
     args = list(sys.argv[1:] if args is None else args)
     name = args[0] if args and args[0] in COMMANDS else None
     code = 2
     try:
-        return _parse(args).run()
+        return parsed(args).run()
     except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"too large for this machine: {reason}"
-    except (BadInput, ValueError, OSError) as error:
-        if isinstance(error, ValueError) and not str(error).startswith("Argument `"):
-            raise
-        message = re.sub(r"Argument `(\w+)`", _flag, str(error)).replace("\n", " ")
+    except ArgumentError as error:
+        flag = "" if error.name is None else f"--{_FLAGS.get(error.name, error.name)} ".replace("_", "-")
+        message = flag + error.complaint
+    except OSError as error:
+        message = str(error)
     except KeyboardInterrupt:
         message, code = "interrupted", _INTERRUPTED
-    print(f"searchphase{f' {name}' if name else ''}: {message}", file=sys.stderr)
+    one_line = message.replace("\n", " ")
+    print(f"searchphase{f' {name}' if name else ''}: {one_line}", file=sys.stderr)
     return code
 
 
-def _flag(match: re.Match[str]) -> str:
-    return f"--{_FLAGS.get(match[1], match[1])}".replace("_", "-")
+def parsed(args: list[str]) -> Any:
+    """The command's dataclass, filled from `args`; ArgumentError with one line where tyro would print a box.
 
+    Of a command that is named only its own module is imported.
+    """
+    import tyro
 
-def _parse(args: list[str]):
-    """The command's dataclass, filled from `args`; BadInput with one line where tyro would print a box."""
+    from odes.arguments import ArgumentError
+    from validation.cli.commands import COMMANDS, command
+
+    config = (tyro.conf.FlagCreatePairsOff,)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
+            if args and args[0] in COMMANDS:
+                return tyro.cli(command(args[0]), prog=f"searchphase {args[0]}", args=args[1:], config=config)
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS,
+                {name: command(name) for name in COMMANDS},
                 prog="searchphase",
                 description="Escape times and training dynamics of LoRA fine-tuning in high dimension.",
                 args=args,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=config,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise BadInput(_one_line(printed.getvalue())) from None
+        raise ArgumentError(None, _one_line(printed.getvalue())) from None
 
 
 def _one_line(box: str) -> str:
@@ -82,6 +100,6 @@ def _one_line(box: str) -> str:
             continue
         lines.append(text)
     message = " ".join(lines).removeprefix("Error parsing ").rstrip(".")
-    for words, kind in _CLEARER:
-        message = re.sub(words, rf" takes a {kind}, not \1", message)
+    for words, clearer in _CLEARER:
+        message = re.sub(words, clearer, message)
     return f"{message} (see --help)"

@@ -1,117 +1,41 @@
 """The command line's options: one dataclass per group of flags, shared by the commands that take them."""
 
+import contextlib
 import dataclasses
 import math
-import tempfile
-from pathlib import Path
-from typing import Annotated
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-import tyro
 
-from odes import SGD, Activation, Adapter, Escape, Problem, activation
-from odes.storage import write_whole
+from odes import SGD, Activation, Adapter, Escape, Family, Problem, Transfer, activation
+from odes.arguments import ArgumentError
+from odes.storage import write_dataset, write_whole
 from theory import search_phase
-
-Numbers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="X [X ...]|LOW:HIGH:N", help_behavior_hint="")]
-OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
-OptionalText = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
-OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
-
+from validation.checks.settings import mixture_place
+from validation.cli.report import print_json
+from validation.cli.values import (
+    Numbers,
+    OptionalFloat,
+    OptionalPath,
+    OptionalText,
+    check,
+    check_seed,
+    check_writable,
+    positive,
+)
 
 _LARGEST_RANK = 4096
 
 
-class BadInput(Exception):
-    """What the user gave cannot be used; the message says what and how to mend it."""
-
-
-def numbers(flag: str, words: tuple[str, ...]) -> np.ndarray:
-    """The numbers that a list of words stands for, each a number or an even range LOW:HIGH:N.
-
-    >>> numbers("--strength", ("0.5:1.5:3", "2")).tolist()
-    [0.5, 1.0, 1.5, 2.0]
-    """
-    values: list[float] = []
-    for word in words:
-        parts = word.split(":")
-        try:
-            if len(parts) == 1:
-                values.append(float(word))
-            else:
-                low, high, count = float(parts[0]), float(parts[1]), int(parts[2])
-                if len(parts) != 3 or count < 1 or not math.isfinite(low + high):
-                    raise ValueError
-                values.extend(np.linspace(low, high, count))
-        except (ValueError, IndexError):
-            raise BadInput(f"{flag} takes numbers or ranges LOW:HIGH:N such as 0.1:0.9:9, not {word!r}") from None
-    if not values:
-        raise BadInput(f"{flag} takes at least one number")
-    return np.asarray(values)
-
-
-def link(flag: str, name: str | None, default: Activation) -> Activation:
-    """The link function that a flag names, the default if it was not given."""
-    if name is None:
-        return default
+@contextlib.contextmanager
+def named(rename: dict[str, str]) -> Iterator[None]:
+    """Gives an ArgumentError from inside the name of the flag that it is about, where that is not the argument's own."""
     try:
-        return activation(name)
-    except ValueError as error:
-        raise BadInput(str(error).replace("Argument `activation`", flag)) from None
-
-
-def checked_places(strength: tuple[str, ...], alignment: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The strengths and the alignments that the words of the flags stand for."""
-    strengths, alignments = numbers("--strength", strength), numbers("--alignment", alignment)
-    for flag, values, allowed, good in (
-        ("--strength", strengths, "positive and finite", (strengths < 1e100) & (strengths > 0)),
-        ("--alignment", alignments, "between -1 and 1", np.abs(alignments) <= 1),
-    ):
-        if not good.all():
-            raise BadInput(f"{flag} must be {allowed}, but is {values[~good][0]:g}")
-    return strengths, alignments
-
-
-def check_writable(flag: str, path: str | None, suffixes: tuple[str, ...]) -> None:
-    """Raises BadInput, before any work is done, if a result could not be written to `path` afterwards."""
-    if path is None:
-        return
-    if Path(path).suffix not in suffixes:
-        raise BadInput(f"{flag} must end in {' or '.join(suffixes)}, but is {path!r}")
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise BadInput(f"{flag} names a file in {str(folder)!r}, which is not a folder")
-    try:
-        if Path(path).is_dir():
-            raise IsADirectoryError
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError:
-        raise BadInput(f"{flag} cannot be written: {path!r}") from None
-
-
-def check_seed(seed: int) -> None:
-    """Raises BadInput for a seed that JAX does not take."""
-    if not -(2**63) <= seed < 2**63:
-        raise BadInput(f"--seed must be a 64-bit integer, but is {seed}")
-
-
-def end_time(t1: float | None, problem: Problem) -> float:
-    """`--t1`, or 20 times the search phase's time scale if it was not given."""
-    if t1 is None:
-        t1 = 20 * float(search_phase(problem).tau)
-        if not np.isfinite(t1):
-            place = f"strength {float(problem.strength):g}"
-            raise BadInput(f"--t1 must be given, because the search phase never ends at {place} (tau is infinite)")
-    if not (np.isfinite(t1) and t1 > 0):
-        raise BadInput(f"--t1 must be positive and finite, but is {t1:g}")
-    return t1
-
-
-def save_figure(figure, path: str) -> None:
-    """Writes a figure whole or not at all."""
-    write_whole(path, figure.savefig)
+        yield
+    except ArgumentError as error:
+        raise ArgumentError(rename.get(error.name or "", error.name), error.complaint) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +49,13 @@ class LinkOptions:
     def links(self) -> tuple[Activation, Activation]:
         """The student's and the teacher's link function."""
         student = activation(self.activation)
-        return student, link("--teacher", self.teacher, student)
+        return student, self.link("teacher", student)
+
+    def link(self, name: str, default: Activation) -> Activation:
+        """The link function that the flag with this name gives, the default if it was not given."""
+        given = getattr(self, name)
+        with named({"activation": name}):
+            return default if given is None else activation(given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,8 +71,7 @@ class AdapterOptions:
 
     @property
     def adapter(self) -> Adapter:
-        if self.rank > _LARGEST_RANK:
-            raise BadInput(f"--rank must be at most {_LARGEST_RANK}, but is {self.rank}")
+        check("rank", self.rank, f"at most {_LARGEST_RANK}", self.rank <= _LARGEST_RANK)
         return Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
 
 
@@ -159,34 +88,84 @@ class PretrainedOptions:
         """Every (strength, alignment) that the flags ask for."""
         if self.mixture:
             if self.strength or self.alignment:
-                raise BadInput("--mixture sets strength and alignment: give it alone, or give those two")
-            mus = numbers("--mixture", self.mixture)
-            if not np.all(np.isfinite(mus)):
-                raise BadInput(f"--mixture must be finite, but is {' '.join(self.mixture)}")
-            return [(rho, mu / rho) for mu, rho in zip(mus, np.hypot(mus, 1 - mus), strict=True)]
-        strengths, alignments = checked_places(self.strength or ("0.5",), self.alignment or ("1",))
+                raise ArgumentError("mixture", "sets strength and alignment: give it alone, or give those two")
+            check("mixture", self.mixture, "finite", math.isfinite)
+            return [mixture_place(mu) for mu in self.mixture]
+        strengths, alignments = checked_places(self.strength or (0.5,), self.alignment or (1.0,))
         return [(rho, cosine) for cosine in alignments for rho in strengths]
+
+
+def checked_places(strength: tuple[float, ...], alignment: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """Strengths and alignments; ArgumentError for those that are not allowed."""
+    check("strength", strength, "positive and finite", lambda rho: 0 < rho < 1e100)
+    check("alignment", alignment, "between -1 and 1", lambda cosine: abs(cosine) <= 1)
+    return strength, alignment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions(AdapterOptions, PretrainedOptions, LinkOptions):
+    def family(self, sgd: SGD) -> Family:
+        """All of the problem but the pretrained weights."""
+        student, teacher = self.links
+        return Family(student, teacher=teacher, adapter=self.adapter, sgd=sgd)
+
     def problems(self, sgd: SGD) -> list[Problem]:
         """The problem at every (strength, alignment) that the flags ask for."""
-        student, teacher = self.links
-        adapter = self.adapter
-        return [
-            Problem.single_index(
-                student, strength=strength, alignment=alignment, teacher=teacher, adapter=adapter, sgd=sgd
-            )
-            for strength, alignment in self.pretrained()
-        ]
+        family = self.family(sgd)
+        return [family.at(*place) for place in self.pretrained()]
+
+    def place(self) -> tuple[float, float]:
+        """The one (strength, alignment) that the flags ask for."""
+        places = self.pretrained()
+        if len(places) != 1:
+            complaint = f"--strength, --alignment and --mixture take one value here, but stand for {len(places)}"
+            raise ArgumentError(None, complaint)
+        return places[0]
 
     def problem(self, sgd: SGD) -> Problem:
         """The one problem that the flags ask for."""
-        places = len(self.pretrained())
-        if places != 1:
-            raise BadInput(f"--strength, --alignment and --mixture take one value here, but stand for {places}")
-        return self.problems(sgd)[0]
+        return self.family(sgd).at(*self.place())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferOptions(AdapterOptions, LinkOptions):
+    source: OptionalText = None
+    """Link function of the source task's labels; the student's unless given (--teacher is that of the target task)."""
+    cosine: Numbers = (1.0,)
+    """Cosine of the source's and the target's direction (default: 1, the same direction)."""
+    spherical: bool = False
+    """Keep the weights at unit length in pretraining (their length is free unless given)."""
+    weight_decay: float = 0.0
+    """Weight decay in pretraining."""
+    length: float = 1.0
+    """Length of the random weights from which pretraining starts."""
+    pretraining_learning_rate: OptionalFloat = None
+    """Learning rate of pretraining; that of fine-tuning unless given."""
+    pretraining_batch_size: OptionalFloat = None
+    """Batch size of pretraining; that of fine-tuning unless given."""
+
+    def transfers(self, sgd: SGD) -> list[Transfer]:
+        """The transfer at every cosine that the flags ask for."""
+        student, target = self.links
+        given = {"learning_rate": self.pretraining_learning_rate, "batch_size": self.pretraining_batch_size}
+        given = {name: value for name, value in given.items() if value is not None}
+        with named({name: f"pretraining_{name}" for name in given}):
+            pretraining_sgd = sgd.replace(**given)
+        return [
+            Transfer(
+                student,
+                cosine=cosine,
+                source=self.link("source", student),
+                target=target,
+                adapter=self.adapter,
+                sgd=sgd,
+                pretraining_sgd=pretraining_sgd,
+                spherical=self.spherical,
+                weight_decay=self.weight_decay,
+                length=self.length,
+            )
+            for cosine in self.cosine
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,9 +197,8 @@ class TrainingOptions(SGDOptions):
     """Seed of the random numbers."""
 
     def check_start(self) -> None:
-        """Raises BadInput for a start or a seed that cannot be used."""
-        if not math.isfinite(self.up):
-            raise BadInput(f"--up must be finite, but is {self.up:g}")
+        """Raises ArgumentError for a start or a seed that cannot be used."""
+        check("up", self.up, "finite", math.isfinite)
         check_seed(self.seed)
 
 
@@ -238,11 +216,10 @@ class ConfirmOptions(SGDOptions):
     """Seed of the random numbers."""
 
     def check_confirm(self) -> None:
-        """Raises BadInput for a goal, a number of seeds or a seed that cannot be used."""
-        if self.goal is not None and not (math.isfinite(self.goal) and self.goal > 0):
-            raise BadInput(f"--goal must be positive and finite, but is {self.goal:g}")
-        if self.confirm < 0 or self.confirm == 1:
-            raise BadInput(f"--confirm must be at least 2 seeds (or 0 for none), but is {self.confirm}")
+        """Raises ArgumentError for a goal, a number of seeds or a seed that cannot be used."""
+        if self.goal is not None:
+            check("goal", self.goal, "positive and finite", positive)
+        check("confirm", self.confirm, "at least 2 seeds (or 0 for none)", self.confirm == 0 or self.confirm >= 2)
         check_seed(self.seed)
 
 
@@ -267,9 +244,58 @@ class OutputOptions:
     plot: OptionalPath = None
     """Also draw the result to this file (.png, .pdf or .svg)."""
 
-    def check_paths(self) -> None:
-        check_writable("--output", self.output, (".nc",))
-        check_writable("--plot", self.plot, (".png", ".pdf", ".svg"))
+    def run(self) -> int:
+        """Computes, prints, stores and draws; returns the exit code."""
+        check_writable("output", self.output, (".nc",))
+        check_writable("plot", self.plot, (".png", ".pdf", ".svg"))
+        result = self.compute()
+        if self.json:
+            print_json(self.document(result))
+        else:
+            self.report(result)
+        if self.output:
+            self.store(result, self.output)
+        if self.plot:
+            from validation.figures.style import figure_style
+
+            with figure_style():
+                write_whole(self.plot, self.draw(result).savefig)
+        return self.exit_code(result)
+
+    def compute(self) -> Any:
+        """The command's result."""
+        raise NotImplementedError
+
+    def document(self, result: Any) -> Any:
+        """What `--json` prints."""
+        raise NotImplementedError
+
+    def report(self, result: Any) -> None:
+        """Prints the result for people."""
+        raise NotImplementedError
+
+    def dataset(self, result: Any) -> Any:
+        """The result as an `xarray.Dataset`."""
+        raise NotImplementedError
+
+    def attributes(self, result: Any) -> dict[str, Any]:
+        """What is stored beside the dataset."""
+        return {}
+
+    def draw(self, result: Any) -> Any:
+        """The result as a Matplotlib figure."""
+        raise NotImplementedError
+
+    def store(self, result: Any, path: str) -> None:
+        """Writes the result, with all flags, to a netCDF file."""
+        kind = re.sub("(?<!^)(?=[A-Z])", "-", type(self).__name__).lower()
+        write_dataset(
+            self.dataset(result), path, kind=kind, command=dataclasses.asdict(self), **self.attributes(result)
+        )
+
+    def exit_code(self, result: Any) -> int:
+        """0 if all is well."""
+        return 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,18 +303,15 @@ class RunOptions(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
     t1: OptionalFloat = None
     """Time at which a run ends; 20 times tau unless given."""
 
-    def check(self) -> None:
-        """Raises BadInput, before any work is done, for flags that cannot be used whatever the problem is."""
-        self.check_paths()
-        self.check_start()
-
-    def only_run(self) -> tuple[Problem, float]:
-        """The one problem that the flags ask for and the time at which its run ends."""
-        self.check()
-        problem = self.problem(self.sgd)
-        return problem, end_time(self.t1, problem)
-
-    def runs(self) -> list[tuple[Problem, float]]:
-        """Every problem that the flags ask for and the time at which its run ends."""
-        self.check()
-        return [(problem, end_time(self.t1, problem)) for problem in self.problems(self.sgd)]
+    def end_time(self, problem: Problem) -> float:
+        """`--t1`, or 20 times the search phase's time scale if it was not given."""
+        if self.t1 is not None:
+            check("t1", self.t1, "positive and finite", positive)
+            return self.t1
+        end = 20 * float(search_phase(problem).tau)
+        if not np.isfinite(end):
+            place = f"strength {float(problem.strength):g}"
+            raise ArgumentError(
+                "t1", f"must be given, because the search phase never ends at {place} (tau is infinite)"
+            )
+        return end

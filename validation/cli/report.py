@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,3 +50,37 @@ def _cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:.4g}" if math.isfinite(value) else "-"
     return str(value)
+
+
+def rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Columns of equal length as rows.
+
+    >>> rows_of({"mu": [0.5, 0.8], "tau": [9.0, 30.0]})
+    [{'mu': 0.5, 'tau': 9.0}, {'mu': 0.8, 'tau': 30.0}]
+    """
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def spread_over(length: int, shown: int) -> np.ndarray:
+    """At most `shown` places of so many, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, length - 1, shown).astype(int))
+
+
+def print_sample(columns: Mapping[str, Any]) -> None:
+    """Prints eleven rows of the columns as a table."""
+    chosen = {name: np.asarray(values, float) for name, values in columns.items()}
+    places = spread_over(len(next(iter(chosen.values()))), 11)
+    print(table(rows_of({name: values[places].tolist() for name, values in chosen.items()})))
+
+
+def lines_of(
+    points: Sequence[dict[str, Any]], *, mixture: bool
+) -> Iterator[tuple[str, list[float], list[dict[str, Any]]]]:
+    """The lines of a picture against strength, one for each alignment: label, strengths, points.
+
+    Mixtures are one line, against mu.
+    """
+    for alignment in [None] if mixture else dict.fromkeys(point["alignment"] for point in points):
+        chosen = [point for point in points if alignment is None or point["alignment"] == alignment]
+        strengths = [point["strength"] * (point["alignment"] if mixture else 1) for point in chosen]
+        yield "mixture" if alignment is None else f"alignment {alignment:g}", strengths, chosen

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from odes import Escape, Overlaps, Problem, Transfer, load, pretrained
+from odes.arguments import ArgumentError
 from odes.storage import provenance, write_dataset, write_whole
 from theory import search_phase
-from validation.cli.options import BadInput
 from validation.figures.style import figure_style
 from validation.simulation.chain import affordable_chain
 from validation.simulation.direct import direct_simulator
@@ -164,12 +164,14 @@ class Figure:
     def stored(self, folder: Path) -> Any:
         """The stored dataset.
 
-        **Raises** BadInput if there is none, if it is not this figure's, or if another version of searchphase made it.
+        **Raises** ArgumentError if there is none, if it is not this figure's, or if another version of searchphase made it.
         """
         file = self.data_file(folder)
         if not file.exists():
-            raise BadInput(f"{file} does not exist: draw {self.name} without --redraw to compute it")
-        foreign = BadInput(f"{file} does not hold the data of {self.name}: remove it, or name another --folder")
+            raise ArgumentError(None, f"{file} does not exist: draw {self.name} without --redraw to compute it")
+        foreign = ArgumentError(
+            None, f"{file} does not hold the data of {self.name}: remove it, or name another --folder"
+        )
         try:
             dataset = load(file)
         except (ValueError, OSError):
@@ -178,8 +180,8 @@ class Figure:
             raise foreign
         made, now = dataset.attrs["version_searchphase"], provenance()["version_searchphase"]
         if made != now:
-            raise BadInput(
-                f"{file} was made by searchphase {made}, this is {now}: draw {self.name} again without --redraw"
+            raise ArgumentError(
+                None, f"{file} was made by searchphase {made}, this is {now}: draw {self.name} again without --redraw"
             )
         return dataset
 
@@ -187,7 +189,7 @@ class Figure:
         """The stored dataset if the same settings, versions, device and floating point type made it; None otherwise."""
         try:
             dataset = self.stored(folder)
-        except BadInput:
+        except ArgumentError:
             return None
         now = provenance(settings=dataclasses.asdict(settings))
         return dataset if all(dataset.attrs.get(name) == value for name, value in now.items()) else None
@@ -197,7 +199,7 @@ class Figure:
         file, flags = self.data_file(folder), dataclasses.asdict(settings)
         try:
             parts = Parts(str(file), flags, resume=True)
-        except BadInput:
+        except ArgumentError:
             shutil.rmtree(f"{file}.parts")
             parts = Parts(str(file), flags, resume=True)
         dataset = self.compute(Work(settings, parts))

@@ -2,9 +2,10 @@
 
 from validation.simulation.chain import ChainSimulator, affordable_chain, chain_simulator, simulate_chain
 from validation.simulation.direct import DirectSimulator, direct_simulator, simulate_direct
-from validation.simulation.ensemble import Block, Simulator, simulate, simulate_stages
+from validation.simulation.ensemble import Block, simulate, simulate_stages
 from validation.simulation.fine_tuning import simulated_fine_tuning
-from validation.simulation.result import Simulation, even_steps, mean_and_error
+from validation.simulation.result import Simulation, even_steps, mean_and_error, observables
+from validation.simulation.simulator import Simulator
 
 __all__ = [
     "Block",
@@ -17,6 +18,7 @@ __all__ = [
     "direct_simulator",
     "even_steps",
     "mean_and_error",
+    "observables",
     "simulate",
     "simulate_chain",
     "simulate_direct",

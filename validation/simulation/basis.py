@@ -1,6 +1,7 @@
 r"""Coordinates of all fixed and trained directions in an orthonormal basis: where both simulators start."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -36,8 +37,11 @@ def spanning_basis(problem: Problem) -> Float[Array, "f span"]:
 
     The basis's size is decided now, so the problem's arrays must be concrete.
     """
-    root, spans = (np.asarray(x) for x in gram_root(problem.frame_gram))
-    return jnp.asarray(root[:, spans])
+    root, spans = (np.asarray(x) for x in _gram_root(problem.frame_gram))
+    return jax.device_put(root[:, spans])
+
+
+_gram_root = eqx.filter_jit(gram_root)
 
 
 def frame_basis(problem: Problem) -> FrameBasis:
@@ -46,9 +50,10 @@ def frame_basis(problem: Problem) -> FrameBasis:
     target = np.asarray(problem.target, float) @ root
     rotation, _ = np.linalg.qr(target.T, mode="complete")
     teachers = min(target.shape)
-    return FrameBasis(jnp.asarray(root @ rotation), jnp.asarray((target @ rotation)[:, :teachers]))
+    return FrameBasis(*jax.device_put((root @ rotation, (target @ rotation)[:, :teachers])))
 
 
+@eqx.filter_jit
 def to_coordinates(rows: Float[Array, "f span"], overlaps: Overlaps) -> Coordinates:
     """Coordinates of V that have the given overlaps with a frame of the given `rows`."""
     inside = overlaps.cross @ jnp.linalg.pinv(rows).T

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odes import Escape, Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps
+from odes import Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps
 from odes.arguments import ArrayLike, require
 from validation.simulation.basis import Coordinates, FrameBasis, frame_basis, to_coordinates, to_overlaps
-from validation.simulation.ensemble import Simulator, simulate, whole_number
+from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation
+from validation.simulation.simulator import Simulator, whole_number
 
 LARGEST_BATCH = 2**26
 """Batches above this are not sampled one by one."""
@@ -225,7 +226,7 @@ def chain_simulator(
     basis = frame_basis(problem)
     least = basis.rows.shape[1] + problem.adapter.rank + problem.units[0]
     require("dimension", problem.sgd.dimension, f"at least {least}, the number of directions", lambda d: d >= least)
-    sampling, batch = "samples", 1
+    sampling, batch, real = "samples", 1, jnp.result_type(float)
     if np.isinf(problem.sgd.batch_size):
         sampling = "mean"
     elif normal_batches:
@@ -239,12 +240,12 @@ def chain_simulator(
         problem=problem,
         basis=basis,
         initial=start,
-        up=jnp.asarray(up, jnp.result_type(float)),
-        length=jnp.asarray(length, jnp.result_type(float)),
+        up=jax.device_put(np.asarray(up, real)),
+        length=jax.device_put(np.asarray(length, real)),
         batch=batch if sampling == "samples" else _AVERAGE_COST,
-        noisy=bool(problem.sgd.label_noise > 0),
+        noisy=float(problem.sgd.label_noise) > 0,
         sampling=sampling,
-        dtype=dtype if sampling == "samples" else str(jnp.result_type(float)),
+        dtype=dtype if sampling == "samples" else str(real),
         method="gaussian" if sampling == "normal" else "chain",
     )
 
@@ -258,17 +259,13 @@ def affordable_chain(problem: Problem, steps: ArrayLike, *, samples: float = 1e8
 def simulate_chain(
     problem: Problem,
     *,
-    key: PRNGKeyArray,
-    seeds: int,
-    steps: ArrayLike,
-    until: Escape | None = None,
     start: Overlaps | None = None,
     up: ArrayLike = 0.0,
     normal_batches: bool = False,
     dtype: str = "float32",
-    progress: bool = False,
+    **options: Any,
 ) -> Simulation:
-    """One-pass SGD at any dimension, exact in law: [`chain_simulator`][] in [`validation.simulate`][].
+    """One-pass SGD at any dimension, exact in law: [`chain_simulator`][] in [`validation.simulation.simulate`][] with its `options`.
 
     >>> from odes import SGD
     >>> problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=1e6, batch_size=500, learning_rate=2e-4))
@@ -276,4 +273,4 @@ def simulate_chain(
     Simulation (chain) of 2 seeds at d = 1e+06 to t = 0.002, 2 records
     """
     simulator = chain_simulator(problem, start=start, up=up, normal_batches=normal_batches, dtype=dtype)
-    return simulate(simulator, key=key, seeds=seeds, steps=steps, until=until, progress=progress)
+    return simulate(simulator, **options)

@@ -1,15 +1,19 @@
 r"""Direct simulation of one-pass SGD in d dimensions."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odes import Escape, Overlaps, Problem
+from odes import Overlaps, Problem
 from odes.arguments import ArrayLike, require
 from validation.simulation.basis import spanning_basis, to_coordinates
-from validation.simulation.ensemble import Simulator, simulate, whole_number
+from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation
+from validation.simulation.simulator import Simulator, whole_number
 
 _NUMBERS_AT_ONCE = 2**19
 """Seeds advance together while their inputs stay below this many numbers."""
@@ -124,40 +128,27 @@ def direct_simulator(
     require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
     basis, initial = spanning_basis(problem), None
 
-    def embed(rows: Array) -> Array:
+    def embed(rows: ArrayLike) -> Array:
         """Rows given by their first coordinates."""
-        return jnp.pad(rows, ((0, 0), (0, dimension - rows.shape[1]))).astype(dtype)
+        return jax.device_put(np.pad(rows, ((0, 0), (0, dimension - np.shape(rows)[1]))).astype(dtype))
 
     if start is not None:
         place = to_coordinates(basis, start)
-        down = jnp.concatenate([place.inside, place.outside], axis=1)
+        down = np.concatenate([place.inside, place.outside], axis=1)
         initial = Weights(place.up.astype(dtype), embed(down))
     return DirectSimulator(
         problem=problem,
         directions=embed(basis),
         initial=initial,
-        up=jnp.asarray(up, dtype),
-        length=jnp.asarray(length, dtype),
+        up=jax.device_put(np.asarray(up, dtype)),
+        length=jax.device_put(np.asarray(length, dtype)),
         batch=batch,
         dtype=dtype,
     )
 
 
 def simulate_direct(
-    problem: Problem,
-    *,
-    key: PRNGKeyArray,
-    seeds: int,
-    steps: ArrayLike,
-    until: Escape | None = None,
-    start: Overlaps | None = None,
-    up: ArrayLike = 0.0,
-    shared_start: bool = False,
-    dtype: str = "float32",
-    progress: bool = False,
+    problem: Problem, *, start: Overlaps | None = None, up: ArrayLike = 0.0, dtype: str = "float32", **options: Any
 ) -> Simulation:
-    """One-pass SGD with d-dimensional weights: [`direct_simulator`][] in [`validation.simulate`][]."""
-    simulator = direct_simulator(problem, start=start, up=up, dtype=dtype)
-    return simulate(
-        simulator, key=key, seeds=seeds, steps=steps, until=until, shared_start=shared_start, progress=progress
-    )
+    """One-pass SGD with d-dimensional weights: [`direct_simulator`][] in [`validation.simulation.simulate`][] with its `options`."""
+    return simulate(direct_simulator(problem, start=start, up=up, dtype=dtype), **options)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Overlaps, Problem, Trajectory, losses
+from odes import Escape, Overlaps, Problem, Solution, Trajectory, losses
 from odes.arguments import require
 from odes.storage import write_dataset
 
@@ -34,34 +34,26 @@ class Simulation(Trajectory):
     @property
     def start(self) -> Overlaps:
         """The overlaps of every seed at the first record, (seeds,) in front of every shape."""
-        return jax.tree.map(lambda x: x[:, 0], self.overlaps)
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[:, 0]), self.overlaps)
 
     @property
-    def diverged(self) -> Bool[Array, " seeds"]:
+    def diverged(self) -> Bool[np.ndarray, " seeds"]:
         """Which seeds left the range of floating point numbers (the learning rate was too large for them)."""
-        taken = jnp.arange(self.t.size)[None] < self.recorded[:, None]
-        return (taken & ~jnp.isfinite(self.loss)).any(axis=1)
+        taken = np.arange(self.t.size)[None] < np.asarray(self.recorded)[:, None]
+        return np.asarray((taken & ~np.isfinite(self.loss)).any(axis=1))
 
-    def escape_times(self, escape: Escape | None = None, origin: Overlaps | None = None) -> Float[Array, " seeds"]:
+    def escape_times(self, escape: Escape | None = None, origin: Overlaps | None = None) -> Float[np.ndarray, " seeds"]:
         """When each seed met the criterion, interpolated linearly between records; NaN where it did not.
 
         It is measured from w0, or from every seed's `origin` (seeds in front of every shape).
         """
-        escape = Escape() if escape is None else escape
-        value = escape.value(self.problem, self.overlaps, self.loss)
-        if origin is None:
-            reference = escape.reference(self.problem)
-        else:
-            reference = references(escape, self.problem, origin)[:, None]
-        margin = escape.distance(value, reference)
-        out = margin <= 0
-        after = jnp.argmax(out, axis=1)
-        before = jnp.maximum(after - 1, 0)
-        rows = np.arange(margin.shape[0])
+        margin = np.asarray(_margins(Escape() if escape is None else escape, self, origin))
+        out, t, rows = margin <= 0, np.asarray(self.t), np.arange(margin.shape[0])
+        after = np.argmax(out, axis=1)
+        before = np.maximum(after - 1, 0)
         drop = margin[rows, before] - margin[rows, after]
-        fraction = jnp.where(drop > 0, margin[rows, before] / jnp.where(drop > 0, drop, 1), 0)
-        located = self.t[before] + fraction * (self.t[after] - self.t[before])
-        return jnp.where(out.any(axis=1), located, jnp.nan)
+        fraction = np.where(drop > 0, margin[rows, before] / np.where(drop > 0, drop, 1), 0)
+        return np.where(out.any(axis=1), t[before] + fraction * (t[after] - t[before]), np.nan)
 
     def to_dataset(self):
         """Overlaps and loss of every seed as an `xarray.Dataset`."""
@@ -78,7 +70,7 @@ class Simulation(Trajectory):
         """The simulation of `problem` whose `to_dataset()` is `dataset`."""
         overlaps, loss, recorded = records_from_variables(dataset)
         return cls(
-            t=jnp.asarray(dataset["time"].values),
+            t=jax.device_put(dataset["time"].values),
             overlaps=overlaps,
             loss=loss,
             recorded=recorded,
@@ -103,9 +95,9 @@ class Simulation(Trajectory):
         import matplotlib.pyplot as plt
 
         ax = plt.subplots()[1] if ax is None else ax
-        kept = self.loss[~self.diverged]
-        kept = kept if kept.size else jnp.full_like(self.loss, jnp.nan)
-        low, high = jnp.percentile(kept, jnp.array([16.0, 84.0]), axis=0)
+        loss = np.asarray(self.loss)
+        kept = loss[~self.diverged] if not self.diverged.all() else np.full_like(loss, np.nan)
+        low, high = np.percentile(kept, [16, 84], axis=0)
         (line,) = ax.plot(self.t, kept.mean(axis=0), marker="o", linestyle="none", markersize=3)
         ax.fill_between(self.t, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         ax.set(xlabel=r"time $t = \eta\cdot$step", ylabel=r"population loss $\ell$")
@@ -115,7 +107,7 @@ class Simulation(Trajectory):
         seeds, records = self.loss.shape
         d = float(self.problem.sgd.dimension)
         return (
-            f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(self.t[-1]):g}, {records} records"
+            f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(np.asarray(self.t)[-1]):g}, {records} records"
         )
 
 
@@ -123,6 +115,26 @@ class Simulation(Trajectory):
 def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Array, " seeds"]:
     """The criterion's value at every seed's origin."""
     return escape.value(problem, origin, losses(problem, origin))
+
+
+@eqx.filter_jit
+def _margins(escape: Escape, simulation: Simulation, origin: Overlaps | None) -> Float[Array, "seeds T"]:
+    """How far from escape every seed is at every record."""
+    problem = simulation.problem
+    value = escape.value(problem, simulation.overlaps, simulation.loss)
+    reference = escape.reference(problem) if origin is None else references(escape, problem, origin)[:, None]
+    return escape.distance(value, reference)
+
+
+OBSERVABLES = ("loss", "target_overlap", "m", "u", "s")
+"""What trajectories are compared by; m, u and s enter as lengths over the adapter's rows, blind to the symmetry (u, X) -> (-u, -X)."""
+
+
+@eqx.filter_jit
+def observables(trajectory: Simulation | Solution) -> dict[str, Array]:
+    """The compared quantities of a simulation (seeds, T) or of a solution (T,), by the names of `OBSERVABLES`."""
+    lengths = {name: jnp.linalg.norm(getattr(trajectory, name), axis=-1) for name in OBSERVABLES[2:]}
+    return {"loss": trajectory.loss, "target_overlap": trajectory.target_overlap} | lengths
 
 
 def mean_and_error(values: Any) -> tuple[Any, Any]:
@@ -145,14 +157,23 @@ def records_to_variables(overlaps: Overlaps, loss: Any, recorded: Any) -> dict[s
 def records_from_variables(variables: Any) -> tuple[Overlaps, Array, Array]:
     """Overlaps, loss and number of records of the seeds that [`records_to_variables`][] wrote."""
     up, cross, down_gram, loss, recorded = (
-        jnp.asarray(variables[name].values) for name in ("up", "cross", "down_gram", "loss", "recorded")
+        jax.device_put(variables[name].values) for name in ("up", "cross", "down_gram", "loss", "recorded")
     )
     return Overlaps(up, cross, down_gram), loss, recorded
 
 
 def even_steps(t1: float, learning_rate: float, records: int) -> np.ndarray:
     """`records` + 1 step numbers, evenly spaced from 0 to the first step at or after time t1, without repetition."""
+    return even_records(last_step(t1, learning_rate), records)
+
+
+def last_step(t1: float, learning_rate: float) -> int:
+    """The first step at or after time t1."""
     steps = np.ceil(t1 / learning_rate - 1e-9)
     require("t1", t1, "at most a trillion steps of the learning rate", lambda _: steps <= 1e12)
-    last = int(steps)
+    return int(steps)
+
+
+def even_records(last: int, records: int) -> np.ndarray:
+    """`records` + 1 step numbers, evenly spaced from 0 to `last`, without repetition."""
     return np.unique(np.linspace(0, last, records + 1).round().astype(int))

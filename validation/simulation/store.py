@@ -1,24 +1,25 @@
-"""Simulations on disk: blocks of seeds as they are finished, then the whole result.
+"""Blocks of seeds on disk as they are finished, so that an interrupted run can go on.
 
 While a run whose result will be the file `run.nc` goes on, the folder `run.nc.parts` holds a file `point-I-block-J.nc` for
-every finished block J of the seeds at point I, written whole or not at all. Once the result is written the folder goes.
+every finished block J of the seeds at point I, written whole or not at all. Once the result is written the folder
+goes.
 """
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from odes import Problem, load
+from odes import load
+from odes.arguments import ArgumentError
 from odes.storage import provenance, write_dataset
-from validation.cli.options import BadInput
-from validation.simulation.ensemble import Block
-from validation.simulation.result import Simulation, records_from_variables, records_to_variables
+from validation.simulation.ensemble import Block, Kept
+from validation.simulation.result import records_from_variables, records_to_variables
 
 _INCIDENTAL = ("output", "plot", "json", "resume")
 """Flags that do not determine a result's numbers."""
@@ -32,7 +33,7 @@ class Parts:
     if the same flags, package versions, device and floating point type made it: then, in blocks of the stored size, a
     run that was interrupted ends in the numbers of an uninterrupted one, bit for bit.
 
-    **Raises** BadInput if there are parts without `resume`, or with it something that other settings made.
+    **Raises** ArgumentError if there are parts without `resume`, or with it something that other settings made.
     """
 
     path: str
@@ -41,7 +42,9 @@ class Parts:
 
     def __post_init__(self):
         if self.folder.exists() and not self.resume:
-            raise BadInput(f"{self.folder} holds an unfinished run: go on with --resume, or remove that folder")
+            raise ArgumentError(
+                None, f"{self.folder} holds an unfinished run: go on with --resume, or remove that folder"
+            )
         if self.resume:
             self.block_size()  # refuses parts that other settings made
 
@@ -53,18 +56,18 @@ class Parts:
     def block_size(self) -> int | None:
         """The block size of the stored parts, None without any."""
         for file in sorted(self.folder.glob("point-*-block-*.nc")):
-            return json.loads(self._load(file).attrs["seeds_per_block"])
+            return json.loads(self.load(file).attrs["seeds_per_block"])
         return None
 
-    def kept(self, point: int, block_size: int) -> Callable[[int, Callable[[], Block]], Block]:
-        """For [`validation.simulate`][]: reads a block of the seeds at `point` if it is stored, else computes and stores it."""
+    def kept(self, point: int, block_size: int) -> Kept:
+        """For [`validation.simulation.simulate`][]: reads a block of the seeds at `point` if it is stored, else computes and stores it."""
 
         def stored_or_computed(number: int, compute: Callable[[], Block]) -> Block:
             import xarray
 
             file = self.folder / f"point-{point}-block-{number}.nc"
             if file.exists():
-                return Block(*jax.tree.map(np.asarray, records_from_variables(self._load(file))))
+                return Block(*jax.tree.map(np.asarray, records_from_variables(self.load(file))))
             block = compute()
             records = xarray.Dataset(records_to_variables(block.overlaps, block.loss, block.recorded))
             self.folder.mkdir(exist_ok=True)
@@ -73,44 +76,20 @@ class Parts:
 
         return stored_or_computed
 
-    def result(self, problems: Sequence[Problem]) -> list[Simulation] | None:
-        """The simulations in the final file, if this run has been finished before.
-
-        **Raises** BadInput for a final file that other settings made, unless parts show that it is to be replaced.
-        """
-        if not self.resume or not Path(self.path).exists():
-            return None
-        try:
-            dataset = self._load(Path(self.path))
-        except BadInput:
-            if self.block_size() is not None:
-                return None
-            raise
-        self.remove()
-        return from_dataset(dataset, problems)
-
-    def finish(self, simulations: Sequence[Simulation], places: Sequence[tuple[float, float]], block_size: int) -> None:
-        """Writes the final file, by `Simulation.save` for one point and as [`to_dataset`][] for several; removes the parts."""
-        what = {"command": self.flags, "seeds_per_block": block_size}
-        if len(simulations) == 1:
-            simulations[0].save(self.path, **what)
-        else:
-            problems = [simulation.problem.to_dict() for simulation in simulations]
-            write_dataset(to_dataset(simulations, places), self.path, kind="simulations", problems=problems, **what)
-        self.remove()
-
     def remove(self) -> None:
         """Removes the folder of parts."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
-    def _load(self, file: Path) -> Any:
-        """A stored dataset; BadInput naming what differs if other settings made it."""
+    def load(self, file: Path) -> Any:
+        """A stored dataset; ArgumentError naming what differs if other settings made it."""
         try:
             dataset = load(file)
             made_by = _settings(dataset.attrs)
         except (ValueError, KeyError, OSError):
-            raise BadInput(f"{file} is not a result of this command: remove it, or name another --output") from None
+            raise ArgumentError(
+                None, f"{file} is not a result of this command: remove it, or name another --output"
+            ) from None
         now = _settings(provenance(command=self.flags))
         differing = [
             f"{name} {_shown(made_by.get(name))} (now {_shown(now.get(name))})"
@@ -119,7 +98,9 @@ class Parts:
         ]
         if differing:
             what = ", ".join(differing)
-            raise BadInput(f"{file} was made with {what}: --resume takes the same again, or name another --output")
+            raise ArgumentError(
+                None, f"{file} was made with {what}: --resume takes the same again, or name another --output"
+            )
         return dataset
 
 
@@ -135,36 +116,3 @@ def _shown(value: Any) -> str:
     if value is None or value == []:
         return "not given"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def to_dataset(simulations: Sequence[Simulation], places: Sequence[tuple[float, float]]) -> Any:
-    """Simulations of several problems, with as many seeds and the same rank, as one `xarray.Dataset`.
-
-    The variables are those of [`Simulation.to_dataset`][validation.Simulation.to_dataset] with dimensions (point, seed,
-    record, ...); `time` (point, record) are the recorded times. Points with fewer records than others are NaN in the rest.
-    `strength` and `alignment` (point,) are the `places` of the problems' pretrained weights.
-    """
-    import xarray
-
-    most = max(simulation.t.size for simulation in simulations)
-    points = []
-    for simulation in simulations:
-        dataset = simulation.to_dataset().drop_vars("time").rename_dims(time="record")
-        dataset["time"] = ("record", np.asarray(simulation.t))
-        points.append(dataset.pad(record=(0, most - simulation.t.size)))
-    joined = xarray.concat(points, dim="point", data_vars="all", join="exact", combine_attrs="override")
-    for name, values in zip(("strength", "alignment"), zip(*places, strict=True), strict=True):
-        joined[name] = ("point", np.asarray(values))
-    return joined
-
-
-def from_dataset(dataset: Any, problems: Sequence[Problem]) -> list[Simulation]:
-    """The simulations of `problems` in a final file."""
-    if "point" not in dataset.dims:
-        return [Simulation.from_dataset(dataset, problem) for problem in problems]
-    simulations = []
-    for i, problem in enumerate(problems):
-        point = dataset.isel(point=i)
-        point = point.isel(record=np.isfinite(point["time"].values)).swap_dims(record="time")
-        simulations.append(Simulation.from_dataset(point, problem))
-    return simulations

@@ -1,108 +1,35 @@
 """`searchphase checkpoints`: which checkpoint of a pretraining run is fine-tuned fastest, and does more pretraining hurt?"""
 
 import dataclasses
-import re
+import math
 from typing import Any
 
 import jax
 import numpy as np
 
-from odes import SGD, Escape, Transfer, self_moments
-from odes.storage import write_dataset
-from theory import VERDICTS, Verdict, checkpoints, judge, pretraining_times
-from validation.cli.options import (
-    AdapterOptions,
-    BadInput,
-    ConfirmOptions,
-    EscapeOptions,
-    LinkOptions,
-    Numbers,
-    OptionalFloat,
-    OptionalText,
-    OutputOptions,
-    link,
-    numbers,
-    save_figure,
-)
-from validation.cli.report import print_json, table
-from validation.figures.style import figure_style, time_axis
-from validation.simulation.fine_tuning import simulated_fine_tuning
-from validation.simulation.result import mean_and_error
+from odes import Escape, Transfer, self_moments
+from odes.arguments import ArgumentError
+from theory import Verdict, judge, pretraining_times
+from validation.checks.confirm import confirmed_checkpoints
+from validation.cli.options import ConfirmOptions, EscapeOptions, OutputOptions, TransferOptions
+from validation.cli.report import rows_of, spread_over, table
+from validation.cli.values import OptionalFloat, check
+from validation.figures.style import time_axis
 
 _SHOWN = 9
-_CONFIRMED = 6
-_MOST_STEPS = 40_000
 _CLOSE = 0.3
 """Weights nearer than this to the target show how the fine-tuning time diverges."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TransferOptions(AdapterOptions, LinkOptions):
-    source: OptionalText = None
-    """Link function of the source task's labels; the student's unless given (--teacher is that of the target task)."""
-    cosine: Numbers = ("1",)
-    """Cosine of the source's and the target's direction (default: 1, the same direction)."""
-    spherical: bool = False
-    """Keep the weights at unit length in pretraining (their length is free unless given)."""
-    weight_decay: float = 0.0
-    """Weight decay in pretraining."""
-    length: float = 1.0
-    """Length of the random weights from which pretraining starts."""
-    pretraining_learning_rate: OptionalFloat = None
-    """Learning rate of pretraining; that of fine-tuning unless given."""
-    pretraining_batch_size: OptionalFloat = None
-    """Batch size of pretraining; that of fine-tuning unless given."""
-
-    def transfers(self, sgd: SGD) -> list[Transfer]:
-        """The transfer at every cosine that the flags ask for."""
-        student, target = self.links
-        rate, batch = self.pretraining_learning_rate, self.pretraining_batch_size
-        try:
-            first = SGD(
-                learning_rate=sgd.learning_rate if rate is None else rate,
-                batch_size=sgd.batch_size if batch is None else batch,
-                dimension=sgd.dimension,
-                label_noise=sgd.label_noise,
-            )
-        except ValueError as error:
-            raise BadInput(re.sub(r"Argument `(\w+)`", _pretraining_flag, str(error))) from None
-        return [
-            Transfer(
-                student,
-                cosine=cosine,
-                source=link("--source", self.source, student),
-                target=target,
-                adapter=self.adapter,
-                sgd=sgd,
-                pretraining_sgd=first,
-                spherical=self.spherical,
-                weight_decay=self.weight_decay,
-                length=self.length,
-            )
-            for cosine in numbers("--cosine", self.cosine)
-        ]
-
-
-def _pretraining_flag(match: re.Match[str]) -> str:
-    return f"--pretraining-{match[1]}".replace("_", "-")
-
-
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One cosine and goal: its transfer, the verdict on the fine-tuning time and, None without noise, on all samples."""
+class Judged:
+    """One cosine and goal: the verdicts on the fine-tuning time and (None without noise) on all samples, and what was simulated."""
 
     transfer: Transfer
     goal: Escape
     verdict: Verdict
     samples: Verdict | None
-
-    def at(self, time: float) -> tuple[float, float]:
-        """Fine-tuning time and τ of the checkpoint at a pretraining time."""
-        grid = np.asarray(self.verdict.swept.time)
-        times = grid if time == 0 else time * np.arange(1, grid.size + 1) / grid.size
-        place = 0 if time == 0 else -1
-        tuning = checkpoints(self.transfer, times, self.goal).tuning
-        return float(tuning.time[place]), float(tuning.tau[place])
+    simulated: list[dict[str, float]] | None
 
     @property
     def exponent(self) -> tuple[float, float] | None:
@@ -137,141 +64,98 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
     points: int = 32
     """Number of checkpoints in the sweep."""
 
-    def run(self) -> int:
-        self.check_paths()
+    def compute(self) -> list[Judged]:
         self.check_confirm()
         end = self.pretraining_time
-        if end is not None and not (np.isfinite(end) and end >= 0):
-            raise BadInput(f"--pretraining-time must be non-negative and finite, but is {end:g}")
+        if end is not None:
+            check("pretraining_time", end, "non-negative and finite", math.isfinite(end) and end >= 0)
         if end == 0 and self.plot:
-            raise BadInput("--plot needs a --pretraining-time above 0")
-        if self.points < 3:
-            raise BadInput(f"--points must be at least 3, but is {self.points}")
-        cases = self.cases()
-        simulated = [self.simulated(number, case) for number, case in enumerate(cases)] if self.confirm else None
-        self.report(cases, simulated)
-        if self.output:
-            self.save(self.output, cases, simulated)
-        if self.plot:
-            self.draw(self.plot, cases, simulated)
-        return 0
-
-    def cases(self) -> list[Case]:
-        """Every cosine and goal, judged."""
+            raise ArgumentError("plot", "needs a --pretraining-time above 0")
+        check("points", self.points, "at least 3", self.points >= 3)
         transfers = self.transfers(self.sgd)
         loss = self.goal
         if loss is None:
             loss = float(self_moments(transfers[0].target, 1.0).value) / 20
-        goals = [self.escape, Escape("absolute", loss)]
-        cases = []
+        goals, key, cases = (self.escape, Escape("absolute", loss)), jax.random.key(self.seed), []
         for transfer in transfers:
-            times = self.times(transfer)
+            times = np.zeros(1) if end == 0 else pretraining_times(transfer, self.points, end=end)
             price = float(transfer.sgd.noise_scale / transfer.pretraining_sgd.noise_scale)
             for goal in goals:
                 verdict = judge(transfer, times, goal)
-                total = judge(transfer, times, goal, price=price) if np.isfinite(price) else None
-                cases.append(Case(transfer, goal, verdict, total))
+                samples = judge(transfer, times, goal, price=price) if np.isfinite(price) else None
+                simulated = None
+                if self.confirm:
+                    own = jax.random.fold_in(key, len(cases))
+                    simulated = confirmed_checkpoints(transfer, goal, verdict, seeds=self.confirm, key=own)
+                cases.append(Judged(transfer, goal, verdict, samples, simulated))
         return cases
 
-    def times(self, transfer: Transfer) -> np.ndarray:
-        """The pretraining times of the sweep."""
-        end = self.pretraining_time
-        return np.zeros(1) if end == 0 else pretraining_times(transfer, self.points, end=end)
+    def document(self, result: list[Judged]) -> dict[str, Any]:
+        return {"cases": [row(case) for case in result]}
 
-    def simulated(self, number: int, case: Case) -> list[dict[str, float]]:
-        """Theory and chain at the turns, the ends and some checkpoints between, where no run needs too many steps."""
-        verdict, grid = case.verdict, np.asarray(case.verdict.swept.time)
-        if verdict.reached is None or verdict.last is None:
-            return []
-        between = grid[np.linspace(0, grid.size - 1, _CONFIRMED).astype(int)]
-        rows = []
-        for place, at in enumerate(sorted({*between.tolist(), *(turn.at for turn in verdict.turns)})):
-            expected, tau = case.at(at)
-            longest = 1.5 * expected + 8 * tau
-            if not longest <= _MOST_STEPS * self.learning_rate:
-                continue
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), number), place)
-            times = simulated_fine_tuning(
-                case.transfer, at, case.goal, longest=longest, seeds=self.confirm, key=key, progress=True
-            )
-            times = times[np.isfinite(times)]
-            row = {"pretraining_time": at, "theory": expected, "chain": np.nan, "standard_error": np.nan}
-            if times.size > 1:
-                row["chain"], row["standard_error"] = mean_and_error(times)
-            rows.append(row | {"reached": times.size})
-        return rows
-
-    def report(self, cases: list[Case], simulated: list[list[dict[str, float]]] | None) -> None:
-        rows = [self.case_json(i, case, simulated) for i, case in enumerate(cases)]
-        if self.json:
-            print_json({"cases": rows})
-            return
-        for i, (case, row) in enumerate(zip(cases, rows, strict=True)):
+    def report(self, result: list[Judged]) -> None:
+        for case in result:
             print(f"cosine {float(case.transfer.cosine):g}, to {case.words}:")
-            points = row["checkpoints"]
-            shown = np.unique(np.linspace(0, len(points) - 1, _SHOWN).astype(int))
-            print(table([points[j] for j in shown]))
-            for line in sentences(case):
-                print(line)
-            if simulated is not None and simulated[i]:
-                print(table(simulated[i]))
+            points = rows_of(sweep_columns(case))
+            print(table([points[i] for i in spread_over(len(points), _SHOWN)]))
+            print(*sentences(case), sep="\n")
+            if case.simulated:
+                print(table(case.simulated))
             print()
 
-    def case_json(self, number: int, case: Case, simulated: list[list[dict[str, float]]] | None) -> dict[str, Any]:
-        """Everything that is known of a case, under stable keys."""
-        verdict = case.verdict
-        goal = {"criterion": case.goal.criterion, "threshold": float(case.goal.threshold)}
-        columns = sweep_columns(case)
-        points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        row: dict[str, Any] = {"cosine": float(case.transfer.cosine), "goal": goal, "verdict": verdict.kind}
-        for name in ("best", "worst", "last"):
-            turn = getattr(verdict, name)
-            row[name] = None if turn is None else {"pretraining_time": turn.at, "fine_tuning_time": turn.cost}
-        row["turns"] = [dataclasses.asdict(turn) for turn in verdict.turns]
-        row |= {"critical": verdict.critical, "reached": verdict.reached}
-        row["fewest_samples_at"] = case.samples.best.at if case.samples and case.samples.best else None
-        exponents = case.exponent
-        row["exponents"] = None if exponents is None else {"tau": exponents[0], "fine_tuning_time": exponents[1]}
-        row["checkpoints"] = points
-        row["simulated"] = None if simulated is None else simulated[number]
-        return row
-
-    def save(self, path: str, cases: list[Case], simulated: list[list[dict[str, float]]] | None) -> None:
+    def dataset(self, result: list[Judged]) -> Any:
         import xarray
 
-        swept = [sweep_columns(case) for case in cases]
-        variables = {
-            name: (("case", "checkpoint"), np.array([columns[name] for columns in swept])) for name in swept[0]
-        }
-        verdicts = [self.case_json(i, case, simulated) for i, case in enumerate(cases)]
-        for row in verdicts:
-            del row["checkpoints"]
-        write_dataset(
-            xarray.Dataset(variables), path, kind="checkpoints", command=dataclasses.asdict(self), verdicts=verdicts
+        swept = [sweep_columns(case) for case in result]
+        names = list(swept[0])
+        return xarray.Dataset(
+            {name: (("case", "checkpoint"), np.array([some[name] for some in swept])) for name in names}
         )
 
-    def draw(self, path: str, cases: list[Case], simulated: list[list[dict[str, float]]] | None) -> None:
+    def attributes(self, result: list[Judged]) -> dict[str, Any]:
+        verdicts = [row(case) for case in result]
+        for verdict in verdicts:
+            del verdict["checkpoints"]
+        return {"verdicts": verdicts}
+
+    def draw(self, result: list[Judged]) -> Any:
         """The fine-tuning time against the pretraining time, one panel for each goal, one line for each cosine."""
-        with figure_style():
-            import matplotlib.pyplot as plt
+        import matplotlib.pyplot as plt
 
-            goals = list(dict.fromkeys(case.words for case in cases))
-            figure, axes = plt.subplots(1, len(goals), figsize=(3.4 * len(goals), 2.7))
-            cosines = list(dict.fromkeys(float(case.transfer.cosine) for case in cases))
-            for ax, goal in zip(np.atleast_1d(axes), goals, strict=True):
-                for i, case in enumerate(cases):
-                    if case.words == goal:
-                        colour = f"C{cosines.index(float(case.transfer.cosine))}"
-                        draw_case(ax, case, colour, None if simulated is None else simulated[i])
-                times = cases[0].verdict.swept.time
-                ax.set(yscale="log", title=f"to {goal}")
-                time_axis(ax, float(times[1]), float(times[-1]))
-            if len(cosines) > 1:
-                np.atleast_1d(axes)[0].legend(title=r"cosine $\omega_s\cdot\omega^*$")
-            save_figure(figure, path)
+        goals = list(dict.fromkeys(case.words for case in result))
+        figure, axes = plt.subplots(1, len(goals), figsize=(3.4 * len(goals), 2.7))
+        panels = dict(zip(goals, np.atleast_1d(axes), strict=True))
+        cosines = list(dict.fromkeys(float(case.transfer.cosine) for case in result))
+        for case in result:
+            draw_case(panels[case.words], case, f"C{cosines.index(float(case.transfer.cosine))}")
+        times = result[0].verdict.swept.time
+        for goal, ax in panels.items():
+            ax.set(yscale="log", title=f"to {goal}")
+            time_axis(ax, float(times[1]), float(times[-1]))
+        if len(cosines) > 1:
+            panels[goals[0]].legend(title=r"cosine $\omega_s\cdot\omega^*$")
+        return figure
 
 
-def sweep_columns(case: Case) -> dict[str, np.ndarray]:
+def row(case: Judged) -> dict[str, Any]:
+    """Everything that is known of a case, under stable keys."""
+    verdict = case.verdict
+    goal = {"criterion": case.goal.criterion, "threshold": float(case.goal.threshold)}
+    found: dict[str, Any] = {"cosine": float(case.transfer.cosine), "goal": goal, "verdict": verdict.kind.name}
+    for name in ("best", "worst", "last"):
+        turn = getattr(verdict, name)
+        found[name] = None if turn is None else {"pretraining_time": turn.at, "fine_tuning_time": turn.cost}
+    found["turns"] = [dataclasses.asdict(turn) for turn in verdict.turns]
+    found |= {"critical": verdict.critical, "reached": verdict.reached}
+    found["fewest_samples_at"] = case.samples.best.at if case.samples and case.samples.best else None
+    exponents = case.exponent
+    found["exponents"] = None if exponents is None else {"tau": exponents[0], "fine_tuning_time": exponents[1]}
+    found["checkpoints"] = rows_of(sweep_columns(case))
+    found["simulated"] = case.simulated
+    return found
+
+
+def sweep_columns(case: Judged) -> dict[str, np.ndarray]:
     """The sweep's checkpoints, column by column; samples are per dimension."""
     swept = case.verdict.swept
     before, total = swept.samples(case.transfer)
@@ -290,14 +174,14 @@ def sweep_columns(case: Case) -> dict[str, np.ndarray]:
     return {name: np.asarray(values) for name, values in columns.items()}
 
 
-def sentences(case: Case) -> list[str]:
+def sentences(case: Judged) -> list[str]:
     """The verdict in words."""
     verdict = case.verdict
     if verdict.swept.time.size == 1:
         time = float(verdict.swept.tuning.time[0])
         arrives = f"takes {time:.4g}" if np.isfinite(time) else "does not reach the goal"
         return [f"pretraining time 0 means random weights: fine-tuning from them {arrives}"]
-    lines = [f"verdict: {verdict.kind}: {VERDICTS[verdict.kind]}"]
+    lines = [f"verdict: {verdict.kind.name}: {verdict.kind.meaning}"]
     if verdict.reached is None or not (verdict.best and verdict.worst and verdict.last):
         return lines
     first, end = verdict.reached
@@ -328,12 +212,14 @@ def sentences(case: Case) -> list[str]:
     return lines
 
 
-def draw_case(ax: Any, case: Case, colour: str, simulated: list[dict[str, float]] | None) -> None:
+def draw_case(ax: Any, case: Judged, colour: str) -> None:
     """One line with its best and worst checkpoint, and the simulated points."""
     verdict = case.verdict
     swept = verdict.swept
     ax.plot(swept.time, swept.tuning.time, color=colour, label=f"{float(case.transfer.cosine):g}")
     for turn in verdict.turns:
         ax.plot(turn.at, turn.cost, marker="v" if turn.kind == "best" else "^", color=colour, markersize=5)
-    for row in simulated or []:
-        ax.errorbar(row["pretraining_time"], row["chain"], row["standard_error"], fmt="o", color=colour, markersize=3)
+    for point in case.simulated or []:
+        ax.errorbar(
+            point["pretraining_time"], point["chain"], point["standard_error"], fmt="o", color=colour, markersize=3
+        )

@@ -2,17 +2,16 @@
 
 import dataclasses
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from odes import SGD, Escape, Problem, Solution, solve
-from odes.storage import write_dataset
+from odes.storage import write_dataset, write_whole
 from theory import sweep
-from validation.cli.options import BadInput, save_figure
 from validation.cli.report import table
+from validation.cli.values import writable_folder
 from validation.figures.style import COLOURS, LOSS_LABEL, STRENGTH_LABEL, TAU_LABEL, TIME_LABEL, figure_style
 from validation.simulation.direct import simulate_direct
 from validation.simulation.result import Simulation, even_steps
@@ -33,7 +32,7 @@ class Demo:
 
     def run(self) -> int:
         began = time.perf_counter()
-        folder = _folder(self.output)
+        folder = writable_folder("output", self.output)
         strengths = np.linspace(0.05, 0.95, 181)
         taus = {name: np.asarray(sweep(name, strength=strengths).tau) for name in ACTIVATIONS}
         print("Search-phase time tau at pretrained strength mu (w0 = mu * target, gradient flow, kappa = chi = 1):\n")
@@ -54,14 +53,14 @@ class Demo:
         )
         start = jax.tree.map(lambda x: x[0, 0], simulation.overlaps)
         solution = solve(problem, start, t1=300.0, escape=Escape())
-        simulated = np.asarray(simulation.escape_times())
+        simulated = simulation.escape_times()
         spread = np.nanstd(simulated, ddof=1) if self.seeds > 1 else np.nan
         print(f"Escape (loss halved): ODE t = {float(solution.escape_time):.1f}, ", end="")
         print(f"SGD t = {np.nanmean(simulated):.1f} +- {spread / np.sqrt(self.seeds):.1f} (standard error)")
 
         for suffix in ("png", "pdf"):
             with figure_style():
-                save_figure(_figure(strengths, taus, solution, simulation), str(folder / f"demo.{suffix}"))
+                write_whole(folder / f"demo.{suffix}", _figure(strengths, taus, solution, simulation).savefig)
         dataset = simulation.to_dataset().assign_coords(strength=strengths)
         for name, tau in taus.items():
             dataset[f"tau_{name}"] = ("strength", tau)
@@ -70,17 +69,6 @@ class Demo:
         write_dataset(dataset, folder / "demo.nc", kind="demo", problem=problem.to_dict(), seed=self.seed)
         print(f"Wrote {folder}/demo.png, demo.pdf and demo.nc in {time.perf_counter() - began:.0f} s")
         return 0
-
-
-def _folder(name: str) -> Path:
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise BadInput(f"--output {name!r} cannot be written: {error.strerror}") from None
-    return folder
 
 
 def _figure(strengths: np.ndarray, taus: dict[str, np.ndarray], solution: Solution, simulation: Simulation):

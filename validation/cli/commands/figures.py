@@ -1,15 +1,14 @@
 """`searchphase figures`: the figures of the theory and its check, by name or all."""
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from odes.arguments import nearest
-from validation.cli.options import BadInput
+from odes.arguments import ArgumentError, nearest
 from validation.cli.report import print_json
+from validation.cli.values import writable_folder
 from validation.cli.workers import carry_out
 from validation.figures import FIGURES, FULL, QUICK, Settings
 
@@ -44,14 +43,14 @@ class Figures:
     def run(self) -> int:
         for name in self.names:
             if name not in FIGURES:
-                raise BadInput(f"there is no figure {name!r}{nearest(name, FIGURES)} (--list names them)")
+                raise ArgumentError(None, f"there is no figure {name!r}{nearest(name, FIGURES)} (--list names them)")
         chosen = list_of(self.names)
         if self.list:
             self.report({name: FIGURES[name].sentence for name in chosen})
             return 0
         if self.redraw and self.again:
-            raise BadInput("--redraw and --again exclude each other")
-        folder = writable_folder(self.folder)
+            raise ArgumentError(None, "--redraw and --again exclude each other")
+        folder = writable_folder("folder", self.folder)
         if self.redraw:
             for name in chosen:
                 FIGURES[name].stored(folder)
@@ -78,18 +77,6 @@ class Figures:
 def list_of(names: tuple[str, ...]) -> list[str]:
     """The named figures once each, in the gallery's order; all without names."""
     return [name for name in FIGURES if name in names or not names]
-
-
-def writable_folder(path: str) -> Path:
-    """The folder for figures, made if it is missing; BadInput, before any work is done, if it cannot be written."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInput(f"--folder {path!r} cannot be written: {error.strerror}") from None
-    return folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,182 @@
+r"""What a check is: a number from theory, the same from a simulation, its standard error, z; and the setting it belongs to."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from scipy import special
+
+from odes import Escape, Overlaps, Problem
+from theory import escape_law, passage, patience, search_phase, shared_start
+from validation.simulation.chain import affordable_chain
+from validation.simulation.ensemble import simulate
+from validation.simulation.result import Simulation, even_steps
+
+FALSE_ALARM = 1e-3
+"""The probability that a whole report calls a right theory wrong."""
+
+LAW_ACCURACY = 0.03
+"""The accuracy that the law of the escape time claims for means and standard deviations where it is given."""
+
+AMPLITUDE = 0.3
+"""Amplitude of the unstable mode at which trajectories start: the search is over, learning has begun."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One number, predicted and simulated at a dimension.
+
+    `z` is the deviation in standard errors, or the normal deviate that is as improbable; `accuracy` is the relative accuracy
+    that the theory claims for this number, 0 for an exact statement about the limit.
+    """
+
+    setting: str
+    name: str
+    theory: float
+    simulation: float
+    standard_error: float
+    z: float
+    accuracy: float
+    dimension: float
+
+    def agrees(self, limit: float) -> bool:
+        """Whether the deviation is at most `limit` standard errors, or within the accuracy that the theory claims."""
+        close = abs(self.simulation - self.theory) <= self.accuracy * abs(self.theory)
+        return bool(abs(self.z) <= limit or close)
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """A check that a setting does not allow, and why."""
+
+    setting: str
+    reason: str
+
+
+Result = Check | Note
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is simulated: numbers of seeds, and dimensions."""
+
+    trajectory_seeds: int
+    trajectory_dimension: float
+    law_seeds: int
+    law_dimension: float
+    sweep_seeds: int
+    approach: tuple[float, ...]
+    log_dimension: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+QUICK = Effort(
+    trajectory_seeds=16,
+    trajectory_dimension=2e4,
+    law_seeds=200,
+    law_dimension=2e3,
+    sweep_seeds=100,
+    approach=(1e2, 1e3, 1e4, 1e5),
+    log_dimension=(1e2, 1e3, 1e5, 1e7, 1e9),
+    ranks=(1, 8),
+)
+FULL = Effort(
+    trajectory_seeds=64,
+    trajectory_dimension=2e5,
+    law_seeds=1000,
+    law_dimension=2e3,
+    sweep_seeds=300,
+    approach=(1e2, 1e3, 1e4, 1e5, 1e6),
+    log_dimension=(1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9),
+    ranks=(1, 2, 4, 8, 16),
+)
+
+
+def z_limit(checks: int) -> float:
+    """The largest |z| that one of so many checks may have before the report calls a disagreement (Bonferroni)."""
+    return float(-special.ndtri(FALSE_ALARM / (2 * max(checks, 1))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One setting under test.
+
+    `problem` is simulated and `theory` is predicted from: the same, unless a wrong theory is to be caught.
+    """
+
+    name: str
+    problem: Problem
+    theory: Problem
+    effort: Effort
+    key: PRNGKeyArray
+    escape: Escape = dataclasses.field(default_factory=Escape)
+
+    def at(self, **changes: Any) -> "Case":
+        """The same setting at another dimension, learning rate or rank, in whole batches at the same noise scale."""
+
+        def changed(problem: Problem) -> Problem:
+            theta = float(problem.sgd.noise_scale)
+            problem = problem.replace(batch_size=np.inf, **changes)
+            if theta == 0:
+                return problem
+            eta, d = float(problem.sgd.learning_rate), float(problem.sgd.dimension)
+            batch = max(1, round(eta * d / theta))
+            return problem.replace(batch_size=batch, learning_rate=theta * batch / d)
+
+        return dataclasses.replace(self, problem=changed(self.problem), theory=changed(self.theory))
+
+    def stream(self, number: int) -> "Case":
+        """The same setting with other random numbers."""
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, number))
+
+    def check(
+        self,
+        name: str,
+        theory: Any,
+        simulation: Any,
+        error: Any,
+        *,
+        z: float | None = None,
+        runs: int | None = None,
+        accuracy: float = 0.0,
+    ) -> Check:
+        """A check of this setting; if the error was estimated from `runs` runs, deviations follow Student's t."""
+        theory, simulation, error = float(theory), float(simulation), float(error)
+        deviation = (simulation - theory) / error
+        if runs is not None:
+            deviation = float(-np.sign(deviation) * special.ndtri(special.stdtr(runs - 1, -abs(deviation))))
+        d = float(self.problem.sgd.dimension)
+        return Check(self.name, name, theory, simulation, error, deviation if z is None else z, accuracy, d)
+
+    def run(
+        self, steps: np.ndarray, seeds: int, *, start: Overlaps | None = None, until: Escape | None = None
+    ) -> Simulation:
+        """The exact chain, or the chain of normal batches where a seed would need more than 1e8 samples."""
+        simulator = affordable_chain(self.problem, steps, start=start)
+        return simulate(simulator, key=self.key, seeds=seeds, steps=steps, until=until)
+
+    def escape_times(self, seeds: int, end: float, *, start: Overlaps | None = None) -> np.ndarray:
+        """Escape times of the seeds that escaped by `end`."""
+        steps = even_steps(end, float(self.problem.sgd.learning_rate), 300)
+        times = self.run(steps, seeds, start=start, until=self.escape).escape_times(self.escape)
+        return times[np.isfinite(times)]
+
+    def mode_start(self) -> Overlaps:
+        """Overlaps on the unstable mode, its amplitude shared equally by the adapter's rows."""
+        return shared_start(self.problem, AMPLITUDE)
+
+    def predicted_escape(self, start: Overlaps, *, finite_steps: bool = True) -> float:
+        """When the flow escapes from `start`, according to theory; NaN if it does not."""
+        horizon = patience(search_phase(self.theory))
+        return float(passage(self.theory, start, self.escape, horizon, finite_steps=finite_steps).escape_time)
+
+    def time_scale(self, start: Overlaps) -> float:
+        """About when the flow escapes from `start`, a start on the unstable mode; NaN if it does not."""
+        law = escape_law(self.theory, self.escape)
+        return self.predicted_escape(start) if law.doubt else float(law.time(np.log(AMPLITUDE)))
+
+    def no_escape(self, check: str) -> Note:
+        """That a check is left out because nothing escapes."""
+        return Note(self.name, f"{check}: the flow does not escape, even from a start on the unstable mode")

@@ -1,0 +1,131 @@
+"""What is checked: settings, given by flags or read from a TOML file; and the jobs that they make."""
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from odes import SGD, Adapter, Escape, Family
+from odes.arguments import ArgumentError, nearest
+from validation.checks import CHECKS
+from validation.checks.base import Case, Effort, Result
+
+SHIPPED = Path(__file__).parent / "settings.toml"
+"""The settings that are checked if none are given."""
+
+
+def mixture_place(mu: float) -> tuple[float, float]:
+    """Strength and alignment of w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
+    strength = math.hypot(mu, 1 - mu)
+    return strength, mu / strength
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A problem, its escape, and which checks are made of it; the fields are named like the flags.
+
+    `mixture` stands instead of strength and alignment; `noise_scale` is kept at every dimension that is simulated; `checks` are
+    made by a full validation, `quick` by a quick one.
+
+    **Raises** ArgumentError for values of the wrong type and for checks that there are not.
+    """
+
+    name: str
+    activation: str = "erf"
+    teacher: str | None = None
+    strength: float = 0.5
+    alignment: float = 1.0
+    mixture: float | None = None
+    rank: int = 1
+    scale: float | None = None
+    lr_ratio: float = 1.0
+    free_rows: bool = False
+    learning_rate: float = 0.05
+    noise_scale: float = 1.0
+    label_noise: float = 0.0
+    criterion: str = "loss"
+    threshold: float = 0.5
+    checks: tuple[str, ...] = ("trajectory", "law")
+    quick: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), cast(type, field.type)
+            if kinds in (float, float | None):
+                kinds = kinds | int
+            if field.name in ("checks", "quick"):
+                for kind in value:
+                    if kind not in CHECKS:
+                        raise ArgumentError(
+                            field.name, f"takes {', '.join(CHECKS)}, not {kind!r}{nearest(kind, CHECKS)}"
+                        )
+            elif not isinstance(value, kinds):
+                raise ArgumentError(field.name, f"is of the wrong type: {value!r}")
+        if not (math.isfinite(self.noise_scale) and self.noise_scale >= 0):
+            raise ArgumentError("noise_scale", f"must be non-negative and finite, but is {self.noise_scale:g}")
+
+    def case(self, effort: Effort, key: PRNGKeyArray) -> Case:
+        """The setting as a case under test."""
+        theta, eta, dimension = self.noise_scale, self.learning_rate, effort.law_dimension
+        batch = math.inf if theta == 0 else max(1.0, eta * dimension / theta)
+        family = Family(
+            self.activation,
+            teacher=self.teacher,
+            adapter=Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows),
+            sgd=SGD(learning_rate=eta, batch_size=batch, dimension=dimension, label_noise=self.label_noise),
+        )
+        place = (self.strength, self.alignment) if self.mixture is None else mixture_place(self.mixture)
+        problem = family.at(*place)
+        return Case(self.name, problem, problem, effort, key, Escape(self.criterion, self.threshold))
+
+
+def read_settings(path: Path) -> list[Setting]:
+    """The settings of a TOML file with one table [[setting]] for each; ArgumentError says what is wrong otherwise."""
+    try:
+        tables = tomllib.loads(path.read_text()).get("setting", [])
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ArgumentError("settings", f"{str(path)!r} cannot be read: {error}") from None
+    if not isinstance(tables, list) or not tables:
+        raise ArgumentError("settings", f"{str(path)!r} has no [[setting]]")
+    known, settings = [field.name for field in dataclasses.fields(Setting)], []
+    for number, table in enumerate(tables, 1):
+        try:
+            for key in table:
+                if key not in known:
+                    raise ArgumentError(None, f"unknown key {key!r}{nearest(key, known)}")
+            settings.append(Setting(**{"name": f"setting {number}"} | table))
+        except ArgumentError as error:
+            complaint = error.complaint if error.name is None else f"{error.name} {error.complaint}"
+            raise ArgumentError("settings", f"{str(path)!r}, setting {number}: {complaint}") from None
+    return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One kind of check of one setting, with random numbers of its own; plain data, so that another process can do it."""
+
+    kind: str
+    setting: Setting
+    effort: Effort
+    seed: int
+    number: int
+
+    def run(self) -> list[Result]:
+        """The results of the check."""
+        key = jax.random.fold_in(jax.random.key(self.seed), self.number)
+        return list(CHECKS[self.kind](self.setting.case(self.effort, key)))
+
+
+def plan(settings: Sequence[Setting], effort: Effort, seed: int, *, full: bool) -> list[Job]:
+    """The checks that the settings ask for; ArgumentError, before any of them is carried out, if a setting is wrong."""
+    jobs: list[Job] = []
+    for setting in settings:
+        setting.case(effort, jax.random.key(0))
+        for kind in setting.checks if full else setting.quick:
+            jobs.append(Job(kind, setting, effort, seed, len(jobs)))
+    return jobs

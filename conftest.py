@@ -1,9 +1,14 @@
-"""Everything is tested in double precision, with JAX refusing silent type and rank promotion."""
+"""Everything is tested in double precision, with JAX refusing silent type and rank promotion; compiled programs are kept."""
+
+import os
 
 import jax
 import pytest
 
-jax.config.update("jax_enable_x64", True)
+from validation.cli.compilation import cache_folder, set_up
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder().with_name("tests")))
+set_up()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -1,7 +1,9 @@
 """Independent computations that the tests compare with: NumPy and SciPy only, nothing of the project."""
 
+import math
+
 import numpy as np
-from scipy import special
+from scipy import integrate, special
 
 PANELS, ORDER, END = 24, 10, 12.5
 
@@ -78,3 +80,64 @@ REFERENCE_POINTS = [
     ("He3", None, "mixture", 0.5, 4.5, 2.25, 174.65625, 3.1875, 0.3836999814),
     ("erf", "erf^2", "aligned", 0.5, 0, 0.6002108774, 0.2954734017, 0.2764918154, 8.044551184),
 ]
+
+HE3_CRITICAL = 0.320724347323
+"""The first strength at which the gradient of aligned He3 vanishes: a root of 4 mu^2 + 2 mu - 1 - 5 mu^4."""
+
+
+def hermite_coefficient(function, k, variance):
+    """E[f(sqrt(variance) z) He_k(z)] / k! by adaptive quadrature, for a function that may have a kink at 0."""
+
+    def integrand(z):
+        return function(np.sqrt(variance) * np.array(z)) * special.eval_hermitenorm(k, z) * np.exp(-(z**2) / 2)
+
+    halves = [integrate.quad(integrand, a, b, epsabs=1e-11 * math.factorial(k))[0] for a, b in ((-14, 0), (0, 14))]
+    return sum(halves) / math.sqrt(2 * math.pi) / math.factorial(k)
+
+
+def aligned_gradient(k):
+    """A(mu) = C - D mu of aligned He_k from NumPy's exact Hermite algebra, as a polynomial in mu."""
+    # He_n(mu x) = sum_i mu^(n-2i) (mu^2-1)^i n! / (2^i i! (n-2i)!) He_(n-2i)(x)
+    P = np.polynomial.Polynomial
+
+    def expansion(n):
+        terms = {}
+        for i in range(n // 2 + 1):
+            coefficient = math.factorial(n) / (2**i * math.factorial(i) * math.factorial(n - 2 * i))
+            terms[n - 2 * i] = coefficient * P([0, 1]) ** (n - 2 * i) * P([-1, 0, 1]) ** i
+        return terms
+
+    def inner(a, b):
+        return sum((math.factorial(j) * a[j] * b[j] for j in a.keys() & b.keys()), P([0.0]))
+
+    own, slope, bend = expansion(k), expansion(k - 1), expansion(k - 2)
+    target, target_slope = {k: P([1.0])}, {k - 1: P([1.0])}
+    C = k**2 * inner(slope, target_slope)
+    D = k**2 * inner(slope, slope) + k * (k - 1) * (inner(bend, own) - inner(bend, target))
+    return C - D * P([0, 1])
+
+
+def erf_trajectory(rho, c, start, t1):
+    """Rank one, erf, no noise: (u, m, s) by SciPy from a right-hand side written out in NumPy, and the loss, of time.
+
+    `start` are u, m and s at time 0.
+    """
+
+    def averages(y):
+        u, m, s = y
+        Q, M = rho**2 + 2 * u * s + u**2, rho * c + u * m
+        C = 4 / np.pi / np.sqrt((1 + 2 * Q) * 3 - 4 * M**2)
+        slope = 4 / np.pi / np.sqrt((1 + 2 * Q) ** 2 - 4 * Q**2)
+        D = slope - 2 * Q / (1 + 2 * Q) * slope + 2 * M / (1 + 2 * Q) * C
+        own, cross = np.arcsin(2 * Q / (1 + 2 * Q)), np.arcsin(2 * M / np.sqrt(3 * (1 + 2 * Q)))
+        return C, D, (own - 2 * cross + np.arcsin(2 / 3)) / np.pi
+
+    def rhs(t, y):
+        u, m, s = y
+        C, D, _ = averages(y)
+        J = D * (s + u) - C * m
+        h = -u * J
+        return [-J, -u * (D * (rho * c + u * m) - C) - h * m, -u * (D * (rho**2 + u * s) - C * rho * c) - h * s]
+
+    solution = integrate.solve_ivp(rhs, (0, t1), start, method="DOP853", rtol=1e-12, atol=1e-14, dense_output=True)
+    return solution.sol, lambda t: averages(solution.sol(t))[2]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from validation.cli.main import main
+from tests.command_line import run
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parents[3] / "README.md").read_text()
 
 
 def test_python_example_runs(capsys):
@@ -19,6 +19,5 @@ def test_python_example_runs(capsys):
 
 def test_table_is_what_the_command_prints(capsys):
     (command,) = re.findall(r"\$ \.venv/bin/searchphase (escape .*)\n", README)
-    assert main(command.split()) == 0
-    printed = "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines())
-    assert printed in README
+    code, out, _ = run(capsys, *command.split())
+    assert code == 0 and "".join(f"    {line}\n" for line in out.splitlines()) in README

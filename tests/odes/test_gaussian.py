@@ -1,5 +1,6 @@
 """Gaussian averages against independent quadrature, mpmath and exact identities."""
 
+import functools
 import math
 
 import jax
@@ -55,11 +56,23 @@ def scales(f, h, p, q):
     return size(value_f, p) * size(value_h, q), size(slope_f, p) * size(slope_h, q), curvature
 
 
+def both(f, h, covariance):
+    """The pair's and the noise's moments."""
+    p, q, c = covariance
+    return pair_moments(activation(f), activation(h), p, q, c), noise_moments(activation(f), activation(h), p, c, q)
+
+
+@functools.cache
+def moments(f, h):
+    """Both as a function of the covariance, and their derivatives, in one program, since compilation takes longest here."""
+    values = functools.partial(both, f, h)
+    return jax.jit(lambda covariance: (*values(covariance), jax.jacrev(values)(covariance)))
+
+
 @pytest.mark.parametrize("f, h", PAIRS)
 def test_pair_moments_match_independent_quadrature(f, h):
-    moments = jax.jit(lambda p, q, c: pair_moments(activation(f), activation(h), p, q, c))
     for covariance in COVARIANCES:
-        ours = moments(*covariance)
+        ours = moments(f, h)(covariance)[0]
         theirs = reference_moments(f, h, *covariance)
         for name, mine, reference, scale in zip(
             ("value", "cross", "curvature"), jax.tree.leaves(ours), theirs, scales(f, h, *covariance[:2]), strict=True
@@ -69,8 +82,9 @@ def test_pair_moments_match_independent_quadrature(f, h):
 
 @pytest.mark.parametrize("f", FUNCTIONS)
 def test_self_moments_are_pair_moments_at_full_correlation(f):
+    alone = jax.jit(lambda p: self_moments(activation(f), p))
     for p in (1e-6, 0.5, 1.0, 100.0):
-        ours, pair = self_moments(activation(f), p), pair_moments(activation(f), activation(f), p, p, p)
+        ours, pair = alone(p), moments(f, f)((p, p, p))[0]
         for mine, other, scale in zip(jax.tree.leaves(ours), jax.tree.leaves(pair), scales(f, f, p, p), strict=True):
             assert abs(float(mine - other)) < 1e-10 * scale
 
@@ -78,9 +92,8 @@ def test_self_moments_are_pair_moments_at_full_correlation(f):
 @pytest.mark.parametrize("f, h", PAIRS)
 def test_noise_moments_match_independent_quadrature(f, h):
     (value_f, slope_f), (value_h, _) = FUNCTIONS[f], FUNCTIONS[h]
-    moments = jax.jit(lambda p, q, c: noise_moments(activation(f), activation(h), p, c, q))
     for p, q, c in COVARIANCES:
-        ours = moments(p, q, c)
+        ours = moments(f, h)((p, q, c))[1]
         integrands = {
             "ss": lambda x, y: value_f(x) ** 2 * slope_f(x) ** 2,
             "sp": lambda x, y: value_f(x) * value_h(y) * slope_f(x) ** 2,
@@ -97,11 +110,9 @@ def test_noise_moments_match_independent_quadrature(f, h):
 def test_closed_forms_match_the_polar_rule(name):
     known = activation(name)
     unknown = Activation.from_function(lambda x: known(x), name="unknown", kinked=known.kinked, growth=known.growth)
-    for p, q, c in [(0.25, 1.0, 0.5), (0.7, 1.3, -0.2), (1.0, 1.0, 1.0)]:
-        for closed, numeric in (
-            (pair_moments(known, known, p, q, c), pair_moments(unknown, unknown, p, q, c)),
-            (noise_moments(known, known, p, c, q), noise_moments(unknown, unknown, p, c, q)),
-        ):
+    polar = jax.jit(functools.partial(both, unknown, unknown))
+    for covariance in [(0.25, 1.0, 0.5), (0.7, 1.3, -0.2), (1.0, 1.0, 1.0)]:
+        for closed, numeric in zip(moments(name, name)(covariance)[:2], polar(covariance), strict=True):
             closed, numeric = np.array(jax.tree.leaves(closed)), np.array(jax.tree.leaves(numeric))
             np.testing.assert_allclose(closed, numeric, rtol=1e-10, atol=1e-10 * np.abs(closed).max())
 
@@ -160,28 +171,19 @@ def test_derivatives_are_averages(f, h):
     closed = f == h == "relu"
     for p, q, c in [(0.5, 1.0, 0.3), (0.25, 1.0, 0.5), (1.0, 1.0, 1.0)]:
         at_edge = c**2 == p * q
-        gradient = jax.grad(lambda p, q, c: pair_moments(activation(f), activation(h), p, q, c).value, (0, 1, 2))(
-            p, q, c
-        )
-        moments = pair_moments(activation(f), activation(h), p, q, c)
+        averages, _, (derivatives, _) = moments(f, h)((p, q, c))
+        gradient = derivatives.value
         assert np.all(np.isfinite(gradient))
         if at_edge and kinked_pair and not closed:
             continue  # documented: the direction of c is 0 there
-        np.testing.assert_allclose(gradient[2], moments.cross, rtol=1e-9, atol=1e-11)
-        np.testing.assert_allclose(gradient[0], moments.curvature / 2, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(gradient[2], averages.cross, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(gradient[0], averages.curvature / 2, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("f, h", PAIRS)
 def test_every_derivative_is_finite_at_full_correlation(f, h):
-    def everything(p, q, c):
-        pair, noise = (
-            pair_moments(activation(f), activation(h), p, q, c),
-            noise_moments(activation(f), activation(h), p, c, q),
-        )
-        return jnp.stack(jax.tree.leaves((pair, noise)))
-
     for covariance in [(0.25, 1.0, 0.5), (1.0, 1.0, 1.0), (1.0, 1.0, -1.0), (1e-6, 1.0, 1e-3)]:
-        for derivative in jax.jacrev(everything, (0, 1, 2))(*covariance):
+        for derivative in jax.tree.leaves(moments(f, h)(covariance)[2]):
             assert np.all(np.isfinite(derivative)), covariance
 
 
@@ -189,12 +191,12 @@ def test_every_derivative_is_finite_at_full_correlation(f, h):
 def test_second_derivatives_match_finite_differences(f, h):
     """The derivatives of cross, curvature and noise, which gradients through trajectories use."""
 
+    @jax.jit
     def everything(x):
-        pair = pair_moments(activation(f), activation(h), x[0], x[1], x[2])
-        return jnp.stack(jax.tree.leaves((pair, noise_moments(activation(f), activation(h), x[0], x[2], x[1]))))
+        return jnp.stack(jax.tree.leaves(both(f, h, x)))
 
     x, step = jnp.array([0.5, 1.0, 0.3]), 1e-5
-    exact = jax.jacfwd(everything)(x)
+    exact = jax.jit(jax.jacfwd(everything))(x)
     for i in range(3):
         move = step * jnp.eye(3)[i]
         numeric = (everything(x + move) - everything(x - move)) / (2 * step)

@@ -1,4 +1,4 @@
-"""Many seeds in blocks: what does not change their numbers, early stop, several strengths, runs that go on where they stopped."""
+"""`simulate`: what it prints, several strengths, and runs that go on where they stopped."""
 
 import json
 import os
@@ -11,21 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from odes import SGD, Escape, Problem, load
-from tests.test_cli import run
+from odes import Escape, load
+from tests.command_line import ON_ITS_OWN, run
+from tests.helpers import same_bits
+from tests.problems import single
 from validation.simulation import chain_simulator, simulate
-from validation.simulation.ensemble import block_slices
 
 CHAIN = "simulate --method chain --dim 1e3 --batch-size 64 --strength 0.2".split()
-
-
-def simulator(strength=0.2):
-    return chain_simulator(Problem.single_index("erf", strength=strength, sgd=SGD(dimension=1000, batch_size=64)))
-
-
-def same_bits(one, other):
-    for x, y in zip(*map(jax.tree.leaves, (one, other)), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 def same_file(one, other):
@@ -35,55 +27,37 @@ def same_file(one, other):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_records_and_number_of_seeds_do_not_change_the_seeds(key):
-    few = simulate(simulator(), key=key, seeds=4, steps=[0, 50], block=2)
-    many = simulate(simulator(), key=key, seeds=8, steps=[0, 7, 20, 50, 60], block=2)
-    same_bits(few.overlaps, jax.tree.map(lambda x: x[:4, [0, 3]], many.overlaps))
-    same_bits(few.loss, many.loss[:4, [0, 3]])
-    together = simulate(simulator(), key=key, seeds=4, steps=[0, 50])
-    np.testing.assert_allclose(together.m, few.m, rtol=1e-4)  # another block: rounding, of samples in float32
+def test_simulate_prints_the_contract_and_draws(capsys, tmp_path):
+    words = "simulate --dim 60 --batch-size 30 --seeds 3 --t1 20 --records 5 --strength 0.2 --json".split()
+    code, out, err = run(capsys, *words, "--plot", str(tmp_path / "p.png"), "--output", str(tmp_path / "p.nc"))
+    result = json.loads(out)
+    assert code == 0 and {"t", "m_mean", "m_std", "loss_mean", "escape_times"} <= set(result)
+    assert len(result["t"]) == 6 and len(result["escape_times"]) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.nc", "p.png"]
+    assert run(capsys, *words)[1] == out  # the same seed gives the same numbers
 
 
-@pytest.mark.parametrize("seeds, at_once", [(1, 5), (7, 3), (9, 4), (10, 3), (64, 5)])
-def test_blocks_hold_every_seed_once_and_keep_their_size(seeds, at_once):
-    slices = block_slices(seeds, at_once)
-    assert [i for part in slices for i in range(part.start, part.stop)] == list(range(seeds))
-    assert slices[0].stop <= at_once and block_slices(seeds, slices[0].stop) == slices
-
-
-def test_early_stop_leaves_out_records_and_no_escape(key):
-    steps = np.arange(0, 601, 10)
-    full = simulate(simulator(), key=key, seeds=8, steps=steps, block=2)
-    stopped = simulate(simulator(), key=key, seeds=8, steps=steps, block=2, until=Escape())
-    times, taken = np.asarray(stopped.escape_times()), np.asarray(stopped.recorded)
-    same_bits(times, full.escape_times())
-    assert np.isfinite(times).all() and not stopped.diverged.any()
-    assert (taken < steps.size).all() and (taken[::2] == taken[1::2]).all() and len(set(taken)) > 1
-    assert (np.asarray(stopped.t)[taken - 1] >= times).all()
-    left_out = np.arange(steps.size) >= taken[:, None]
-    for ours, known in zip(*(jax.tree.leaves((some.overlaps, some.loss)) for some in (stopped, full)), strict=True):
-        same_bits(ours[~left_out], known[~left_out])
-        assert np.isnan(ours[left_out]).all()
+@pytest.mark.parametrize("method, batch", [("direct", "20"), ("chain", "inf"), ("gaussian", "1e9")])
+def test_every_method_runs(capsys, method, batch):
+    words = f"simulate --method {method} --batch-size {batch} --dim 50 --strength 0.2 --seeds 2 --t1 2".split()
+    code, out, err = run(capsys, *words)
+    assert code == 0 and err == "" and f"Simulation ({method}) of 2 seeds at d = 50" in out
 
 
 def test_several_strengths_in_one_call(capsys, tmp_path):
     """The first point has the key folded with 0, its own end time, and its part of the file."""
     output = str(tmp_path / "sweep.nc")
-    words = (
-        "simulate --method chain --dim 200 --batch-size 64 --mixture 0.1 0.3 --seeds 4 --block 2 --records 10".split()
-    )
-    words += ["--threshold", "0.9", "--until-escape", "--output", output]
+    words = "simulate --method chain --dim 200 --batch-size 64 --mixture 0.1 0.3 --seeds 4 --block 2".split()
+    words += "--records 10 --threshold 0.9 --until-escape --output".split() + [output]
     code, out, err = run(capsys, *words, "--json", "--plot", str(tmp_path / "sweep.png"))
     points = json.loads(out)["points"]
     assert code == 0 and err == "" and sorted(os.listdir(tmp_path)) == ["sweep.nc", "sweep.png"]
     assert list(points[0])[:3] == ["strength", "alignment", "t"] and points[0]["diverged"] == 0
     np.testing.assert_allclose([point["strength"] * point["alignment"] for point in points], [0.1, 0.3])
     assert points[0]["t"][-1] < points[1]["t"][-1] and points[0]["loss_mean"][-1] is None
-    sgd = SGD(dimension=200, batch_size=64)
+    place = {name: points[1][name] for name in ("strength", "alignment")}
     alone = simulate(
-        chain_simulator(
-            Problem.single_index("erf", strength=points[1]["strength"], alignment=points[1]["alignment"], sgd=sgd)
-        ),
+        chain_simulator(single(d=200, batch=64, **place)),
         key=jax.random.fold_in(jax.random.key(0), 1),
         seeds=4,
         steps=(np.asarray(points[1]["t"]) / 0.2).round().astype(int),
@@ -119,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(capsys, tmp_path):
     killed, whole, parts = tmp_path / "killed.nc", tmp_path / "whole.nc", tmp_path / "killed.nc.parts"
     process = subprocess.Popen(
         [sys.executable, "-m", "validation", *words, "--output", str(killed)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=ON_ITS_OWN,
         stdout=subprocess.DEVNULL,
     )
     while not (parts / "point-0-block-1.nc").exists():
@@ -161,10 +135,3 @@ def test_a_finished_run_is_printed_again_or_refused(capsys, tmp_path):
     (tmp_path / "run.nc").write_text("no netCDF")
     code, _, err = run(capsys, *words, "--resume")
     assert code == 2 and err.count("\n") == 1 and "is not a result of this command" in err
-
-
-@pytest.mark.parametrize("method, batch", [("direct", "20"), ("chain", "inf"), ("gaussian", "1e9")])
-def test_every_method_runs(capsys, method, batch):
-    words = f"simulate --method {method} --batch-size {batch} --dim 50 --strength 0.2 --seeds 2 --t1 2".split()
-    code, out, err = run(capsys, *words)
-    assert code == 0 and err == "" and f"Simulation ({method}) of 2 seeds at d = 50" in out

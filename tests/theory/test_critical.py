@@ -1,0 +1,57 @@
+"""Critical strengths: all real roots of exact polynomials, and how tau diverges at them."""
+
+import jax
+import numpy as np
+import pytest
+
+from odes import Problem
+from tests.reference import HE3_CRITICAL, aligned_gradient
+from theory import critical_points, information_exponent, search_phase, sweep
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 7, 10])
+def test_critical_strengths_are_all_real_roots(k):
+    polynomial = aligned_gradient(k)
+    roots = polynomial.roots()
+    real = np.sort(roots.real[(abs(roots.imag) < 1e-9) & (roots.real > 0.02) & (roots.real < 1.5)])
+    for _ in range(3):
+        real = real - polynomial(real) / polynomial.deriv()(real)
+    found = critical_points(f"He{k}", low=0.02, high=1.5).strength
+    found = np.asarray(found)[np.isfinite(found)]
+    np.testing.assert_allclose(found, real, atol=1e-10)
+    phases = sweep(f"He{k}", strength=np.array([0.3, 0.8]))
+    np.testing.assert_allclose(phases.G, polynomial(np.array([0.3, 0.8])) ** 2, rtol=1e-9)
+
+
+def test_he3_critical_strength():
+    found = np.asarray(critical_points("He3", low=0.01, high=1.0).strength)
+    np.testing.assert_allclose(found[:2], [HE3_CRITICAL, 1.0], atol=1e-12)
+    mu = found[0]
+    assert abs(4 * mu**2 + 2 * mu - 1 - 5 * mu**4) < 1e-14
+
+
+@pytest.mark.parametrize(
+    "name, alignment", [("relu", 1.0), ("erf", 1.0), ("He3", 1.0), ("erf", None), ("sigmoid", 1.0)]
+)
+def test_divergence_has_the_stated_prefactor(name, alignment):
+    zeros = critical_points(name, low=0.05, high=1.0, alignment=alignment)
+    distance, found = 1e-4, np.isfinite(zeros.strength)
+    assert found.any()
+    for strength, prefactor in zip(zeros.strength[found], zeros.prefactor[found], strict=True):
+        if alignment is None:
+            problem = Problem.mixture(name, mu=strength - distance)
+        else:
+            problem = Problem.single_index(name, strength=strength - distance)
+        np.testing.assert_allclose(search_phase(problem).tau * distance**2, prefactor, rtol=5e-3)
+
+
+def test_no_critical_strength_off_the_target_direction():
+    """With c < 1 the gradient has a component -D rho sqrt(1 - c^2) that the first does not cancel."""
+    assert np.isnan(critical_points("erf", low=0.05, high=2.0, alignment=0.8).strength).all()
+
+
+def test_single_precision_gives_the_same_answers():
+    with jax.enable_x64(False):
+        found = np.asarray(critical_points("He3", low=0.1, high=1.0).strength)
+        np.testing.assert_allclose(found[:2], [0.3207243, 1.0], atol=1e-3)
+        assert information_exponent("erf^2") == 2 and information_exponent("He3") == 3

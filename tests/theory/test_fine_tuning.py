@@ -1,0 +1,58 @@
+"""The time of fine-tuning: the mean of the law, goals, derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odes import SGD, Adapter, Escape, Problem, gradient_at, pretrained
+from tests.problems import single
+from theory import escape_law, fine_tuning
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_time_of_fine_tuning_is_the_mean_of_the_law(rank):
+    """Within 2 %, aligned and mixture at d = 1e5, at noise scales 1 and 4."""
+    for batch in (2e4, 5e3):
+        aligned = single(d=1e5, batch=batch, rank=rank)
+        mixture = Problem.mixture("erf", mu=0.5, adapter=aligned.adapter, sgd=aligned.sgd)
+        for problem in (aligned, mixture):
+            law, tuning = escape_law(problem), fine_tuning(problem)
+            assert law.doubt == "" and bool(tuning.trusted)
+            np.testing.assert_allclose(tuning.time, law.mean, rtol=0.02)
+
+
+def test_goals_that_are_met_and_goals_that_are_not():
+    """An absolute goal met by w0 takes no time, even where nothing moves; half the loss of w0 is the escape itself."""
+    aligned = {mu: single(d=1e5, strength=mu) for mu in (0.5, 0.9, 1.0)}
+    loss = {mu: float(gradient_at(problem, pretrained(problem)).loss) for mu, problem in aligned.items()}
+    absolute = Escape("absolute", loss[0.5] / 2)
+    assert loss[1.0] < 1e-15 and loss[0.9] < loss[0.5] / 2
+    assert float(fine_tuning(aligned[1.0], absolute).time) == float(fine_tuning(aligned[0.9], absolute).time) == 0
+    escape = fine_tuning(aligned[0.5]).time
+    np.testing.assert_allclose(fine_tuning(aligned[0.5], absolute).time, escape, rtol=1e-6)
+    earlier = fine_tuning(aligned[0.5], Escape("absolute", 0.95 * loss[0.5])).time
+    assert 0 < float(earlier) < float(escape)
+    assert np.isnan(fine_tuning(aligned[1.0]).time) and not bool(fine_tuning(aligned[1.0]).trusted)
+
+
+@pytest.mark.slow
+def test_gradient_of_the_time_of_fine_tuning():
+    """Against central differences with a relative step of 1e-3, whose own error is 2e-5."""
+    names = ("overlap", "square", "scale", "lr_ratio", "learning_rate", "dimension")
+    point = jnp.array([0.45, 0.3, 2.6, 1.3, 0.1, 1e5])
+
+    @jax.jit
+    def time(values):
+        overlap, square, scale, lr_ratio, learning_rate, dimension = values
+        adapter = Adapter(2, scale=scale, lr_ratio=lr_ratio)
+        sgd = SGD(learning_rate=learning_rate, dimension=dimension, batch_size=2e4)
+        problem = Problem.single_index_from("erf", overlap=overlap, square=square, adapter=adapter, sgd=sgd)
+        return fine_tuning(problem).time
+
+    exact = jax.grad(time)(point)
+    for i, name in enumerate(names):
+        later, earlier = (time(point.at[i].mul(factor)) for factor in (1.001, 0.999))
+        numeric = (later - earlier) / (0.002 * point[i])
+        np.testing.assert_allclose(exact[i], numeric, rtol=1e-4, err_msg=name)
+        assert abs(float(exact[i] * point[i])) > 0.1

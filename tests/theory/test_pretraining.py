@@ -1,0 +1,73 @@
+"""Fine-tuning as a function of the pretraining before it: its weights, its time and the slope of that."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odes import SGD, Escape, Problem, Transfer, gradient_at, pretrained, solve
+from tests.helpers import at, close
+from theory import checkpoints, fine_tuning
+
+LARGE = SGD(dimension=1e5, batch_size=2e4)
+
+
+def pretrained_for(activation):
+    """Pretraining in which the weights turn to the source, grow and then shrink to its length."""
+    return Transfer(activation, cosine=0.8, sgd=LARGE)
+
+
+@pytest.fixture(scope="module")
+def swept():
+    return checkpoints(pretrained_for("erf"), jnp.array([0.0, 4.0, 8.0]), None)
+
+
+def test_checkpoints_are_the_weights_of_the_pretraining_run(swept):
+    """Time 0 is the random w0; all against the flow of finite steps and fine-tuning from each state on its own."""
+    transfer = pretrained_for("erf")
+    start = transfer.typical_start()
+    later = solve(transfer.pretraining, start, t1=8.0, times=[4.0, 8.0], finite_steps=True).overlaps
+    for i, state in enumerate((start, at(later, 0), at(later, 1))):
+        overlap, source, square = float(state.cross[0, 0]), float(state.cross[0, 1]), float(state.down_gram[0, 0])
+        np.testing.assert_allclose(swept.strength[i], np.sqrt(square), rtol=1e-7)
+        np.testing.assert_allclose(swept.alignment[i], overlap / np.sqrt(square), rtol=1e-7)
+        np.testing.assert_allclose(swept.distance[i], np.sqrt(square - 2 * overlap + 1), rtol=1e-7)
+        for loss, along in ((swept.source_loss[i], source), (swept.target_loss[i], overlap)):
+            alone = Problem.single_index_from("erf", overlap=along, square=square)
+            np.testing.assert_allclose(loss, gradient_at(alone, pretrained(alone)).loss, rtol=1e-6)
+        problem = Problem.single_index_from("erf", overlap=overlap, square=square, sgd=LARGE)
+        close(transfer.fine_tuning(state).to_dict()["frame_gram"], problem.to_dict()["frame_gram"], rtol=1e-12)
+        tuning = fine_tuning(problem)
+        np.testing.assert_allclose(swept.tuning.time[i], tuning.time, rtol=1e-5)
+        np.testing.assert_allclose(swept.tuning.amplitude[i], tuning.amplitude, rtol=1e-5)
+    np.testing.assert_allclose([swept.strength[0], swept.alignment[0]], [1, 0.8 / np.sqrt(1e5)], rtol=1e-12)
+    before, whole = swept.samples(transfer)
+    np.testing.assert_allclose(before, [0, 4, 8])
+    np.testing.assert_allclose(whole - before, swept.tuning.time)
+
+
+@pytest.mark.parametrize(
+    "activation, goal",
+    [
+        ("erf", None),
+        pytest.param("relu", None, marks=pytest.mark.slow),
+        pytest.param("erf", Escape("absolute", 0.02), marks=pytest.mark.slow),
+    ],
+)
+def test_slope_is_the_derivative_in_the_pretraining_time(activation, goal):
+    """Central differences of h = 0.03: their error and the integrator's (1e-7 of the time over 2h) are below 2e-4."""
+    transfer, times, h = pretrained_for(activation), jnp.array([3.0, 5.0, 8.0]), 0.03
+    found = checkpoints(transfer, times, goal)
+    later, earlier = (checkpoints(transfer, times + sign * h, goal).tuning.time for sign in (1, -1))
+    numeric = (later - earlier) / (2 * h)
+    assert np.all(np.abs(numeric) > 0.1)
+    np.testing.assert_allclose(found.slope, numeric, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_goal_that_pretraining_meets_takes_no_time():
+    """Whose slope is then 0; before, neither is."""
+    found = checkpoints(pretrained_for("erf"), jnp.array([2.0, 5.0, 8.0]), Escape("absolute", 0.15))
+    met = np.asarray(found.target_loss) <= 0.15
+    assert met.tolist() == [False, True, True]
+    assert np.all(found.tuning.time[met] == 0) and np.all(found.slope[met] == 0)
+    assert float(found.tuning.time[0]) > 1 and abs(float(found.slope[0])) > 0.1

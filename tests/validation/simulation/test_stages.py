@@ -1,0 +1,176 @@
+"""Runs in stages, simulated: their law, their borders, escape after a stage, early stop."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from odes import SGD, Adapter, Escape, Transfer, covariances
+from tests.helpers import TOO_SMALL, at, close, same_bits, smallest_p
+from tests.problems import fine_tuned
+from validation.simulation import chain_simulator, direct_simulator, simulate, simulate_stages
+
+SEEDS = 1000
+
+
+def small(weight_decay=0.3, batch=8.0, adapter=None):
+    """A transfer at d = 30 with a large learning rate, whose pretraining has weight decay and batches of its own."""
+    return Transfer(
+        "erf",
+        cosine=0.7,
+        adapter=Adapter(2, scale=3.0) if adapter is None else adapter,
+        sgd=SGD(dimension=30, batch_size=12, learning_rate=0.3, label_noise=0.1),
+        pretraining_sgd=SGD(dimension=30, batch_size=batch, learning_rate=0.2, label_noise=0.1),
+        weight_decay=weight_decay,
+        length=0.8,
+    )
+
+
+def simulators(transfer, kind, **options):
+    options = dict(up=transfer.up, length=transfer.lengths, dtype="float64") | options
+    return [kind(problem, **options) for problem in (transfer.pretraining, transfer.lora)]
+
+
+def whole_student(run, record=-1):
+    """W·ω*, |W|² and the loss of every seed on the labels of the run, and the overlaps that only rows of V have."""
+    state = at(run.overlaps, slice(None), record)
+    covariance = jax.vmap(lambda one: covariances(run.problem, one))(state)
+    parts = [covariance.M[:, 0], covariance.Q[:, 0], run.loss[:, record, None], state.up[:, 0, 1:]]
+    rows, columns = np.tril_indices(state.down_gram.shape[-1])
+    parts += [state.cross[:, 1:, 0], state.down_gram[:, rows, columns]]
+    return np.concatenate([np.asarray(part) for part in parts], axis=1)
+
+
+def test_simulated_stages_have_the_same_law(key):
+    """KS tests of chain and direct simulator, 1000 seeds, after both stages; another weight decay is noticed."""
+    keys, steps = jax.random.split(key, 3), [[0, 40], [0, 60]]
+    direct = simulate_stages(simulators(small(), direct_simulator), key=keys[0], seeds=SEEDS, steps=steps)
+    chain = simulate_stages(simulators(small(), chain_simulator), key=keys[1], seeds=SEEDS, steps=steps)
+    for one, two in zip(direct, chain, strict=True):
+        assert smallest_p(whole_student(one), whole_student(two)) > TOO_SMALL
+    other = small(weight_decay=0.5)
+    wrong = simulate_stages(simulators(other, chain_simulator), key=keys[2], seeds=SEEDS, steps=steps)
+    assert smallest_p(whole_student(direct[-1]), whole_student(wrong[-1])) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [direct_simulator, chain_simulator])
+def test_simulated_stages_go_on_where_the_one_before_left_off(kind, key):
+    """A border is in both simulations, rows at rest rest, and times begin at 0."""
+    first, second = simulate_stages(simulators(small(), kind), key=key, seeds=SEEDS, steps=[[0, 10], [0, 5, 20]])
+    np.testing.assert_allclose(first.t, [0, 2])
+    np.testing.assert_allclose(second.t, [0, 1.5, 6])
+    close(at(first.overlaps, slice(None), 1), at(second.overlaps, slice(None), 0), atol=1e-12)
+    np.testing.assert_allclose(
+        first.overlaps.down_gram[:, 0, 1:, 1:], first.overlaps.down_gram[:, 1, 1:, 1:], atol=1e-12
+    )
+    np.testing.assert_allclose(second.overlaps.cross[:, 0, 0], second.overlaps.cross[:, 2, 0], atol=1e-12)
+    assert np.all(first.overlaps.up == first.overlaps.up[:1, :1]) and np.all(second.overlaps.up[:, 2, 0, 1:] != 0)
+    assert np.abs(first.overlaps.cross[:, 1, 0] - first.overlaps.cross[:, 0, 0]).min() > 0
+    again = simulate(simulators(small(), kind)[0], key=key, seeds=SEEDS, steps=[0, 10])
+    close((first.overlaps, first.loss), (again.overlaps, again.loss), rtol=1e-12, atol=1e-14)
+
+
+def test_a_run_in_two_parts_is_the_run(key):
+    """The random numbers go on at a border: the same problem twice against once, bit for bit."""
+    simulator = simulators(small(), direct_simulator)[0]
+    whole = simulate(simulator, key=key, seeds=SEEDS, steps=[0, 10, 15, 20])
+    parts = simulate_stages([simulator] * 2, key=key, seeds=SEEDS, steps=[[0, 10], [0, 5, 10]])
+    same_bits(parts[0].overlaps, at(whole.overlaps, slice(None), slice(0, 2)))
+    same_bits(parts[1].overlaps, at(whole.overlaps, slice(None), slice(1, 4)))
+
+
+def gradient_descent_first(batch):
+    """A transfer whose pretraining has an infinite batch and whose fine-tuning one of the given size."""
+    return eqx.tree_at(
+        lambda t: (t.pretraining_sgd.batch_size, t.sgd.batch_size), small(), (jnp.inf, jnp.asarray(batch))
+    )
+
+
+def test_escape_times_from_the_origin_are_those_of_the_single_index_problem(key):
+    """Gradient descent, seed by seed: the joint state with origin against the frame (ω*, w0) from that state."""
+    transfer, steps = gradient_descent_first(np.inf), np.arange(0, 201, 4)
+    _, run = simulate_stages(simulators(transfer, chain_simulator), key=key, seeds=4, steps=[[0, 5], steps])
+    origin = at(run.overlaps, slice(None), 0)
+    alone = []
+    for seed in range(4):
+        problem, start = fine_tuned(transfer, at(origin, seed))
+        alone.append(simulate(chain_simulator(problem, start=start), key=key, seeds=1, steps=steps))
+    np.testing.assert_allclose(run.loss, np.concatenate([one.loss for one in alone]), atol=1e-10)
+    for escape in (Escape("loss", 0.5), Escape("loss", 0.2), Escape("absolute", 0.03)):
+        times = np.asarray(run.escape_times(escape, origin))
+        np.testing.assert_allclose(times, [float(one.escape_times(escape)[0]) for one in alone], rtol=1e-8)
+        assert np.all(times > 1) and len(set(times.round(3))) == 4
+
+
+@pytest.mark.slow
+def test_escape_times_after_a_stage_have_the_law_of_a_start_there(key):
+    """Gradient descent, then batches of 12: KS test of 1000 escape times against the single-index problem."""
+    transfer, steps, escape = gradient_descent_first(12.0), np.arange(0, 301, 2), Escape()
+    start = transfer.random_start(jax.random.key(8))
+    joint = simulators(transfer, chain_simulator, start=start)
+    runs = simulate_stages(joint, key=key, seeds=SEEDS, steps=[[0, 5], steps], until=escape)
+    origin = at(runs[1].overlaps, slice(None), 0)
+    problem, there = fine_tuned(transfer, at(origin, 0))
+    alone = simulate(
+        chain_simulator(problem, start=there, dtype="float64"),
+        key=jax.random.key(9),
+        seeds=SEEDS,
+        steps=steps,
+        until=escape,
+    )
+    one, two = np.asarray(runs[1].escape_times(escape, origin)), np.asarray(alone.escape_times(escape))
+    assert np.isfinite(one).mean() > 0.95 and np.isfinite(two).mean() > 0.95
+    assert stats.ks_2samp(*(np.nan_to_num(x, nan=1e3) for x in (one, two))).pvalue > TOO_SMALL
+    without = np.nan_to_num(np.asarray(runs[1].escape_times(escape)), nan=1e3)
+    assert stats.ks_2samp(without, np.nan_to_num(two, nan=1e3)).pvalue < 1e-6
+
+
+def test_early_stop_is_in_the_last_stage_and_does_not_change_it(key):
+    """Against the run without, for both origins; the first stage is recorded whole."""
+    steps, joint = [[0, 10, 20], np.arange(0, 401, 20)], simulators(small(), chain_simulator)
+    full = simulate_stages(joint, key=key, seeds=SEEDS, steps=steps)
+    escape, stops = Escape("loss", 0.2), []
+    for since in (0, 1):
+        first, second = simulate_stages(joint, key=key, seeds=SEEDS, steps=steps, until=escape, since=since)
+        same_bits((first.overlaps, first.loss, first.recorded), (full[0].overlaps, full[0].loss, full[0].recorded))
+        taken = int(second.recorded[0])
+        assert np.all(second.recorded == taken) and np.isnan(second.loss[:, taken:]).all()
+        same_bits(second.loss[:, :taken], full[1].loss[:, :taken])
+        origin = at(full[since].overlaps, slice(None), 0)
+        times = second.escape_times(escape, origin)
+        same_bits(times, full[1].escape_times(escape, origin))
+        assert float(second.t[taken - 2]) < float(times.max()) <= float(second.t[taken - 1])
+        stops.append(taken)
+    assert 1 < stops[0] < stops[1] < 21
+
+
+@pytest.mark.parametrize(
+    "kind, until",
+    [
+        (direct_simulator, None),
+        (chain_simulator, None),
+        pytest.param(chain_simulator, Escape("absolute", 0.15), marks=pytest.mark.slow),
+    ],
+)
+def test_one_stage_is_a_simulation(kind, until, key):
+    """Bit for bit, also where it stops early."""
+    simulator, steps = simulators(small(), kind)[0], [0, 5, 20, 100, 400, 420]
+    alone = simulate(simulator, key=key, seeds=SEEDS, steps=steps, until=until)
+    (staged,) = simulate_stages([simulator], key=key, seeds=SEEDS, steps=[steps], until=until)
+    same_bits(eqx.filter(alone, eqx.is_array), eqx.filter(staged, eqx.is_array))
+    assert np.all(alone.recorded == 6) if until is None else np.all((alone.recorded > 1) & (alone.recorded < 6))
+
+
+def test_bad_stages_of_a_simulation_are_named(key):
+    joint = simulators(small(), chain_simulator)
+    with pytest.raises(ValueError, match="`steps` must be one list for each of 2 stages"):
+        simulate_stages(joint, key=key, seeds=2, steps=[[0, 1]])
+    with pytest.raises(ValueError, match="`steps` must be a list of increasing whole numbers"):
+        simulate_stages(joint, key=key, seeds=2, steps=[[0, 1], [3, 2]])
+    with pytest.raises(ValueError, match="`seeds` must be at least 1"):
+        simulate_stages(joint, key=key, seeds=0, steps=[[0, 1], [0]])
+    for other in (small(adapter=Adapter(1)), eqx.tree_at(lambda t: t.cosine, small(), jnp.asarray(0.1))):
+        with pytest.raises(ValueError, match="`simulators` must be of the same frame and rank"):
+            simulate_stages([joint[0], simulators(other, chain_simulator)[1]], key=key, seeds=2, steps=[[0, 1], [0]])

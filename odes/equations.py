@@ -150,5 +150,10 @@ def modified_flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -
     grows at the rate $\lambda - \eta\lambda^2/2$. Source: backward error analysis (Hairer, Lubich & Wanner 2006, chapter IX).
     """
     half = problem.sgd.learning_rate / 2
-    first = mean_change(problem, overlaps, noise=noise)
-    return mean_change(problem, jax.tree.map(lambda y, g: y - half * g, overlaps, first), noise=noise)
+
+    def again(at: Overlaps, _: None) -> tuple[Overlaps, Overlaps]:
+        change = mean_change(problem, at, noise=noise)
+        return jax.tree.map(lambda y, g: y - half * g, overlaps, change), change
+
+    _, changes = jax.lax.scan(again, overlaps, length=2)  # twice the same code, compiled once
+    return jax.tree.map(lambda x: x[-1], changes)

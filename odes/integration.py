@@ -15,10 +15,15 @@ from jaxtyping import Array, Float, Int, ScalarLike
 from odes.arguments import ArgumentError, ArrayLike, concrete, positive, require
 from odes.equations import flow, gradient_at, modified_flow
 from odes.escape import Escape
+from odes.gaussian import self_moments
 from odes.overlaps import Overlaps
 from odes.problem import Problem
 from odes.storage import write_dataset
 from odes.trajectory import Trajectory
+
+_FIRST_STEP = 0.02
+"""The integrator's first step in units of the fastest time scale, 1/E[σ'^2] at unit length; an estimate from the equations
+themselves would compile them twice more."""
 
 _LOCATED = 1e-3
 """The escape is located to this part of the integrator's relative tolerance."""
@@ -255,6 +260,10 @@ def _solve(
     controller = diffrax.PIDController(
         rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4, dtmax=largest_step
     )
+    fastest = (
+        problem.adapter.kappa**2 * jnp.maximum(problem.adapter.lr_ratio, 1) * self_moments(problem.student, 1.0).cross
+    )
+    dt0 = jnp.minimum(_FIRST_STEP / fastest, t1)
     zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
     reference, event = zero, None
     if escape is not None:
@@ -275,7 +284,7 @@ def _solve(
             solver,
             t0=t0,
             t1=t1,
-            dt0=None,
+            dt0=dt0,
             y0=y0,
             args=(problem, reference, sought),
             saveat=diffrax.SaveAt(

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from odes.arguments import ArrayLike, concrete, require
+from odes.arguments import ArrayLike, concrete, real_array, require
 from odes.problem import Problem
 
 
@@ -88,22 +88,32 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0,
 
     **Raises** ArgumentError if d is below rank F + r, where the r rows would not be independent of the frame.
     """
-    rank, dtype = problem.adapter.rank, problem.frame_gram.dtype
-    root, spans = gram_root(problem.frame_gram)
-    dimension = problem.sgd.dimension
-    freedom = dimension - jnp.sum(spans, dtype=dtype)
+    overlaps, freedom = _drawn(problem, key, real_array(up), real_array(length))
     if concrete(freedom):
+        dimension, rank = problem.sgd.dimension, problem.adapter.rank
         least = int(dimension - freedom) + rank
         require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
+    return overlaps
+
+
+@eqx.filter_jit
+def _drawn(
+    problem: Problem, key: PRNGKeyArray, up: Float[Array, "*r"], length: Float[Array, "*r"]
+) -> tuple[Overlaps, Float[Array, ""]]:
+    """A random start, and the number of dimensions outside span F."""
+    rank, dtype = problem.adapter.rank, problem.frame_gram.dtype
+    root, spans = gram_root(problem.frame_gram)
+    freedom = problem.sgd.dimension - jnp.sum(spans, dtype=dtype)
     inside_key, below_key, diagonal_key = jax.random.split(key, 3)
     inside = jax.random.normal(inside_key, (rank, problem.frame_size), dtype) * spans.astype(dtype)[None]
     below = jnp.tril(jax.random.normal(below_key, (rank, rank), dtype), -1)
     diagonal = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - jnp.arange(rank, dtype=dtype), dtype=dtype))
     outside = below + jnp.diag(diagonal)
     gram = inside @ inside.T + outside @ outside.T
-    scale = jnp.asarray(length, dtype) / jnp.sqrt(jnp.diagonal(gram))
-    return Overlaps(
-        up=jnp.broadcast_to(jnp.asarray(up, dtype), (problem.units[0], rank)),
+    scale = length / jnp.sqrt(jnp.diagonal(gram))
+    overlaps = Overlaps(
+        up=jnp.broadcast_to(up, (problem.units[0], rank)),
         cross=inside @ root.T * scale[:, None],
         down_gram=gram * jnp.outer(scale, scale),
     )
+    return overlaps, freedom

@@ -3,10 +3,9 @@
 from theory.boundary import Boundaries, BoundaryKind, boundaries
 from theory.critical import CriticalPoints, critical_points
 from theory.diagram import PhaseDiagram, Region, phase_diagram
-from theory.fine_tuning import FineTuning, fine_tuning
 from theory.hermite import hermite_coefficients, information_exponent
 from theory.law import EscapeLaw, escape_law, largest_noise_scale
-from theory.passage import passage, patience
+from theory.passages import passage, patience
 from theory.plateaus import Plateau, plateau
 from theory.pretraining import Checkpoints, checkpoints, pretrained_until, pretraining_times
 from theory.remedy import WAYS, Remedy, remedies
@@ -21,7 +20,8 @@ from theory.starts import (
     typical_start,
     weights_start,
 )
-from theory.validity import UpNoise, Validity, up_noise, validity
+from theory.trust import UpNoise, Validity, up_noise, validity
+from theory.tuning import FineTuning, fine_tuning
 from theory.verdict import Candidate, Effect, Verdict, judge
 
 __all__ = [

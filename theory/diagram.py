@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Activation, Escape, Family, pretrained
 from odes.arguments import ArrayLike, require
-from theory.fine_tuning import fine_tuning
 from theory.lanes import in_lanes
 from theory.meanings import Meaning
 from theory.search import search_phase
-from theory.validity import Validity, too_fast
+from theory.trust import Validity, too_fast
+from theory.tuning import fine_tuning
 
 
 class Region(Meaning):

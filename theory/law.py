@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from odes import Escape, Problem, Solution, pretrained
 from odes.arguments import ArrayLike
-from theory.passage import passage, patience
+from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
 from theory.starts import mode_start, moves
-from theory.validity import Validity, validity
+from theory.trust import Validity, validity
 
 _LEVELS = 6
 _DIRECTIONS = 4

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from odes import Escape, Overlaps, Solution, Transfer, gradient_at, modified_flow, self_moments, solve
 from odes.arguments import ArrayLike
-from theory.fine_tuning import FineTuning, fine_tuning
 from theory.lanes import in_lanes
+from theory.tuning import FineTuning, fine_tuning
 
 _HORIZON = 500.0
 """Pretraining is given so many units of 1/E[σ'^2] to learn the source."""
@@ -68,12 +68,12 @@ def pretrained_until(
         end = _HORIZON / float(self_moments(transfer.student, 1.0).cross)
     else:
         fraction = _UNREACHABLE
-    start = transfer.typical_start() if start is None else start
     return _pretrained(transfer, start, jnp.asarray(end if end > 0 else 1.0), jnp.asarray(fraction))
 
 
 @eqx.filter_jit
-def _pretrained(transfer: Transfer, start: Overlaps, end: Array, fraction: Array) -> Solution:
+def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction: Array) -> Solution:
+    start = transfer.typical_start() if start is None else start
     return solve(
         transfer.pretraining,
         start,

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from odes import Activation, Escape, Overlaps, Problem, Stage, activation, self_moments, solve_stages
 from odes.arguments import ArgumentError, require, require_known
-from theory.fine_tuning import fine_tuning, stable_step
-from theory.passage import passage
+from theory.passages import passage
 from theory.search import noise_unit, search_phase, unstable_mode
 from theory.starts import typical_amplitude, typical_start, weights_start
+from theory.tuning import fine_tuning, stable_step
 
 _ROUNDS = 4
 _STABLE = 0.2

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
-from scipy import special
 
 from odes import Escape, Overlaps, Problem
 from theory import escape_law, passage, patience, search_phase, shared_start
@@ -96,6 +95,8 @@ FULL = Effort(
 
 def z_limit(checks: int) -> float:
     """The largest |z| that one of so many checks may have before the report calls a disagreement (Bonferroni)."""
+    from scipy import special
+
     return float(-special.ndtri(FALSE_ALARM / (2 * max(checks, 1))))
 
 
@@ -143,6 +144,8 @@ class Case:
         accuracy: float = 0.0,
     ) -> Check:
         """A check of this setting; if the error was estimated from `runs` runs, deviations follow Student's t."""
+        from scipy import special
+
         theory, simulation, error = float(theory), float(simulation), float(error)
         deviation = (simulation - theory) / error
         if runs is not None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import special
 
 from theory import escape_law
 from validation.checks.base import LAW_ACCURACY, Case, Note, Result
@@ -12,7 +11,7 @@ from validation.simulation.result import mean_and_error
 
 def _law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
     """The checks of the law in one case, whose names end in `label`."""
-    from scipy import stats
+    from scipy import special, stats
 
     law = escape_law(case.theory, case.escape)
     if law.doubt:

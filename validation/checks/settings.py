@@ -5,7 +5,7 @@ import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -32,7 +32,7 @@ class Setting:
     `mixture` stands instead of strength and alignment; `noise_scale` is kept at every dimension that is simulated; `checks` are
     made by a full validation, `quick` by a quick one.
 
-    **Raises** ArgumentError for values of the wrong type and for checks that there are not.
+    **Raises** ArgumentError for checks that there are not and for a negative or infinite noise scale.
     """
 
     name: str
@@ -54,20 +54,27 @@ class Setting:
     quick: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, kinds = getattr(self, field.name), cast(type, field.type)
-            if kinds in (float, float | None):
-                kinds = kinds | int
-            if field.name in ("checks", "quick"):
-                for kind in value:
-                    if kind not in CHECKS:
-                        raise ArgumentError(
-                            field.name, f"takes {', '.join(CHECKS)}, not {kind!r}{nearest(kind, CHECKS)}"
-                        )
-            elif not isinstance(value, kinds):
-                raise ArgumentError(field.name, f"is of the wrong type: {value!r}")
+        for name in ("checks", "quick"):
+            for kind in getattr(self, name):
+                if kind not in CHECKS:
+                    raise ArgumentError(name, f"takes {', '.join(CHECKS)}, not {kind!r}{nearest(kind, CHECKS)}")
         if not (math.isfinite(self.noise_scale) and self.noise_scale >= 0):
             raise ArgumentError("noise_scale", f"must be non-negative and finite, but is {self.noise_scale:g}")
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> "Setting":
+        """The setting of a TOML table; ArgumentError also for keys that there are not and values of the wrong type."""
+        kinds, values = {field.name: cast(type, field.type) for field in dataclasses.fields(cls)}, {}
+        for key, given in table.items():
+            if key not in kinds:
+                raise ArgumentError(None, f"unknown key {key!r}{nearest(key, kinds)}")
+            whole = isinstance(given, int) and kinds[key] in (float, float | None)
+            value: Any = float(given) if whole else given
+            several = key in ("checks", "quick")
+            if not isinstance(value, list if several else kinds[key]):
+                raise ArgumentError(key, f"is of the wrong type: {value!r}")
+            values[key] = tuple(value) if several else value
+        return cls(**values)
 
     def case(self, effort: Effort, key: PRNGKeyArray) -> Case:
         """The setting as a case under test."""
@@ -92,13 +99,10 @@ def read_settings(path: Path) -> list[Setting]:
         raise ArgumentError("settings", f"{str(path)!r} cannot be read: {error}") from None
     if not isinstance(tables, list) or not tables:
         raise ArgumentError("settings", f"{str(path)!r} has no [[setting]]")
-    known, settings = [field.name for field in dataclasses.fields(Setting)], []
+    settings = []
     for number, table in enumerate(tables, 1):
         try:
-            for key in table:
-                if key not in known:
-                    raise ArgumentError(None, f"unknown key {key!r}{nearest(key, known)}")
-            settings.append(Setting(**{"name": f"setting {number}"} | table))
+            settings.append(Setting.from_table({"name": f"setting {number}"} | table))
         except ArgumentError as error:
             complaint = error.complaint if error.name is None else f"{error.name} {error.complaint}"
             raise ArgumentError("settings", f"{str(path)!r}, setting {number}: {complaint}") from None

@@ -85,7 +85,7 @@ BAD = [
     ("phase-diagram --activation linear --batch-size 0", "--batch-size must be at least 1"),
     ("phase-diagram --activation linear --output diagram.txt", "--output must end in .nc"),
     ("figures escape-tme", "there is no figure 'escape-tme'; did you mean 'escape-time'? (--list names them)"),
-    ("figures bias --redraw", "does not exist"),
+    ("figures bias --redraw --folder .", "does not exist"),
     ("figures bias --redraw --again", "exclude each other"),
     ("figures bias --folder /proc/nowhere", "--folder '/proc/nowhere' cannot be written"),
     ("validate --quick --full", "--quick and --full exclude each other"),

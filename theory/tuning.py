@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Problem, self_moments
-from theory.passage import passage, patience
+from theory.passages import passage, patience
 from theory.search import search_phase, unstable_mode
 from theory.starts import moves, typical_amplitude, typical_start
-from theory.validity import Validity, validity
+from theory.trust import Validity, validity
 
 _STEP = 1.5
 """The integrator's largest step in units of the fastest time scale, within the stability of the explicit solver."""

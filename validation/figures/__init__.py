@@ -17,27 +17,29 @@ from validation.figures import (
     truncation,
     two_frequencies,
 )
-from validation.figures.base import FULL, QUICK, Figure, Settings, Work
+from validation.figures.effort import FULL, QUICK, Effort
+from validation.figures.figure import Figure
+from validation.figures.work import Work
 
-_MODULES = (
-    escape_time,
-    dynamics,
-    potential,
-    bias,
-    gradient_transfer,
-    two_frequencies,
-    hermite_loss,
-    curriculum,
-    scratch_against_lora,
-    law,
-    rank,
-    alignment_strength,
-    checkpoints,
-    phase_diagram,
-    truncation,
+_ALL = (
+    *escape_time.FIGURES,
+    *dynamics.FIGURES,
+    potential.FIGURE,
+    *bias.FIGURES,
+    gradient_transfer.FIGURE,
+    two_frequencies.FIGURE,
+    hermite_loss.FIGURE,
+    curriculum.FIGURE,
+    scratch_against_lora.FIGURE,
+    law.FIGURE,
+    rank.FIGURE,
+    alignment_strength.FIGURE,
+    checkpoints.FIGURE,
+    phase_diagram.FIGURE,
+    truncation.FIGURE,
 )
 
-FIGURES: dict[str, Figure] = {figure.name: figure for module in _MODULES for figure in module.FIGURES}
+FIGURES: dict[str, Figure] = {figure.name: figure for figure in _ALL}
 """Every figure by name, in the order of the gallery."""
 
-__all__ = ["FIGURES", "FULL", "QUICK", "Figure", "Settings", "Work"]
+__all__ = ["FIGURES", "FULL", "QUICK", "Effort", "Figure", "Work"]

@@ -1,13 +1,16 @@
 r"""The search-phase time over the plane of pretrained strength and alignment, with simulated points on the map."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
-from odes import Problem
+from odes import Family
 from theory import sweep
-from validation.figures.base import Figure, Work
+from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import simulated_tau, tuned
-from validation.figures.style import TAU_LABEL, TEXT
+from validation.figures.style import ALIGNMENT_LABEL, LENGTH_LABEL, TAU_LABEL, panels
+from validation.figures.work import Work
 
 _LINKS = ("erf", "relu")
 _STRENGTHS, _ALIGNMENTS = (0.05, 1.5), (-0.5, 0.99)
@@ -29,9 +32,8 @@ def ridge(strengths: np.ndarray, taus: np.ndarray) -> np.ndarray:
 
 def _simulated(work: Work, link: str) -> list[tuple[float, float]]:
     """τ from simulated escape times, and its standard error, at the figure's places."""
-    places = _PLACES[: work.settings.marks]
-    problems = [Problem.single_index(link, strength=rho, alignment=cosine) for rho, cosine in places]
-    return [simulated_tau(work, problem) for problem in tuned(problems, work.settings.dimension)]
+    problems = [Family(link).at(*place) for place in _PLACES[: work.effort.marks]]
+    return [simulated_tau(work, problem) for problem in tuned(problems, work.effort.dimension)]
 
 
 def search_times(link: str, strengths: np.ndarray, alignments: np.ndarray) -> np.ndarray:
@@ -41,40 +43,30 @@ def search_times(link: str, strengths: np.ndarray, alignments: np.ndarray) -> np
     return np.where(phase.D > 0, phase.tau, np.nan).reshape(alignments.size, strengths.size)
 
 
-def _compute(work: Work):
+def compute(work: Work) -> Any:
     """τ on a grid, its ridge, and simulated τ with the theory's value at the same places."""
-    import xarray
-
-    points = 2 * work.settings.points
+    points = 2 * work.effort.points
     strengths, alignments = np.linspace(*_STRENGTHS, points), np.linspace(*_ALIGNMENTS, points)
     fine = np.linspace(*_STRENGTHS, 1001)
-    places = np.array(_PLACES[: work.settings.marks])
-    variables = {
-        "tau": [search_times(link, strengths, alignments) for link in _LINKS],
-        "ridge": [ridge(fine, search_times(link, fine, alignments)) for link in _LINKS],
-        "expected": [np.diag(search_times(link, *places.T)) for link in _LINKS],
-        "chain": [_simulated(work, link) for link in _LINKS],
-        "place": places,
-    }
-    dimensions = {
-        "tau": ("link", "alignment", "strength"),
-        "ridge": ("link", "alignment"),
-        "expected": ("link", "number"),
-        "chain": ("link", "number", "moment"),
-        "place": ("number", "coordinate"),
-    }
-    coords = {"link": list(_LINKS), "alignment": alignments, "strength": strengths, "moment": ["mean", "error"]}
-    return xarray.Dataset(
-        {name: (dimensions[name], np.array(values)) for name, values in variables.items()}, coords=coords
+    places = np.array(_PLACES[: work.effort.marks])
+    ridges = [ridge(fine, search_times(link, fine, alignments)) for link in _LINKS]
+    return as_dataset(
+        {
+            "tau": (("link", "alignment", "strength"), [search_times(link, strengths, alignments) for link in _LINKS]),
+            "ridge": (("link", "alignment"), ridges),
+            "expected": (("link", "number"), [np.diag(search_times(link, *places.T)) for link in _LINKS]),
+            "chain": (("link", "number", "moment"), [_simulated(work, link) for link in _LINKS]),
+            "place": (("number", "coordinate"), places),
+        },
+        coords={"link": _LINKS, "alignment": alignments, "strength": strengths, "moment": ["mean", "error"]},
     )
 
 
-def _draw(dataset):
+def draw(dataset: Any) -> Any:
     """One map for each link function; simulated points have the colour of their own τ and its ratio to the theory's."""
-    import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    figure, axes = plt.subplots(1, len(_LINKS), figsize=(TEXT, 2.9), sharey=True)
+    figure, axes = panels(1, len(_LINKS), 2.9, sharey=True)
     style = {"cmap": "viridis", "norm": LogNorm(_FLOOR, _CEILING)}
     image, (strengths, alignments) = None, dataset["place"].values.T
     for ax, link in zip(axes, _LINKS, strict=True):
@@ -91,10 +83,10 @@ def _draw(dataset):
         ):
             text = f"{float(ratio):.2f} ± {float(spread):.2f}"
             ax.annotate(text, (x, y), (0, -9), textcoords="offset points", ha="center", color="white", fontsize=6)
-        ax.set(xlabel=r"pretrained strength $\rho = |w_0|$", title=link, facecolor="0.85")
+        ax.set(xlabel=LENGTH_LABEL, title=link, facecolor="0.85")
     if dataset["tau"].sel(link="relu").isnull().any():
         axes[1].text(0.06, 0.4, "plateau first", rotation=90, va="center", fontsize=6)
-    axes[0].set_ylabel(r"alignment $c = \cos(w_0, \omega^*)$")
+    axes[0].set_ylabel(ALIGNMENT_LABEL)
     assert image is not None
     bar = figure.colorbar(image, ax=axes, label=f"{TAU_LABEL}; lines at ticks", extend="both")
     bar.set_ticks(_LEVELS, labels=[f"{level:g}" for level in _LEVELS])
@@ -103,11 +95,9 @@ def _draw(dataset):
     return figure
 
 
-FIGURES = (
-    Figure(
-        "alignment-strength",
-        "The search-phase time over pretrained strength and alignment, and the strength at which pretraining hurts most.",
-        _compute,
-        _draw,
-    ),
+FIGURE = Figure(
+    "alignment-strength",
+    "The search-phase time over pretrained strength and alignment, and the strength at which pretraining hurts most.",
+    compute,
+    draw,
 )

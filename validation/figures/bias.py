@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odes import SGD, Problem, activation, log_times, solve
-from theory import hermite_coefficients, plateau
-from validation.figures.base import Figure, Work, typical_start
-from validation.figures.style import COLOURS, COLUMN, TEXT, link_label, strength_colour
-from validation.simulation.result import Simulation, mean_and_error
+from odes import Family, Problem, activation, log_times
+from theory import hermite_coefficients, plateau, resting_start
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.measured import followed, hermite_rate, log_steps
+from validation.figures.style import COLOURS, COLUMN, draw_simulated, link_label, panels, strength_colour
+from validation.figures.work import Work, sgd_at
+from validation.simulation import Simulation, mean_and_error
 
 _EVEN = 2, 4, 6, 10
 _VARIANCES = 0.0, 1.6
@@ -50,26 +52,18 @@ class Column:
         """The name of the link function."""
         return f"He{self.k}"
 
-    @property
-    def rate(self) -> int:
-        r"""$E[\mathrm{He}_k'^2] = k\,k!$, the unit of rates."""
-        return self.k * math.factorial(self.k)
-
     def problem(self, strength: float, dimension: float) -> Problem:
         """Aligned pretraining of the given strength."""
-        eta = self.learning_rate / self.rate
-        batch = max(1.0, round(eta * dimension / self.noise_scale))
-        sgd = SGD(learning_rate=eta, batch_size=batch, dimension=dimension)
-        return Problem.single_index(self.link, strength=strength, sgd=sgd)
+        sgd = sgd_at(self.learning_rate / hermite_rate(self.k), self.noise_scale, dimension)
+        return Family(self.link, sgd=sgd).at(strength)
 
     def times(self, points: int) -> jax.Array:
         """Times of the flow's output, in units of t."""
-        return log_times(self.last / self.rate, 4 * points, first=self.first / self.rate)
+        return log_times(self.last / hermite_rate(self.k), 4 * points, first=self.first / hermite_rate(self.k))
 
     def steps(self, marks: int) -> np.ndarray:
         """Steps of learning, evenly spaced in the logarithm, and 0."""
-        spaced = np.geomspace(self.first, self.last, 3 * marks) / self.learning_rate
-        return np.unique(np.concatenate([[0], spaced.round()])).astype(int)
+        return log_steps(self.first / self.learning_rate, self.last / self.learning_rate, 3 * marks)
 
 
 _COLUMNS = Column(2, 0.4, 20.0, 0.03), Column(3, 4.0, 2000.0, 1e-4), Column(4, 0.4, 200.0, 2e-6)
@@ -97,39 +91,28 @@ def sampled_mean(k: int, variances: jax.Array, key: jax.Array, seeds: int) -> tu
 
 def compute_means(work: Work) -> Any:
     """The zeroth coefficient against the variance, in closed form and sampled."""
-    import xarray
-
-    settings = work.settings
-    variances = jnp.linspace(*_VARIANCES, 2 * settings.points)
-    marks = jnp.linspace(*_VARIANCES, 2 * settings.marks + 2)
-    sampled = [sampled_mean(k, marks, work.key(), settings.seeds) for k in _EVEN]
-    return xarray.Dataset(
+    effort = work.effort
+    variances = jnp.linspace(*_VARIANCES, 2 * effort.points)
+    marks = jnp.linspace(*_VARIANCES, 2 * effort.marks + 2)
+    means, errors = zip(*(sampled_mean(k, marks, work.key(), effort.seeds) for k in _EVEN))
+    return as_dataset(
         {
-            "mean": (("degree", "variance"), np.stack([normalised_mean(k, variances) for k in _EVEN])),
-            "sampled_mean": (("degree", "mark"), np.stack([mean for mean, _ in sampled])),
-            "standard_error": (("degree", "mark"), np.stack([error for _, error in sampled])),
+            "mean": (("degree", "variance"), [normalised_mean(k, variances) for k in _EVEN]),
+            "sampled_mean": (("degree", "mark"), means),
+            "standard_error": (("degree", "mark"), errors),
         },
-        coords={"degree": list(_EVEN), "variance": np.asarray(variances), "mark": np.asarray(marks)},
-        attrs={"samples": settings.seeds * _SAMPLES_PER_SEED},
+        coords={"degree": _EVEN, "variance": variances, "mark": marks},
+        attrs={"samples": effort.seeds * _SAMPLES_PER_SEED},
     )
 
 
 def draw_means(dataset: Any) -> Any:
-    """The zeroth coefficients against the variance, samples as markers."""
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(COLUMN, 2.5))
-    for i, k in enumerate(dataset["degree"].values):
-        colour = COLOURS[f"He{k}"]
-        ax.plot(dataset["variance"], dataset["mean"][i], color=colour, label=link_label(f"He{k}"))
-        ax.errorbar(
-            dataset["mark"],
-            dataset["sampled_mean"][i],
-            dataset["standard_error"][i],
-            fmt="o",
-            color=colour,
-            elinewidth=0.8,
-        )
+    """The zeroth coefficients are drawn against the variance, samples as markers."""
+    figure, ax = panels(1, 1, 2.5, width=COLUMN)
+    for k in dataset["degree"].values:
+        data, colour = dataset.sel(degree=k), COLOURS[f"He{k}"]
+        ax.plot(data["variance"], data["mean"], color=colour, label=link_label(f"He{k}"))
+        draw_simulated(ax, data["mark"], data["sampled_mean"], data["standard_error"], color=colour)
     ax.axhline(0, color="0.6", linewidth=0.6, zorder=0)
     ax.set(xlabel=r"squared length $r = |w|^2$", ylabel=r"constant $a_0(r)\,/\,\sqrt{k!}$", ylim=(-0.8, 0.75))
     ax.legend(loc="lower right", ncols=2)
@@ -153,69 +136,57 @@ def plateaus(column: Column) -> np.ndarray:
 
 
 def _marks(run: Simulation) -> tuple[np.ndarray, np.ndarray]:
+    """The means over the seeds of the drawn quantities, and their standard errors."""
     return mean_and_error(np.moveaxis(observed(run), 1, 0))
 
 
 def compute_dynamics(work: Work) -> Any:
     """Loss and overlaps of every column at every strength: the flow of finite steps, simulations, the plateau."""
-    import xarray
+    variables = {}
+    for number in range(len(_COLUMNS)):
+        variables |= _column(work, number)
+    coords = {"strength": _STRENGTHS, "quantity": list(_QUANTITIES)}
+    return as_dataset(variables | _directly(work), coords, {"direct_dimension": work.effort.direct_dimension})
 
-    parts = [_column(work, number) for number in range(len(_COLUMNS))]
-    whole = xarray.merge([*parts, _directly(work)])
-    coordinates = {"strength": list(_STRENGTHS), "quantity": list(_QUANTITIES)}
-    return whole.assign_coords(coordinates).assign_attrs(direct_dimension=work.settings.direct_dimension)
 
-
-def _column(work: Work, number: int) -> Any:
-    import xarray
-
-    column, settings = _COLUMNS[number], work.settings
-    steps = column.steps(settings.marks)
-    times, lines, means, errors = column.times(settings.points), [], [], []
+def _column(work: Work, number: int) -> dict[str, tuple[Any, Any]]:
+    """One column at every strength: the flow, the simulations and the plateau."""
+    column, effort = _COLUMNS[number], work.effort
+    steps, times, lines, moments = column.steps(effort.marks), column.times(effort.points), [], []
     for strength in _STRENGTHS:
-        problem = column.problem(strength, settings.dimension)
-        start = typical_start(problem)
-        lines.append(observed(solve(problem, start, t1=times[-1], times=times, finite_steps=True)))
-        mean, error = _marks(work.chain(problem, steps, start=start))
-        means.append(mean)
-        errors.append(error)
+        problem = column.problem(strength, effort.dimension)
+        start = resting_start(problem)
+        lines.append(observed(followed(problem, start, times)))
+        moments.append(_marks(work.chain(problem, steps, start=start)))
+    means, errors = zip(*moments)
     records = "strength", "quantity", f"record_{number}"
-    return xarray.Dataset(
-        {
-            f"time_{number}": (f"point_{number}", np.asarray(times) * column.rate),
-            f"value_{number}": (("strength", "quantity", f"point_{number}"), np.stack(lines)),
-            f"record_time_{number}": (f"record_{number}", steps * column.learning_rate),
-            f"simulated_{number}": (records, np.stack(means)),
-            f"error_{number}": (records, np.stack(errors)),
-            f"plateau_{number}": ("strength", plateaus(column)),
-        }
-    )
+    return {
+        f"time_{number}": (f"point_{number}", times * hermite_rate(column.k)),
+        f"value_{number}": (("strength", "quantity", f"point_{number}"), lines),
+        f"record_time_{number}": (f"record_{number}", steps * column.learning_rate),
+        f"simulated_{number}": (records, means),
+        f"error_{number}": (records, errors),
+        f"plateau_{number}": ("strength", plateaus(column)),
+    }
 
 
-def _directly(work: Work) -> Any:
+def _directly(work: Work) -> dict[str, tuple[Any, Any]]:
     """The column and strength of `_DIRECT` at the direct simulator's dimension: the flow and the simulation."""
-    import xarray
-
-    settings = work.settings
-    column, strength = _COLUMNS[_DIRECT[0]], _DIRECT[1]
-    problem, times = column.problem(strength, settings.direct_dimension), column.times(settings.points)
-    start = typical_start(problem)
-    line = observed(solve(problem, start, t1=times[-1], times=times, finite_steps=True))
-    mean, error = _marks(work.direct(problem, column.steps(settings.marks), start=start))
-    return xarray.Dataset(
-        {
-            "direct_line": (("quantity", f"point_{_DIRECT[0]}"), line),
-            "direct_simulated": (("quantity", f"record_{_DIRECT[0]}"), mean),
-            "direct_error": (("quantity", f"record_{_DIRECT[0]}"), error),
-        }
-    )
+    column, strength, effort = _COLUMNS[_DIRECT[0]], _DIRECT[1], work.effort
+    problem, times = column.problem(strength, effort.direct_dimension), column.times(effort.points)
+    start = resting_start(problem)
+    line = observed(followed(problem, start, times))
+    mean, error = _marks(work.direct(problem, column.steps(effort.marks), start=start))
+    return {
+        "direct_line": (("quantity", f"point_{_DIRECT[0]}"), line),
+        "direct_simulated": (("quantity", f"record_{_DIRECT[0]}"), mean),
+        "direct_error": (("quantity", f"record_{_DIRECT[0]}"), error),
+    }
 
 
 def draw_dynamics(dataset: Any) -> Any:
     """Loss, overlap, up-projection and their product against time, a column for each link."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(len(_QUANTITIES), len(_COLUMNS), figsize=(TEXT, 6.6), sharex="col")
+    figure, axes = panels(len(_QUANTITIES), len(_COLUMNS), 6.6, sharex="col")
     for number, column in enumerate(_COLUMNS):
         for row in range(len(_QUANTITIES)):
             for i, strength in enumerate(dataset["strength"].values):
@@ -233,21 +204,10 @@ def draw_dynamics(dataset: Any) -> Any:
 
 
 def _draw_curve(ax: Any, dataset: Any, number: int, row: int, i: int, strength: float) -> None:
-    colour = strength_colour(strength)
-    ax.plot(
-        dataset[f"time_{number}"][1:],
-        dataset[f"value_{number}"][i, row, 1:],
-        color=colour,
-        label=rf"$\mu = {strength:g}$",
-    )
-    ax.errorbar(
-        dataset[f"record_time_{number}"][1:],
-        dataset[f"simulated_{number}"][i, row, 1:],
-        dataset[f"error_{number}"][i, row, 1:],
-        fmt="o",
-        color=colour,
-        elinewidth=0.8,
-    )
+    colour, label = strength_colour(strength), rf"$\mu = {strength:g}$"
+    ax.plot(dataset[f"time_{number}"][1:], dataset[f"value_{number}"][i, row, 1:], color=colour, label=label)
+    mean, error = (dataset[f"{name}_{number}"][i, row, 1:] for name in ("simulated", "error"))
+    draw_simulated(ax, dataset[f"record_time_{number}"][1:], mean, error, color=colour)
     level = float(dataset[f"plateau_{number}"][i])
     if list(_QUANTITIES)[row] == "u" and np.isfinite(level):
         ax.axhline(level, color=colour, linestyle=":", linewidth=0.8)
@@ -258,16 +218,8 @@ def _draw_direct(ax: Any, dataset: Any, row: int) -> None:
     colour = strength_colour(strength)
     label = f"direct SGD, $d = {dataset.attrs['direct_dimension']:g}$"
     ax.plot(dataset[f"time_{number}"][1:], dataset["direct_line"][row, 1:], color=colour, linestyle=(0, (1, 1)))
-    ax.errorbar(
-        dataset[f"record_time_{number}"][1:],
-        dataset["direct_simulated"][row, 1:],
-        dataset["direct_error"][row, 1:],
-        fmt="s",
-        color=colour,
-        markerfacecolor="white",
-        elinewidth=0.8,
-        label=label,
-    )
+    mean, error = (dataset[name][row, 1:] for name in ("direct_simulated", "direct_error"))
+    draw_simulated(ax, dataset[f"record_time_{number}"][1:], mean, error, direct=True, color=colour, label=label)
 
 
 FIGURES = (

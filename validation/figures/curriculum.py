@@ -16,15 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odes import SGD, Overlaps, Problem, log_times, losses, restarted, solve, target_overlap
-from theory import search_phase
-from validation.figures.base import Figure, Work, typical_start
-from validation.figures.style import TEXT
-from validation.simulation.result import even_steps
+from odes import SGD, Overlaps, Problem, Stage, log_times, losses, solve_stages, target_overlap
+from theory import noise_unit, resting_start, search_phase
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.measured import followed, hermite_rate, log_steps
+from validation.figures.style import TEXT, draw_simulated
+from validation.figures.work import Work, sgd_at
+from validation.simulation import even_steps, mean_and_error
 
 _STRENGTH = 0.325
-_UNIT = 18.0
-"""Times are drawn in units of 1/(k k!), k = 3."""
+_UNIT = float(hermite_rate(3))
+"""Times are drawn in units of 1/(k k!)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +65,7 @@ def _problem(teacher: str, sgd: SGD) -> Problem:
 
 def _sgd(dimension: float) -> SGD:
     r"""A learning rate small against k k! = 18, and noise a fifth of $\lambda_+/N$ of the first stage."""
-    rate = 0.2 / _UNIT
-    phase = search_phase(_problem("He3^2", SGD(batch_size=np.inf)))
-    batch = rate * dimension * float(phase.noise / phase.rate) / 0.2
-    return SGD(learning_rate=rate, batch_size=round(batch), dimension=dimension)
+    return sgd_at(0.2 / _UNIT, 0.2 * noise_unit(_problem("He3^2", SGD())), dimension)
 
 
 @eqx.filter_jit
@@ -78,79 +77,58 @@ def _seen(problem: Problem, overlaps: Overlaps) -> dict[str, Any]:
     return {"loss": loss, "m": sign * m, "student": target_overlap(problem, overlaps), "up": sign * up, "step": up * m}
 
 
-def _flow(problem: Problem, start: Overlaps, times: Any) -> Overlaps:
-    return solve(problem, start, t1=times[-1], times=times, finite_steps=True).overlaps
-
-
-def _first_stage(problem: Problem, points: int) -> tuple[np.ndarray, Overlaps]:
-    """Times and overlaps of the flow of squared labels, until it has cancelled w0."""
-    times = np.linspace(
-        0, float(search_phase(problem).tau) * (np.log(float(problem.sgd.dimension)) / 2 + 4), 4 * points
-    )
-    return times, _flow(problem, typical_start(problem), times)
-
-
-def _join(early: tuple[Any, Any], late: tuple[Any, Any]) -> tuple[np.ndarray, Any]:
-    """Two stages, each a time and what the panels show, as one run; time is the last axis."""
-    time = np.concatenate([early[0], early[0][-1] + late[0]])
-    return time, jax.tree.map(lambda a, b: np.concatenate([a, b], axis=-1), early[1], late[1])
+def _aligning(problem: Problem, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times of the flow of squared labels until it has cancelled w0, and |m| there."""
+    searches = np.log(float(problem.sgd.dimension)) / 2 + 4
+    times = np.linspace(0, float(search_phase(problem).tau) * searches, 4 * points)
+    return times, np.abs(followed(problem, resting_start(problem), times).m[:, 0])
 
 
 def _chain(work: Work, problem: Problem, seen: Problem, start: Overlaps, time: float) -> tuple[np.ndarray, Any]:
     """Times and panels (seeds, T) of a simulated stage, at steps that are evenly spaced in their logarithm."""
     last = int(even_steps(time, float(problem.sgd.learning_rate), 1)[-1])
-    steps = np.unique(np.geomspace(min(20, last / 10), last, 3 * work.settings.marks).round().astype(int))
-    simulation = work.chain(problem, np.concatenate([[0], steps]), start=start)
+    simulation = work.chain(problem, log_steps(min(20, last / 10), last, 3 * work.effort.marks), start=start)
     return np.asarray(simulation.t), _seen(seen, simulation.overlaps)
 
 
-def _moments(values: Any) -> np.ndarray:
-    """Mean over seeds and its standard error, (2, T)."""
-    values = np.asarray(values)
-    return np.stack([values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(values.shape[0])])
-
-
-def _variables(kind: str, name: str, time: np.ndarray, panels: dict[str, Any]) -> dict[str, Any]:
-    """A variable for every panel of one run, on the run's own time axis."""
+def _variables(kind: str, name: str, time: Any, shown: dict[str, Any]) -> dict[str, Any]:
+    """A variable for every panel of one run, on the run's own time axis; of simulated runs the means and standard errors."""
     axis = f"{kind}_time_{name}"
-    moment = ("moment",) if kind == "chain" else ()
+    if kind == "chain":
+        shown = {panel: mean_and_error(values) for panel, values in shown.items()}
+    dimensions = ("moment", axis) if kind == "chain" else (axis,)
     return {axis: (axis, _UNIT * time)} | {
-        f"{kind}_{name}_{panel}": ((*moment, axis), np.asarray(values)) for panel, values in panels.items()
+        f"{kind}_{name}_{panel}": (dimensions, values) for panel, values in shown.items()
     }
 
 
-def _compute(work: Work):
+def compute(work: Work) -> Any:
     """Loss and overlaps of every run, by flow and by chain."""
-    import xarray
-
-    points, sgd = work.settings.points, _sgd(work.settings.dimension)
+    points, sgd = work.effort.points, _sgd(work.effort.dimension)
     first, second = _problem("He3^2", sgd), _problem("He3", sgd)
-    times, aligning = _first_stage(first, points)
+    times, alignments = _aligning(first, points)
     variables, borders = {}, {}
     for name, run in _RUNS.items():
-        end = int(np.argmax(np.abs(aligning.cross[:, 0, 0]) >= run.aligned))
-        early = times[: end + 1], _seen(second, jax.tree.map(lambda x, n=end + 1: x[:n], aligning))
-        reached = jax.tree.map(lambda x, n=end: x[n], aligning)
-        start = restarted(second, reached) if run.restart else reached
-        late = np.asarray(log_times(run.second, 4 * points, first=1e-2))
-        variables |= _variables("flow", name, *_join(early, (late, _seen(second, _flow(second, start, late)))))
-        simulated = _join(
-            _chain(work, first, second, typical_start(first), times[end]),
-            _chain(work, second, second, start, run.second),
-        )
-        variables |= _variables("chain", name, simulated[0], jax.tree.map(_moments, simulated[1]))
+        end = int(np.argmax(alignments >= run.aligned))
+        stages = Stage("squares", first, times[end]), Stage("labels", second, run.second, restart=run.restart)
+        records = times[: end + 1], log_times(run.second, 4 * points, first=1e-2)
+        flow = solve_stages(stages, resting_start(first), records=records, finite_steps=True)
+        variables |= _variables("flow", name, flow.t, _seen(second, flow.overlaps))
+        border = jax.tree.map(lambda x, begin=end + 1: x[begin], flow.overlaps)
+        early, seen_early = _chain(work, first, second, resting_start(first), times[end])
+        late, seen_late = _chain(work, second, second, border, run.second)
+        seen = jax.tree.map(lambda *x: np.concatenate(x, axis=-1), seen_early, seen_late)
+        variables |= _variables("chain", name, np.concatenate([early, early[-1] + late]), seen)
         borders[f"border_{name}"] = _UNIT * times[end]
     whole = log_times(float(search_phase(second).tau) * np.log(float(sgd.dimension)) / 2, 4 * points, first=1 / _UNIT)
-    variables |= _variables(
-        "flow", "plain", np.asarray(whole), _seen(second, _flow(second, typical_start(second), whole))
-    )
-    time, seen = _chain(work, second, second, typical_start(second), _RUNS["stopped"].second)
-    variables |= _variables("chain", "plain", time, jax.tree.map(_moments, seen))
-    return xarray.Dataset(variables, attrs={**borders, "dimension": work.settings.dimension})
+    start = resting_start(second)
+    variables |= _variables("flow", "plain", whole, _seen(second, followed(second, start, whole).overlaps))
+    variables |= _variables("chain", "plain", *_chain(work, second, second, start, _RUNS["stopped"].second))
+    return as_dataset(variables, attrs=borders | {"dimension": work.effort.dimension})
 
 
-def _draw(dataset):
-    """Lines: flow; markers: chain; dotted: where stage one ends."""
+def draw(dataset: Any) -> Any:
+    """Lines show the flow, markers the chain, dotted lines where stage one ends."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplot_mosaic([["loss", "loss", "m"], ["student", "up", "step"]], figsize=(TEXT, 3.9))
@@ -160,7 +138,7 @@ def _draw(dataset):
         for name, (words, colour, marker) in styles.items():
             ax.plot(dataset[f"flow_time_{name}"], dataset[f"flow_{name}_{panel}"], color=colour, label=words)
             time, (mean, error) = dataset[f"chain_time_{name}"], dataset[f"chain_{name}_{panel}"].values
-            ax.errorbar(time, mean, error, fmt=marker, color=colour, markersize=2.5)
+            draw_simulated(ax, time, mean, error, fmt=marker, color=colour, markersize=2.5)
         for name in ("stopped", "kept"):
             ax.axvline(dataset.attrs[f"border_{name}"], color=_RUNS[name].colour, linestyle=":", linewidth=0.8)
         ax.set(xscale="log", xlim=(5, None), xlabel=r"time $18\,\eta\cdot$step", ylabel=label)
@@ -168,11 +146,9 @@ def _draw(dataset):
     return figure
 
 
-FIGURES = (
-    Figure(
-        "curriculum",
-        "Near the critical strength of He3, squared labels first: the search is over in no time, or never, as U is treated.",
-        _compute,
-        _draw,
-    ),
+FIGURE = Figure(
+    "curriculum",
+    "Near the critical strength of He3, squared labels first: the search is over in no time, or never, as U is treated.",
+    compute,
+    draw,
 )

@@ -8,13 +8,23 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from odes import Escape, Problem, log_times, solve
-from odes.arguments import ArrayLike
-from theory import critical_points, search_phase, sweep
-from validation.figures.base import Figure, Work, typical_start
-from validation.figures.measured import simulated_tau, tuned
-from validation.figures.style import COLOURS, M_LABEL, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label, strength_colour
-from validation.simulation.result import mean_and_error
+from odes import Escape, Family, log_times
+from theory import critical_points, resting_start, search_phase, sweep
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.measured import followed, hermite_rate, log_steps, simulated_tau, tuned
+from validation.figures.style import (
+    COLOURS,
+    M_LABEL,
+    STRENGTH_LABEL,
+    TAU_LABEL,
+    TEXT,
+    draw_simulated,
+    link_label,
+    panels,
+    strength_colour,
+)
+from validation.figures.work import Work
+from validation.simulation import mean_and_error
 
 _STRENGTHS = 0.02, 0.98
 _MARKED = 0.1, 0.8
@@ -53,113 +63,86 @@ class Plan:
         """The teacher's link function."""
         return f"({link})^2" if self.squared else link
 
-
-def _problems(plan: Plan, link: str, strengths: ArrayLike, dimension: float, *, noise: float) -> list[Problem]:
-    """The aligned problems of a link at some strengths."""
-    teacher = plan.teacher(link)
-    problems = [Problem.single_index(link, strength=float(mu), teacher=teacher) for mu in np.asarray(strengths)]
-    return tuned(problems, dimension, noise=noise)
+    def family(self, link: str) -> Family:
+        """The problems of a link function."""
+        return Family(link, teacher=self.teacher(link))
 
 
 def compute(work: Work, plan: Plan) -> Any:
     """τ(μ), its divergences, and simulated values at some strengths, for every link of the plan."""
-    import xarray
-
-    settings = work.settings
+    effort = work.effort
     names = [link.name for link in plan.links]
-    strengths = np.linspace(*_STRENGTHS, 4 * settings.points + 1)
-    marks = np.linspace(*_MARKED, settings.marks)
+    strengths = np.linspace(*_STRENGTHS, 4 * effort.points + 1)
+    marks = np.linspace(*_MARKED, effort.marks)
     tau, zeros, simulated = [], [], np.full((len(names), marks.size, 2), np.nan)
     for i, name in enumerate(names):
-        teacher = plan.teacher(name)
-        tau.append(sweep(name, strength=jnp.asarray(strengths), teacher=teacher).tau)
-        zeros.append(critical_points(name, low=_STRENGTHS[0], high=_STRENGTHS[1], teacher=teacher).strength)
-        if i < settings.simulated_links:
-            problems = _problems(plan, name, marks, settings.dimension, noise=plan.noise)
+        family = plan.family(name)
+        tau.append(sweep(family, strength=jnp.asarray(strengths)).tau)
+        zeros.append(critical_points(family, low=_STRENGTHS[0], high=_STRENGTHS[1]).strength)
+        if i < effort.simulated_links:
+            problems = tuned([family.at(mu) for mu in marks], effort.dimension, noise=plan.noise)
             simulated[i] = [simulated_tau(work, problem, plan.escape) for problem in problems]
-    (checked,) = _problems(plan, names[0], [_DIRECT], settings.direct_dimension, noise=2.0)
+    (checked,) = tuned([plan.family(names[0]).at(_DIRECT)], effort.direct_dimension)
     direct = simulated_tau(work, checked, plan.escape, direct=True)
-    dataset = xarray.Dataset(
-        {
-            "tau": (("link", "strength"), np.stack([np.asarray(x) for x in tau])),
-            "critical_strength": (("link", "zero"), np.stack([np.asarray(x) for x in zeros])),
-            "simulated_tau": (("link", "mark"), simulated[..., 0]),
-            "standard_error": (("link", "mark"), simulated[..., 1]),
-            "direct_tau": ((), direct[0]),
-            "direct_error": ((), direct[1]),
-        },
+    variables = {
+        "tau": (("link", "strength"), tau),
+        "critical_strength": (("link", "zero"), zeros),
+        "simulated_tau": (("link", "mark"), simulated[..., 0]),
+        "standard_error": (("link", "mark"), simulated[..., 1]),
+        "direct_tau": ((), direct[0]),
+        "direct_error": ((), direct[1]),
+    }
+    if plan.shown is not None:
+        variables |= _dynamics(work, plan.family(plan.shown))
+    return as_dataset(
+        variables,
         coords={"link": names, "strength": strengths, "mark": marks},
-        attrs={"direct_strength": _DIRECT, "seeds": settings.seeds, "dimension": settings.dimension},
+        attrs={"direct_strength": _DIRECT, "seeds": effort.seeds, "dimension": effort.dimension},
     )
-    if plan.shown is None:
-        return dataset
-    return dataset.merge(_dynamics(work, plan, plan.shown))
 
 
-def _dynamics(work: Work, plan: Plan, link: str) -> Any:
+def _dynamics(work: Work, family: Family) -> dict[str, tuple[Any, Any]]:
     """m(t) from the typical start at two strengths, from the flow and, as long as that takes few steps, from the chain."""
-    import xarray
-
-    lines, means, errors, record_times = [], [], [], []
-    (first,) = _problems(plan, link, list(_SHOWN[:1]), work.settings.dimension, noise=2.0)
-    problems = [
-        Problem.single_index(link, strength=strength, teacher=plan.teacher(link), sgd=first.sgd) for strength in _SHOWN
-    ]
+    effort, lines, moments, record_times = work.effort, [], [], []
+    (first,) = tuned([family.at(_SHOWN[0])], effort.dimension)
+    problems = [family.at(strength).replace(sgd=first.sgd) for strength in _SHOWN]
     ends = [12 * float(search_phase(problem).tau) for problem in problems]
-    times = log_times(max(ends), work.settings.points, first=min(ends) / 1000)
+    times = log_times(max(ends), effort.points, first=min(ends) / 1000)
+    steps = log_steps(30, min(effort.most_steps // 4, int(max(ends) / float(first.sgd.learning_rate))), 12)
     for problem in problems:
-        eta, start = float(problem.sgd.learning_rate), typical_start(problem)
-        lines.append(solve(problem, start, t1=max(ends), times=times, finite_steps=True).m[:, 0])
-        last = min(work.settings.most_steps // 4, int(max(ends) / eta))
-        steps = np.concatenate([[0], np.unique(np.geomspace(30, last, 12).round().astype(int))])
-        run = work.chain(problem, steps, start=start, seeds=min(work.settings.seeds, 32))
-        mean, error = mean_and_error(run.m[..., 0])
-        means.append(mean)
-        errors.append(error)
-        record_times.append(np.asarray(run.t))
-    return xarray.Dataset(
-        {
-            "overlap": (("shown_strength", "time"), np.stack([np.asarray(x) for x in lines])),
-            "simulated_overlap": (("shown_strength", "record"), np.stack(means)),
-            "overlap_error": (("shown_strength", "record"), np.stack(errors)),
-            "record_time": (("shown_strength", "record"), np.stack(record_times)),
-        },
-        coords={"time": np.asarray(times), "shown_strength": list(_SHOWN)},
-    )
+        start = resting_start(problem)
+        lines.append(followed(problem, start, times).m[:, 0])
+        run = work.chain(problem, steps, start=start, seeds=min(effort.seeds, 32))
+        moments.append(mean_and_error(run.m[..., 0]))
+        record_times.append(run.t)
+    means, errors = zip(*moments)
+    records = "shown_strength", "record"
+    return {
+        "overlap": (("shown_strength", "time"), lines),
+        "simulated_overlap": (records, means),
+        "overlap_error": (records, errors),
+        "record_time": (records, record_times),
+        "time": ("time", times),
+        "shown_strength": ("shown_strength", _SHOWN),
+    }
 
 
 def draw(dataset: Any, plan: Plan) -> Any:
-    """τ against μ on a logarithmic axis, divergences dotted, simulated values as markers."""
-    import matplotlib.pyplot as plt
-
-    panels = len(plan.titles) + (plan.shown is not None)
+    """τ is drawn against μ on a logarithmic axis, with divergences dotted and simulated values as markers."""
     widths = [1.0] * len(plan.titles) + [0.7] * (plan.shown is not None)
-    size = (0.55 * TEXT if panels == 1 else TEXT, 2.5)
-    figure, axes = plt.subplots(1, panels, figsize=size, width_ratios=widths, squeeze=False)
+    width = 0.55 * TEXT if len(widths) == 1 else TEXT
+    figure, axes = panels(1, len(widths), 2.5, width=width, width_ratios=widths, squeeze=False)
     for i, link in enumerate(plan.links):
         ax, colour = axes[0, link.panel], COLOURS[link.name]
         ax.plot(dataset["strength"], link.rate * dataset["tau"][i], color=colour, label=link_label(link.name))
         for zero in dataset["critical_strength"].values[i]:
             if zero < _STRENGTHS[1] - 1e-6:
                 ax.axvline(zero, color=colour, linestyle=":", linewidth=0.8)
-        ax.errorbar(
-            dataset["mark"],
-            link.rate * dataset["simulated_tau"][i],
-            link.rate * dataset["standard_error"][i],
-            fmt="o",
-            color=colour,
-            elinewidth=0.8,
-        )
+        moments = (link.rate * dataset[name][i] for name in ("simulated_tau", "standard_error"))
+        draw_simulated(ax, dataset["mark"], *moments, color=colour)
         if i == 0:
-            ax.errorbar(
-                dataset.attrs["direct_strength"],
-                link.rate * dataset["direct_tau"],
-                link.rate * dataset["direct_error"],
-                fmt="s",
-                color=colour,
-                markerfacecolor="white",
-                elinewidth=0.8,
-            )
+            moments = (link.rate * dataset[name] for name in ("direct_tau", "direct_error"))
+            draw_simulated(ax, dataset.attrs["direct_strength"], *moments, direct=True, color=colour)
     for ax, title in zip(axes[0], plan.titles, strict=False):
         ax.set(yscale="log", xlabel=STRENGTH_LABEL, xlim=(0, 1), title=title)
         low, high = ax.get_ylim()
@@ -176,25 +159,16 @@ def _draw_dynamics(ax: Any, dataset: Any, plan: Plan) -> None:
     for i, strength in enumerate(dataset["shown_strength"].values):
         colour = strength_colour(float(strength))
         ax.plot(rate * dataset["time"], dataset["overlap"][i].clip(-1, 1), color=colour, label=rf"$\mu = {strength:g}$")
-        ax.errorbar(
-            rate * dataset["record_time"][i],
-            dataset["simulated_overlap"][i],
-            dataset["overlap_error"][i],
-            fmt="o",
-            color=colour,
-            markersize=2.5,
-        )
-    ax.set(
-        xscale="log", xlabel=r"time $t\times k\,k!$", ylabel=M_LABEL, title=f"dynamics, {link_label(plan.shown or '')}"
-    )
+        marks = rate * dataset["record_time"][i], dataset["simulated_overlap"][i], dataset["overlap_error"][i]
+        draw_simulated(ax, *marks, color=colour, markersize=2.5)
+    ax.set(xscale="log", xlabel=r"time $t\times k\,k!$", ylabel=M_LABEL)
+    ax.set_title(f"dynamics, {link_label(plan.shown or '')}")
     ax.legend(loc="lower left" if plan.squared else "upper left")
 
 
 def _figure(name: str, sentence: str, plan: Plan) -> Figure:
     return Figure(name, sentence, functools.partial(compute, plan=plan), functools.partial(draw, plan=plan))
 
-
-_HERMITE_RATE = {2: 4, 3: 18, 5: 600, 6: 4320, 7: 35280, 10: 36288000}
 
 FIGURES = (
     _figure(
@@ -206,7 +180,7 @@ FIGURES = (
         "escape-time-hermite",
         "The same for Hermite links, odd and even, whose search phase diverges at interior critical strengths.",
         Plan(
-            [Link(f"He{k}", 0 if k % 2 else 1, _HERMITE_RATE[k]) for k in (3, 5, 7, 2, 6, 10)],
+            [Link(f"He{k}", 0 if k % 2 else 1, hermite_rate(k)) for k in (3, 5, 7, 2, 6, 10)],
             titles=("odd links", "even links"),
             noise=0.0,
             shown="He3",
@@ -221,7 +195,7 @@ FIGURES = (
         Plan(
             [
                 *(Link(name) for name in ("erf", "relu", "linear", "sigmoid")),
-                *(Link(f"He{k}", 1, _HERMITE_RATE[k]) for k in (3, 2, 5)),
+                *(Link(f"He{k}", 1, hermite_rate(k)) for k in (3, 2, 5)),
             ],
             titles=("squared labels", r"squared labels, $\tau\times k\,k!$"),
             squared=True,

@@ -9,7 +9,6 @@ for $\mathrm{He}_k$. From scratch, μ = 0 and u = 1, it vanishes as $m^{k-1}$: t
 it starts from a constant, which the weights' length enters through D, and which can be negative: then v is pushed away from ω*.
 """
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -18,9 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from odes import Overlaps, Problem, activation, gradient_at
-from validation.figures.base import Figure, Work
-from validation.figures.style import COLOURS, M_LABEL, STRENGTH_LABEL, TEXT, link_label, strength_colour
-from validation.simulation.result import mean_and_error
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.measured import hermite_rate
+from validation.figures.style import (
+    COLOURS,
+    M_LABEL,
+    STRENGTH_LABEL,
+    draw_simulated,
+    link_label,
+    panels,
+    strength_colour,
+)
+from validation.figures.work import Work
+from validation.simulation import mean_and_error
 
 _DEGREES = 1, 2, 3, 4, 5
 _STRENGTHS = 0.0, 0.1, 0.2, 0.4
@@ -81,19 +90,17 @@ def marked_overlaps(k: int, strength: float, count: int) -> jax.Array:
 
 def compute(work: Work) -> Any:
     r"""$F/(u\,k\,k!)$ against m, from the population gradient and from samples; its value at m = 0 against the strength."""
-    import xarray
-
-    settings = work.settings
-    overlaps = jnp.geomspace(_SMALLEST, 1, 4 * settings.points)
-    strengths = jnp.geomspace(0.02, 1, 4 * settings.points)
+    effort = work.effort
+    overlaps = jnp.geomspace(_SMALLEST, 1, 4 * effort.points)
+    strengths = jnp.geomspace(0.02, 1, 4 * effort.points)
     lines, marks, sampled, initial = [], [], [], []
     for k in _DEGREES:
-        rate = k * math.factorial(k)
+        rate = hermite_rate(k)
         for strength in _STRENGTHS:
             problem, up = _problem(k, strength)
             lines.append(force(problem, up, overlaps) / (up * rate))
-            marks.append(marked_overlaps(k, strength, 2 * settings.marks))
-            keys = jax.random.split(work.key(), settings.seeds)
+            marks.append(marked_overlaps(k, strength, 2 * effort.marks))
+            keys = jax.random.split(work.key(), effort.seeds)
             values = sampled_force(f"He{k}", jnp.asarray(strength), up, marks[-1], keys)
             sampled.append(mean_and_error(values / (up * rate)))
 
@@ -102,30 +109,24 @@ def compute(work: Work) -> Any:
             return force(problem, jnp.asarray(_UP, float), jnp.zeros(1))[0]
 
         initial.append(jax.jit(jax.vmap(start))(strengths) / (_UP * rate))
-    shape = len(_DEGREES), len(_STRENGTHS), -1
-    return xarray.Dataset(
+    means, errors = zip(*sampled)
+    shape, records = (len(_DEGREES), len(_STRENGTHS), -1), ("degree", "strength", "record")
+    return as_dataset(
         {
             "force": (("degree", "strength", "overlap"), np.reshape(lines, shape)),
-            "sampled_force": (("degree", "strength", "record"), np.reshape([mean for mean, _ in sampled], shape)),
-            "standard_error": (("degree", "strength", "record"), np.reshape([error for _, error in sampled], shape)),
-            "mark": (("degree", "strength", "record"), np.reshape(marks, shape)),
-            "initial_force": (("degree", "pretraining"), np.stack(initial)),
+            "sampled_force": (records, np.reshape(means, shape)),
+            "standard_error": (records, np.reshape(errors, shape)),
+            "mark": (records, np.reshape(marks, shape)),
+            "initial_force": (("degree", "pretraining"), initial),
         },
-        coords={
-            "degree": list(_DEGREES),
-            "strength": list(_STRENGTHS),
-            "overlap": np.asarray(overlaps),
-            "pretraining": np.asarray(strengths),
-        },
-        attrs={"up": _UP, "samples": settings.seeds * _SAMPLES_PER_SEED},
+        coords={"degree": _DEGREES, "strength": _STRENGTHS, "overlap": overlaps, "pretraining": strengths},
+        attrs={"up": _UP, "samples": effort.seeds * _SAMPLES_PER_SEED},
     )
 
 
 def draw(dataset: Any) -> Any:
-    """A panel for each link on logarithmic axes, dashed where the force is negative; the last: its value at m = 0."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(TEXT, 4.2))
+    """A panel for each link on logarithmic axes, dashed where the force is negative; the last shows its value at m = 0."""
+    figure, axes = panels(2, 3, 4.2)
     for ax, (i, k) in zip(axes.flat, enumerate(dataset["degree"].values)):
         for j, strength in enumerate(dataset["strength"].values):
             _draw_force(ax, dataset.isel(degree=i, strength=j), float(strength))
@@ -135,19 +136,16 @@ def draw(dataset: Any) -> Any:
         ax.set_ylabel(r"force $|F|\,/\,(u\,k\,k!)$")
     axes[0, 0].legend(loc="lower left")
     last = axes.flat[len(_DEGREES)]
-    for i, k in enumerate(dataset["degree"].values):
-        _draw_signed(
-            last, dataset["pretraining"], dataset["initial_force"].values[i], COLOURS[f"He{k}"], link_label(f"He{k}")
-        )
-    last.set(
-        xscale="log", yscale="log", xlim=(0.02, 1), ylim=(_SHOWN[0], 30), title="at $m = 0$", xlabel=STRENGTH_LABEL
-    )
+    for k, forces in zip(dataset["degree"].values, dataset["initial_force"].values, strict=True):
+        _draw_signed(last, dataset["pretraining"], forces, COLOURS[f"He{k}"], link_label(f"He{k}"))
+    last.set(xscale="log", yscale="log", xlim=(0.02, 1), ylim=(_SHOWN[0], 30))
+    last.set(title="at $m = 0$", xlabel=STRENGTH_LABEL)
     last.legend(loc="upper left", ncols=3)
     return figure
 
 
 def _draw_signed(ax: Any, x: Any, y: np.ndarray, colour: Any, label: str) -> None:
-    """|y|, solid where y is positive and dashed where it is negative."""
+    """Draws |y|, solid where y is positive and dashed where it is negative."""
     ax.plot(x, np.where(y > 0, y, np.nan), color=colour, label=label)
     ax.plot(x, np.where(y > 0, np.nan, -y), "--", color=colour)
 
@@ -156,16 +154,12 @@ def _draw_force(ax: Any, curve: Any, strength: float) -> None:
     colour = strength_colour(strength) if strength else "k"
     label = rf"$\mu = {strength:g}$" if strength else "from scratch"
     _draw_signed(ax, curve["overlap"], curve["force"].values, colour, label)
-    ax.errorbar(
-        curve["mark"], np.abs(curve["sampled_force"]), curve["standard_error"], fmt="o", color=colour, elinewidth=0.8
-    )
+    draw_simulated(ax, curve["mark"], np.abs(curve["sampled_force"]), curve["standard_error"], color=colour)
 
 
-FIGURES = (
-    Figure(
-        "gradient-transfer",
-        "The force that turns the adapter to the target against their overlap: a power from scratch, a constant with pretraining.",
-        compute,
-        draw,
-    ),
+FIGURE = Figure(
+    "gradient-transfer",
+    "The force that turns the adapter to the target against their overlap: a power from scratch, a constant with pretraining.",
+    compute,
+    draw,
 )

@@ -15,11 +15,14 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from odes import SGD, Overlaps, Problem, log_times, noise_at, solve
-from theory import search_phase
-from validation.figures.base import Figure, Settings, Work, typical_start
-from validation.figures.style import COLOURS, TEXT, link_label
-from validation.simulation.result import Simulation, mean_and_error
+from odes import Overlaps, Problem, log_times, noise_at
+from theory import resting_start, search_phase, weights_start
+from validation.figures.effort import Effort
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.measured import followed, hermite_rate
+from validation.figures.style import COLOURS, draw_simulated, link_label, panels
+from validation.figures.work import Work, sgd_at
+from validation.simulation import Simulation, mean_and_error
 
 _DEGREES = 1, 2, 3, 4, 5
 _STRENGTHS = 0.1, 0.9, 0.0
@@ -48,11 +51,6 @@ class Curve:
         """Whether this is the curve that the direct simulator repeats."""
         return (self.k, self.strength) == _CHECKED
 
-    @property
-    def rate(self) -> int:
-        r"""$E[\mathrm{He}_k'^2] = k\,k!$, the unit of rates."""
-        return self.k * math.factorial(self.k)
-
     @functools.cached_property
     def learning_rate(self) -> float:
         r"""η, at most half of where the length of weights at the target stops being stable.
@@ -60,21 +58,20 @@ class Curve:
         The loss has the curvature $E[\sigma'^2\lambda^2] = (2k-1)\,k\,k!$ along w at w = ω*, and steps are stable up to 2 over that. At
         η = 0.1/(k k!) losses from scratch differ from the flow of finite steps by 1 %, and that goes as η².
         """
-        return min(_LARGEST_RATE, 1 / (2 * self.k - 1)) / self.rate
+        return min(_LARGEST_RATE, 1 / (2 * self.k - 1)) / hermite_rate(self.k)
 
     @functools.cached_property
     def start(self) -> Overlaps:
         """An overlap of $d^{-1/2}$ with the direction of growth."""
         if self.strength:
-            return typical_start(self._with_batch(np.inf))
-        cross = self.dimension**-0.5 * jnp.ones((1, 2))
-        return Overlaps(jnp.ones((1, 1)), cross, jnp.ones((1, 1)))
+            return resting_start(self._with_noise(0.0))
+        return weights_start(jnp.full(2, self.dimension**-0.5))
 
     @functools.cached_property
     def growth(self) -> float:
         """The rate at which the overlap grows at first, over k k!."""
         if self.strength:
-            return float(search_phase(self._with_batch(np.inf)).rate) / self.rate
+            return float(search_phase(self._with_noise(0.0)).rate) / hermite_rate(self.k)
         return self.dimension ** (1 - self.k / 2)
 
     @functools.cached_property
@@ -92,55 +89,48 @@ class Curve:
         θ is at most 0.02 times the rate of growth, over N for unit weights without overlap.
         """
         if self.checked:
-            return self._with_batch(float(round(self.learning_rate * self.dimension / _CHECKED_NOISE)))
-        unit = Overlaps(jnp.ones((1, 1)), jnp.zeros((1, 2)), jnp.ones((1, 1)))
-        noise = float(_noise_at(Problem.full_weights(f"He{self.k}"), unit)[0, 0])
-        noise_scale = min(
-            self.dimension * self.last / self.rate / _SAMPLES,
-            _QUIET * self.growth * self.rate / noise,
-        )
-        return self._with_batch(float(round(self.learning_rate * self.dimension / noise_scale)))
+            return self._with_noise(_CHECKED_NOISE)
+        noise = float(_noise_at(Problem.full_weights(f"He{self.k}"), weights_start(jnp.zeros(2)))[0, 0])
+        few_samples = self.dimension * self.last / hermite_rate(self.k) / _SAMPLES
+        return self._with_noise(min(few_samples, _QUIET * self.growth * hermite_rate(self.k) / noise))
 
-    def _with_batch(self, batch: float) -> Problem:
-        sgd = SGD(learning_rate=self.learning_rate, batch_size=batch, dimension=self.dimension)
+    def _with_noise(self, noise_scale: float) -> Problem:
+        sgd = sgd_at(self.learning_rate, noise_scale, self.dimension)
         if self.strength:
             return Problem.single_index(f"He{self.k}", strength=self.strength, sgd=sgd)
         return Problem.full_weights(f"He{self.k}", sgd=sgd)
 
     def flow(self, points: int) -> tuple[np.ndarray, np.ndarray]:
         """Times in units of 1/(k k!) and the loss over k!, by the flow of finite steps."""
-        end = self.last / self.rate
-        times = log_times(end, points, first=_FIRST / self.rate)
-        solution = solve(self.problem, self.start, t1=end, times=times, finite_steps=True)
-        return np.asarray(times) * self.rate, np.asarray(solution.loss) / math.factorial(self.k)
+        times = log_times(self.last / hermite_rate(self.k), points, first=_FIRST / hermite_rate(self.k))
+        solution = followed(self.problem, self.start, times)
+        return np.asarray(times) * hermite_rate(self.k), np.asarray(solution.loss) / math.factorial(self.k)
 
     def steps(self, marks: int) -> np.ndarray:
         """As many steps of learning after the start as there are marks, evenly spaced in the logarithm."""
-        last = self.last / (self.learning_rate * self.rate)
+        last = self.last / (self.learning_rate * hermite_rate(self.k))
         spaced = np.geomspace(1, last, marks).round()
         return np.concatenate([[0], np.maximum(spaced, 1 + np.arange(marks))])
 
     def marks(self, run: Simulation) -> tuple[np.ndarray, ...]:
         """Times in units of 1/(k k!), the mean loss over k! and its standard error."""
         mean, error = mean_and_error(run.loss / math.factorial(self.k))
-        return np.asarray(run.t) * self.rate, mean, error
+        return np.asarray(run.t) * hermite_rate(self.k), mean, error
 
 
-def curves(settings: Settings) -> list[Curve]:
+def curves(effort: Effort) -> list[Curve]:
     """Every link at every strength, at the dimension of the direct simulator."""
-    return [Curve(k, strength, settings.direct_dimension) for k in _DEGREES for strength in _STRENGTHS]
+    return [Curve(k, strength, effort.direct_dimension) for k in _DEGREES for strength in _STRENGTHS]
 
 
 def compute(work: Work) -> Any:
     """The loss of every curve by the flow and by simulations from the same start."""
-    import xarray
-
-    settings = work.settings
+    effort = work.effort
     lines, marks, direct = [], [], ()
-    for curve in curves(settings):
-        steps = curve.steps(3 * settings.marks)
-        seeds = settings.seeds if curve.checked else min(settings.seeds, _MOST_SEEDS)
-        lines.append(curve.flow(4 * settings.points))
+    for curve in curves(effort):
+        steps = curve.steps(3 * effort.marks)
+        seeds = effort.seeds if curve.checked else min(effort.seeds, _MOST_SEEDS)
+        lines.append(curve.flow(4 * effort.points))
         marks.append(curve.marks(work.chain(curve.problem, steps, start=curve.start, seeds=seeds)))
         if curve.checked:
             direct = curve.marks(work.direct(curve.problem, steps, start=curve.start))
@@ -148,36 +138,34 @@ def compute(work: Work) -> Any:
     times, losses = (np.reshape(x, shape) for x in zip(*lines))
     record_times, means, errors = (np.reshape(x, shape) for x in zip(*marks))
     axes = "degree", "strength"
-    return xarray.Dataset(
+    return as_dataset(
         {
             "time": ((*axes, "point"), times),
             "loss": ((*axes, "point"), losses),
             "record_time": ((*axes, "record"), record_times),
             "simulated_loss": ((*axes, "record"), means),
             "standard_error": ((*axes, "record"), errors),
-            "direct": (("quantity", "record"), np.stack(direct)),
+            "direct": (("quantity", "record"), direct),
         },
-        coords={"degree": list(_DEGREES), "strength": list(_STRENGTHS), "quantity": ["time", "mean", "error"]},
-        attrs={"dimension": settings.direct_dimension},
+        coords={"degree": _DEGREES, "strength": _STRENGTHS, "quantity": ["time", "mean", "error"]},
+        attrs={"dimension": effort.direct_dimension},
     )
 
 
 def draw(dataset: Any) -> Any:
-    """A panel for each kind of training, a line for each link; simulations as markers."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(_STRENGTHS), figsize=(TEXT, 2.7), sharey=True)
+    """A panel for each kind of training, a line for each link; simulations are drawn as markers."""
+    figure, axes = panels(1, len(_STRENGTHS), 2.7, sharey=True)
     for j, ax in enumerate(axes):
         strength = float(dataset["strength"][j])
         for i, k in enumerate(dataset["degree"].values):
             curve, colour = dataset.isel(degree=i, strength=j), COLOURS[f"He{k}"]
             ax.plot(curve["time"][1:], curve["loss"][1:], color=colour, label=link_label(f"He{k}"))
             marks = curve.isel(record=slice(1, None))
-            _draw_marks(ax, marks["record_time"], marks["simulated_loss"], marks["standard_error"], "o", color=colour)
+            simulated = (marks[name] for name in ("record_time", "simulated_loss", "standard_error"))
+            draw_simulated(ax, *simulated, color=colour, markersize=3)
             if (k, strength) == _CHECKED:
                 style = {"color": colour, "markerfacecolor": "none", "markersize": 5.5}
-                x, y, error = dataset["direct"].values[:, 1:]
-                _draw_marks(ax, x, y, error, "s", **style)
+                draw_simulated(ax, *dataset["direct"].values[:, 1:], direct=True, **style)
         last = float(dataset["time"][:, j].max())
         title = rf"adapter, $\mu = {strength:g}$" if strength else f"from scratch, $d = {dataset.attrs['dimension']:g}$"
         ax.set(xscale="log", yscale="log", xlim=(_FIRST, last), ylim=(1e-3, 2))
@@ -187,15 +175,9 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-def _draw_marks(ax: Any, x: Any, y: Any, error: Any, marker: str, **style: Any) -> None:
-    ax.errorbar(x, y, error, fmt=marker, elinewidth=0.8, **({"markersize": 3} | style))
-
-
-FIGURES = (
-    Figure(
-        "hermite-loss",
-        "Loss against time for Hermite links: weak pretraining of odd links is unlearned, from scratch they are learned late.",
-        compute,
-        draw,
-    ),
+FIGURE = Figure(
+    "hermite-loss",
+    "Loss against time for Hermite links: weak pretraining of odd links is unlearned, from scratch they are learned late.",
+    compute,
+    draw,
 )

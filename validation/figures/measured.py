@@ -1,19 +1,18 @@
-"""What figures have in common: SGD that follows the flow closely, and τ measured from simulated escape times."""
+"""What figures have in common: SGD that follows the flow closely, flows and steps, and τ measured from simulated escape times."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import digamma
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from odes import SGD, Escape, Problem, self_moments
-from theory import escape_from, mode_start, search_phase, unstable_mode
-from validation.figures.base import Work, at_dimension
-from validation.simulation.result import even_steps, mean_and_error
-
-_RECORDS = 200
+from odes import SGD, Escape, Overlaps, Problem, Solution, activation, self_moments, solve
+from theory import mode_start, passage, patience, search_phase, typical_amplitude, unstable_mode
+from validation.figures.work import Work, at_dimension
+from validation.simulation import mean_and_error
 
 
 def tuned(problems: Sequence[Problem], dimension: float, *, noise: float = 2.0) -> list[Problem]:
@@ -31,7 +30,31 @@ def tuned(problems: Sequence[Problem], dimension: float, *, noise: float = 2.0) 
         batches.append(rates[-1] * dimension * float(phase.noise / phase.rate))
     batch = max(1, round(max(batches) / noise)) if noise else np.inf
     sgd = [SGD(learning_rate=rate, batch_size=batch, dimension=dimension) for rate in rates]
-    return [eqx.tree_at(lambda p: p.sgd, problem, new) for problem, new in zip(problems, sgd, strict=True)]
+    return [problem.replace(sgd=new) for problem, new in zip(problems, sgd, strict=True)]
+
+
+def hermite_rate(*degrees: int) -> int:
+    r"""$E[\sigma'^2] = \sum k\,k!$ of a sum of Hermite polynomials He_k, the unit of its rates.
+
+    >>> hermite_rate(2), hermite_rate(1, 3)
+    (4, 19)
+    """
+    return sum(k * math.factorial(k) for k in degrees)
+
+
+def trivial_loss(link: str) -> float:
+    r"""$\tfrac12E[\sigma(z)^2]$, the loss of a student that says nothing of labels with mean zero."""
+    return float(self_moments(activation(link), 1.0).value) / 2
+
+
+def followed(problem: Problem, start: Overlaps, times: Any, **options: Any) -> Solution:
+    """The flow of finite steps from `start`, at the given times; `options` are those of [`odes.solve`][]."""
+    return solve(problem, start, t1=times[-1], times=times, finite_steps=True, **options)
+
+
+def log_steps(first: float, last: float, count: int) -> Int[np.ndarray, " n"]:
+    """Step 0 and at most `count` steps that are evenly spaced in their logarithm."""
+    return np.unique(np.concatenate([[0], np.geomspace(first, last, count).round()])).astype(int)
 
 
 class LeadingOrder(eqx.Module):
@@ -46,19 +69,16 @@ class LeadingOrder(eqx.Module):
 def leading_order(problem: Problem, escape: Escape) -> LeadingOrder:
     r"""The law of the escape time to leading order.
 
-    $T_0 = T(a_0) + \tau'\log a_0$ from the flow at the typical amplitude $a_0$; $L = -\log a_0 - (\psi(1/2) + \log 2)/2$. `constant` is
+    $T_0 = T(a_0) + \tau'\log a_0$ from the flow at the root mean square amplitude $a_0$; $e^{-L}$ is the typical amplitude. `constant` is
     NaN where D <= 0 or the flow does not escape.
     """
     phase = search_phase(problem)
     mode = unstable_mode(problem, phase)
     amplitude = jnp.sqrt(mode.variance)
     start = mode_start(problem, phase, mode, amplitude[None])
-    time = escape_from(problem, start, escape, phase, rtol=1e-6, atol=1e-10).escape_time
-    return LeadingOrder(
-        constant=jnp.where(phase.D > 0, time, jnp.nan) + mode.tau * jnp.log(amplitude),
-        depth=-jnp.log(amplitude) - (digamma(0.5) + jnp.log(2.0)) / 2,
-        tau=mode.tau,
-    )
+    time = passage(problem, start, escape, patience(phase), rtol=1e-6, atol=1e-10).escape_time
+    constant = jnp.where(phase.D > 0, time, jnp.nan) + mode.tau * jnp.log(amplitude)
+    return LeadingOrder(constant, -jnp.log(typical_amplitude(problem, mode)), mode.tau)
 
 
 def simulated_tau(
@@ -67,16 +87,15 @@ def simulated_tau(
     r"""τ and its standard error from the mean of simulated escape times.
 
     The mean less the flow's $T_0$, over L, is τ'; $\tau = \eta/(e^{\eta/\tau'} - 1)$ is free of the finite learning rate. NaN where
-    there is no escape, where it takes more steps than the settings allow, and where fewer than two seeds escape.
+    there is no escape, where it takes more steps than the effort allows, and where fewer than two seeds escape.
     """
     escape = Escape() if escape is None else escape
-    here = at_dimension(problem, work.settings.direct_dimension) if direct else problem
+    here = at_dimension(problem, work.effort.direct_dimension) if direct else problem
     law, eta = leading_order(here, escape), float(problem.sgd.learning_rate)
     longest = float(law.constant + (law.depth + 8) * law.tau)
-    if not longest <= work.settings.most_steps * eta:
+    if not longest <= work.effort.most_steps * eta:
         return np.nan, np.nan
-    run = work.direct if direct else work.chain
-    times = np.asarray(run(problem, even_steps(longest, eta, _RECORDS), until=escape).escape_times(escape))
+    times = work.escape_times(problem, longest, escape, direct=direct)
     times = times[np.isfinite(times)]
     if times.size < 2:
         return np.nan, np.nan

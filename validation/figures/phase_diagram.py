@@ -1,42 +1,33 @@
 r"""Where more pretraining helps fine-tuning and where it hurts, over the plane of pretrained strength and alignment."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from odes import SGD, Escape, Problem
-from theory import KINDS, REGIONS, Boundaries, Regimes, boundaries, regimes
-from validation.figures.base import Figure, Work
-from validation.figures.style import TEXT
-from validation.simulation.result import even_steps, mean_and_error
+from odes import Escape, Family
+from theory import Boundaries, BoundaryKind, PhaseDiagram, Region, boundaries, phase_diagram
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.style import ALIGNMENT_LABEL, LENGTH_LABEL, panels
+from validation.figures.work import Work, sgd_at
+from validation.simulation import mean_and_error
 
-COLOURS = {
-    "helps": "#B5DDF2",
-    "hurts": "#F7CFA0",
-    "plateau": "#D9D9D9",
-    "unreached": "#9A9A9A",
-    "met": "#FFFFFF",
-    "coarse": "#E8DDEB",
+_LOOKS = {
+    Region.helps: ("#B5DDF2", "pretraining helps"),
+    Region.hurts: ("#F7CFA0", "pretraining hurts"),
+    Region.plateau: ("#D9D9D9", "plateau first"),
+    Region.unreached: ("#9A9A9A", "goal not reached"),
+    Region.met: ("#FFFFFF", "goal met by $w_0$"),
+    Region.coarse: ("#E8DDEB", "learning rate too large"),
 }
-"""The regions' colours, pale: lines and marks are drawn over them."""
+"""The regions' colours, which are pale since lines and marks are drawn over them, and their names in the legend."""
 
-ALIGNMENT_LABEL = r"alignment $c = \cos(w_0, \omega^*)$"
-
-_NAMES = {
-    "helps": "pretraining helps",
-    "hurts": "pretraining hurts",
-    "plateau": "plateau first",
-    "unreached": "goal not reached",
-    "met": "goal met by $w_0$",
-    "coarse": "learning rate too large",
-}
 _STYLES = {
-    "minimum": {"color": "black", "label": "best strength"},
-    "maximum": {"color": "black", "linestyle": (0, (4, 2)), "label": "worst strength"},
-    "border": {"color": "0.35", "linewidth": 0.7},
+    BoundaryKind.minimum: {"color": "black", "label": "best strength"},
+    BoundaryKind.maximum: {"color": "black", "linestyle": (0, (4, 2)), "label": "worst strength"},
+    BoundaryKind.border: {"color": "0.35", "linewidth": 0.7},
 }
-_TIMED = [list(REGIONS).index(name) for name in ("helps", "hurts", "plateau")]
+_TIMED = Region.helps, Region.hurts, Region.plateau
 """The regions in which fine-tuning takes a time of which the search is a part."""
 
 _FINE = 500
@@ -51,7 +42,6 @@ _GOAL = 0.01
 """Fine-tuning ends when the loss has fallen to this fraction."""
 
 _LEARNING_RATE, _NOISE_SCALE = 0.2, 0.4
-_RECORDS = 200
 _PAIRS = {
     "erf": (
         (0.8, 0.55, 0.95),
@@ -73,25 +63,17 @@ _PAIRS = {
 """Alignment and two strengths of simulated students, each pair on one side of a boundary."""
 
 
-def to_dataset(found: Regimes, edges: Boundaries) -> Any:
+def to_dataset(found: PhaseDiagram, edges: Boundaries) -> Any:
     """A phase diagram and its boundaries as an `xarray.Dataset`; regions and kinds by name."""
-    import xarray
-
-    regions, kinds = np.array(list(REGIONS)), np.array(list(KINDS))
     grid, edge = ("alignment", "strength"), ("boundary",)
-    variables = {
-        name: (grid, np.asarray(getattr(found, name)))
-        for name in ("time", "slope", "share", "tau", "D", "trusted", "searching")
-    }
-    variables["region"] = (grid, regions[np.asarray(found.region)])
-    variables |= {
-        f"boundary_{name}": (edge, np.asarray(getattr(edges, name)))
-        for name in ("alignment", "strength", "time", "line")
-    }
-    variables["boundary_kind"] = (edge, kinds[np.asarray(edges.kind)])
-    variables |= {f"boundary_{name}": (edge, regions[np.asarray(getattr(edges, name))]) for name in ("before", "after")}
-    coords = {"strength": np.asarray(found.strength), "alignment": np.asarray(found.alignment)}
-    return xarray.Dataset(variables, coords=coords)
+    regions, kinds = (np.array([member.name for member in numbered]) for numbered in (Region, BoundaryKind))
+    fields = "time", "slope", "share", "tau", "D", "trusted", "searching"
+    variables = {name: (grid, getattr(found, name)) for name in fields} | {"region": (grid, regions[found.region])}
+    fields = "alignment", "strength", "time", "line"
+    variables |= {f"boundary_{name}": (edge, getattr(edges, name)) for name in fields}
+    variables |= {f"boundary_{name}": (edge, regions[getattr(edges, name)]) for name in ("before", "after")}
+    variables["boundary_kind"] = (edge, kinds[edges.kind])
+    return as_dataset(variables, coords={"strength": found.strength, "alignment": found.alignment})
 
 
 def intervals(data: Any, row: int) -> Iterator[tuple[str, float, float]]:
@@ -117,11 +99,10 @@ def filled(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     strengths, alignments = data["strength"].values, data["alignment"].values
     fine, across = (np.linspace(x[0], x[-1], _FINE) for x in (strengths, alignments))
     beyond = 2 * strengths[0] - strengths[1], 2 * strengths[-1] - strengths[-2]
-    names = list(REGIONS)
-    depths = np.full((len(names), alignments.size, _FINE), -np.inf)
+    depths = np.full((len(Region), alignments.size, _FINE), -np.inf)
     for row in range(alignments.size):
         for name, low, high in intervals(data, row):
-            depth = depths[names.index(name), row]
+            depth = depths[Region[name], row]
             depth[:] = np.maximum(depth, np.minimum(fine - low, high - fine))
     upper = np.searchsorted(alignments, across).clip(1, alignments.size - 1)
     part = (across - alignments[upper - 1]) / (alignments[upper] - alignments[upper - 1])
@@ -149,12 +130,12 @@ def draw_diagram(ax: Any, data: Any) -> list[Any]:
     from matplotlib.patches import Patch
 
     fine, across, number, share = filled(data)
-    palette = ListedColormap(list(COLOURS.values()))
-    ax.pcolormesh(fine, across, number, cmap=palette, vmin=-0.5, vmax=len(COLOURS) - 0.5, rasterized=True)
+    palette = ListedColormap([colour for colour, _ in _LOOKS.values()])
+    ax.pcolormesh(fine, across, number, cmap=palette, vmin=-0.5, vmax=len(Region) - 0.5, rasterized=True)
     handles: list[Any] = [
-        Patch(facecolor=COLOURS[name], edgecolor="0.6", linewidth=0.4, label=_NAMES[name])
-        for i, name in enumerate(COLOURS)
-        if (number == i).any()
+        Patch(facecolor=colour, edgecolor="0.6", linewidth=0.4, label=label)
+        for region, (colour, label) in _LOOKS.items()
+        if (number == region).any()
     ]
     if (share < 0.5).any():
         dots = {"edgecolor": "0.55", "linewidth": 0.0}
@@ -166,51 +147,49 @@ def draw_diagram(ax: Any, data: Any) -> list[Any]:
     shown = set()
     for one in np.unique(line):
         on = line == one
-        style = _STYLES[{"divergence": "maximum"}.get(str(kind[on][0]), str(kind[on][0]))]
+        sort = BoundaryKind[str(kind[on][0])]
+        style = _STYLES[BoundaryKind.maximum if sort == BoundaryKind.divergence else sort]
         shown.add(style.get("label"))
         ax.plot(place[0][on], place[1][on], **{**style, "label": None}, marker="." if on.sum() == 1 else "")
     handles += [Line2D([], [], **style) for style in _STYLES.values() if style.get("label") in shown - {None}]
-    ends = kind == "divergence"
+    ends = kind == BoundaryKind.divergence.name
     if ends.any():
         star = {"marker": "*", "color": "black", "linestyle": "none", "markersize": 6}
         ax.plot(place[0][ends], place[1][ends], **star, clip_on=False, zorder=4)
         handles.append(Line2D([], [], **star, label="never ends"))
-    ax.set(xlabel=r"pretrained strength $\rho = |w_0|$", xlim=fine[[0, -1]], ylim=across[[0, -1]])
+    ax.set(xlabel=LENGTH_LABEL, xlim=fine[[0, -1]], ylim=across[[0, -1]])
     return handles
 
 
-def _simulated(work: Work, link: str, sgd: SGD, goal: Escape) -> np.ndarray:
-    """Mean simulated time, its standard error and T (pair, end, 3); no simulation that needs more steps than the settings allow."""
-    rows = []
-    for cosine, *ends in _PAIRS[link][: work.settings.marks]:
-        predicted = regimes(link, strengths=ends, alignments=[cosine], sgd=sgd, goal=goal)
+def _simulated(work: Work, family: Family, goal: Escape, pairs: Iterable[tuple[float, ...]]) -> np.ndarray:
+    """Mean simulated time, its standard error and T (pair, end, 3); NaN where simulation needs more steps than the effort allows."""
+    rows, effort = [], work.effort
+    for cosine, *ends in pairs:
+        predicted = phase_diagram(family, strengths=ends, alignments=[cosine], goal=goal)
         for strength, time, tau in zip(ends, predicted.time[0].tolist(), predicted.tau[0].tolist(), strict=True):
-            problem = Problem.single_index(link, strength=strength, alignment=cosine, sgd=sgd)
-            steps = even_steps(time + 12 * tau, float(sgd.learning_rate), _RECORDS)
-            moments = (np.nan, np.nan)
-            if steps[-1] <= work.settings.most_steps:
-                run = work.chain(problem, steps, until=goal, seeds=2 * work.settings.seeds)
-                moments = mean_and_error(run.escape_times(goal))
+            longest, moments = time + 12 * tau, (np.nan, np.nan)
+            if longest <= effort.most_steps * _LEARNING_RATE:
+                problem = family.at(strength, cosine)
+                moments = mean_and_error(work.escape_times(problem, longest, goal, seeds=2 * effort.seeds))
             rows.append((*moments, time))
     return np.reshape(np.asarray(rows, float), (-1, 2, 3))
 
 
-def _compute(work: Work):
+def compute(work: Work) -> Any:
     """The phase diagram of each link, whose variables carry its name, and simulated times at pairs of strengths."""
     import xarray
 
-    settings = work.settings
-    strengths = np.linspace(*_STRENGTHS, settings.points // 2)
-    alignments = np.concatenate([np.linspace(0, 0.9, settings.points // 6 + 1), _NEAR_FULL])
-    batch = round(_LEARNING_RATE * settings.dimension / _NOISE_SCALE)
-    goal, sgd = Escape("loss", _GOAL), SGD(learning_rate=_LEARNING_RATE, batch_size=batch, dimension=settings.dimension)
+    effort = work.effort
+    strengths = np.linspace(*_STRENGTHS, effort.points // 2)
+    alignments = np.concatenate([np.linspace(0, 0.9, effort.points // 6 + 1), _NEAR_FULL])
+    goal, sgd = Escape("loss", _GOAL), sgd_at(_LEARNING_RATE, _NOISE_SCALE, effort.dimension)
     parts = []
     for link in _LINKS:
-        found = regimes(link, strengths=strengths, alignments=alignments, sgd=sgd, goal=goal)
+        family, pairs = Family(link, sgd=sgd), _PAIRS[link][: effort.marks]
+        found = phase_diagram(family, strengths=strengths, alignments=alignments, goal=goal)
         diagram = to_dataset(found, boundaries(found))
-        pairs = np.asarray(_PAIRS[link][: settings.marks])
-        diagram["pair"] = (("pair_number", "coordinate"), pairs)
-        diagram["simulated"] = (("pair_number", "end", "moment"), _simulated(work, link, sgd, goal))
+        diagram["pair"] = (("pair_number", "coordinate"), np.asarray(pairs))
+        diagram["simulated"] = (("pair_number", "end", "moment"), _simulated(work, family, goal, pairs))
         diagram = diagram.assign_coords(moment=["mean", "error", "theory"])
         parts.append(
             diagram.rename({"boundary": f"{link}_boundary"} | {name: f"{link}_{name}" for name in diagram.data_vars})
@@ -218,19 +197,17 @@ def _compute(work: Work):
     return xarray.merge(parts)
 
 
-def _draw(dataset):
+def draw(dataset: Any) -> Any:
     """A diagram for each link; arrows join simulated students and point to the faster one, with simulated over predicted times."""
-    import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=1.5, foreground="white")]
-    figure, axes = plt.subplots(1, len(_LINKS), figsize=(TEXT, 3.3), sharey=True)
+    figure, axes = panels(1, len(_LINKS), 3.3, sharey=True)
     handles: dict[str, Any] = {}
     for ax, link in zip(axes, _LINKS, strict=True):
-        prefix = f"{link}_"
-        own = dataset[[name for name in dataset.data_vars if str(name).startswith(prefix)]]
-        data = own.rename({name: str(name).removeprefix(prefix) for name in own.data_vars})
+        own = {name: str(name).removeprefix(f"{link}_") for name in dataset.data_vars if str(name).startswith(link)}
+        data = dataset[list(own)].rename(own)
         handles |= {handle.get_label(): handle for handle in draw_diagram(ax, data)}
         for (cosine, *ends), moments in zip(data["pair"].values, data["simulated"].values, strict=True):
             mean, error, theory = moments.T
@@ -251,11 +228,9 @@ def _draw(dataset):
     return figure
 
 
-FIGURES = (
-    Figure(
-        "phase-diagram",
-        "Where more pretraining makes fine-tuning faster and where slower, over strength and alignment, with the lines between.",
-        _compute,
-        _draw,
-    ),
+FIGURE = Figure(
+    "phase-diagram",
+    "Where more pretraining makes fine-tuning faster and where slower, over strength and alignment, with the lines between.",
+    compute,
+    draw,
 )

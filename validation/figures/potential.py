@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from odes import SGD, Overlaps, Problem, solve
-from validation.figures.base import Figure, Work, typical_start
-from validation.figures.style import TEXT, strength_colour
-from validation.simulation.result import Simulation, mean_and_error
+from odes import Family, Overlaps, Problem
+from theory import resting_start
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.measured import followed
+from validation.figures.style import draw_simulated, panels, strength_colour
+from validation.figures.work import Work, sgd_at
+from validation.simulation import Simulation, mean_and_error
 
 _STRENGTHS = 0.1, 0.4, 0.7
 _DIRECT = 0.4
@@ -41,9 +44,7 @@ def slaved(start: float, scaled_times: np.ndarray) -> np.ndarray:
 
 
 def _problem(strength: float, dimension: float) -> Problem:
-    batch = max(1.0, round(_LEARNING_RATE * dimension / _NOISE_SCALE))
-    sgd = SGD(learning_rate=_LEARNING_RATE, batch_size=batch, dimension=dimension)
-    return Problem.single_index("linear", strength=strength, sgd=sgd)
+    return Family("linear", sgd=sgd_at(_LEARNING_RATE, _NOISE_SCALE, dimension)).at(strength)
 
 
 def _steps(strength: float, marks: int) -> np.ndarray:
@@ -52,11 +53,10 @@ def _steps(strength: float, marks: int) -> np.ndarray:
     return (times / _LEARNING_RATE).round().astype(int)
 
 
-def _followed(problem: Problem, start: Overlaps, scaled_times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rolled(problem: Problem, start: Overlaps, scaled_times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """g and u / ((1-μ) m) of the flow of finite steps at times in units of $(1-\\mu)^{-2}$."""
     missing = 1 - float(problem.strength)
-    times = scaled_times / missing**2
-    solution = solve(problem, start, t1=times[-1], times=times, finite_steps=True)
+    solution = followed(problem, start, scaled_times / missing**2)
     m, u = np.asarray(solution.m[:, 0]), np.asarray(solution.u[:, 0])
     return np.arctanh(m), u / (missing * m)
 
@@ -71,82 +71,58 @@ def _simulated(run: Simulation) -> tuple[np.ndarray, ...]:
 
 def compute(work: Work) -> Any:
     """The potential, the flow and its slaved limit, and simulations from the same start."""
-    import xarray
-
-    settings = work.settings
-    g = np.linspace(-4, 4, settings.points)
-    scaled = np.linspace(0, _END, 2 * settings.points)
+    effort = work.effort
+    g = np.linspace(-4, 4, effort.points)
+    scaled = np.linspace(0, _END, 2 * effort.points)
     lines, marks, record_times = [], [], []
     for strength in _STRENGTHS:
-        problem = _problem(strength, settings.dimension)
-        start = typical_start(problem)
-        lines.append(_followed(problem, start, scaled))
-        run = work.chain(problem, _steps(strength, settings.marks), start=start)
+        problem = _problem(strength, effort.dimension)
+        start = resting_start(problem)
+        lines.append(_rolled(problem, start, scaled))
+        run = work.chain(problem, _steps(strength, effort.marks), start=start)
         marks.append(_simulated(run))
-        record_times.append(np.asarray(run.t) * (1 - strength) ** 2)
-    smaller = _problem(_DIRECT, settings.direct_dimension)
-    start = typical_start(smaller)
-    run = work.direct(smaller, _steps(_DIRECT, settings.marks), start=start)
-    positions, position_errors, ratios, ratio_errors = (np.stack(x) for x in zip(*marks))
+        record_times.append(run.t * (1 - strength) ** 2)
+    smaller = _problem(_DIRECT, effort.direct_dimension)
+    start = resting_start(smaller)
+    run = work.direct(smaller, _steps(_DIRECT, effort.marks), start=start)
+    curves, records = ("strength", "time"), ("strength", "record")
+    positions, slavings = zip(*lines)
+    names = "simulated_position", "position_error", "simulated_ratio", "ratio_error"
     direct_position, direct_error, *_ = _simulated(run)
-    return xarray.Dataset(
+    return as_dataset(
         {
-            "potential": (("strength", "g"), np.stack([potential(g, strength) for strength in _STRENGTHS])),
-            "position": (("strength", "time"), np.stack([line[0] for line in lines])),
-            "ratio": (("strength", "time"), np.stack([line[1] for line in lines])),
-            "slaved_position": ("time", slaved(np.arctanh(settings.dimension**-0.5), scaled)),
-            "simulated_position": (("strength", "record"), positions),
-            "position_error": (("strength", "record"), position_errors),
-            "simulated_ratio": (("strength", "record"), ratios),
-            "ratio_error": (("strength", "record"), ratio_errors),
-            "record_time": (("strength", "record"), np.stack(record_times)),
-            "smaller_position": ("time", _followed(smaller, start, scaled)[0]),
+            "potential": (("strength", "g"), [potential(g, strength) for strength in _STRENGTHS]),
+            "position": (curves, positions),
+            "ratio": (curves, slavings),
+            "slaved_position": ("time", slaved(np.arctanh(effort.dimension**-0.5), scaled)),
+            **{name: (records, values) for name, values in zip(names, zip(*marks), strict=True)},
+            "record_time": (records, record_times),
+            "smaller_position": ("time", _rolled(smaller, start, scaled)[0]),
             "direct_position": ("record", direct_position),
             "direct_error": ("record", direct_error),
-            "direct_time": ("record", np.asarray(run.t) * (1 - _DIRECT) ** 2),
+            "direct_time": ("record", run.t * (1 - _DIRECT) ** 2),
         },
-        coords={"g": g, "time": scaled, "strength": list(_STRENGTHS)},
-        attrs={"dimension": settings.dimension, "direct_dimension": settings.direct_dimension},
+        coords={"g": g, "time": scaled, "strength": _STRENGTHS},
+        attrs={"dimension": effort.dimension, "direct_dimension": effort.direct_dimension},
     )
 
 
 def draw(dataset: Any) -> Any:
-    """The potential; g against time in units of the slaved rate; how well u is slaved."""
-    import matplotlib.pyplot as plt
-
-    figure, (shape, roll, slaving) = plt.subplots(1, 3, figsize=(TEXT, 2.4))
+    """The panels show the potential, g against time in units of the slaved rate, and how well u is slaved."""
+    figure, (shape, roll, slaving) = panels(1, 3, 2.4)
     for i, strength in enumerate(dataset["strength"].values):
         colour = strength_colour(float(strength))
         shape.plot(dataset["g"], dataset["potential"][i], color=colour, label=rf"$\mu = {strength:g}$")
         for ax, name in ((roll, "position"), (slaving, "ratio")):
             ax.plot(dataset["time"], dataset[name][i], color=colour)
-            ax.errorbar(
-                dataset["record_time"][i],
-                dataset[f"simulated_{name}"][i],
-                dataset[f"{name}_error"][i],
-                fmt="o",
-                color=colour,
-                elinewidth=0.8,
-            )
+            marks = (dataset[which][i] for which in ("record_time", f"simulated_{name}", f"{name}_error"))
+            draw_simulated(ax, *marks, color=colour)
     colour = strength_colour(_DIRECT)
     dimension, smaller = dataset.attrs["dimension"], dataset.attrs["direct_dimension"]
     roll.plot(dataset["time"], dataset["slaved_position"], "k--", label=f"slaved, $d = {dimension:g}$")
-    roll.plot(
-        dataset["time"],
-        dataset["smaller_position"],
-        color=colour,
-        linestyle=(0, (1, 1)),
-    )
-    roll.errorbar(
-        dataset["direct_time"],
-        dataset["direct_position"],
-        dataset["direct_error"],
-        fmt="s",
-        color=colour,
-        markerfacecolor="white",
-        elinewidth=0.8,
-        label=f"direct SGD, $d = {smaller:g}$",
-    )
+    roll.plot(dataset["time"], dataset["smaller_position"], color=colour, linestyle=(0, (1, 1)))
+    marks = (dataset[f"direct_{name}"] for name in ("time", "position", "error"))
+    draw_simulated(roll, *marks, direct=True, color=colour, label=f"direct SGD, $d = {smaller:g}$")
     slaving.axhline(1, color="k", linestyle="--")
     shape.set(xlabel=r"position $g = \mathrm{artanh}\,m$", ylabel=r"potential $V(g)$")
     shape.legend(loc="lower center")
@@ -157,11 +133,9 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURES = (
-    Figure(
-        "potential",
-        "The potential in which the adapter of a linear link rolls while its up-projection is slaved, and where it is not.",
-        compute,
-        draw,
-    ),
+FIGURE = Figure(
+    "potential",
+    "The potential in which the adapter of a linear link rolls while its up-projection is slaved, and where it is not.",
+    compute,
+    draw,
 )

@@ -9,25 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from odes import SGD, Escape, Overlaps, Problem, gradient_at, modified_flow, noise_at, pretrained, solve
-from theory import critical_points, search_phase
-from validation.figures.base import Figure, Work, at_dimension, typical_start
-from validation.figures.measured import tuned
-from validation.figures.style import COLOURS, STRENGTH_LABEL, TEXT
-from validation.simulation.result import Simulation, even_steps, mean_and_error
+from odes import SGD, Escape, Family, Overlaps, Problem, gradient_at, modified_flow, noise_at
+from theory import critical_points, passage, patience, resting_start, search_phase, weights_start
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.measured import hermite_rate, trivial_loss, tuned
+from validation.figures.style import COLOURS, STRENGTH_LABEL, draw_simulated, panels
+from validation.figures.work import Work, at_dimension
+from validation.simulation import Simulation, even_steps, mean_and_error
 
 _GOAL = 0.01
-"""Training has arrived at this fraction of the loss of the best constant."""
+"""Training has arrived at this fraction of the loss of a student that says nothing."""
 
-_PATIENCE = 50
 _RECORDS = 200
 _HIGH = 0.97
-_TIMES = ("lora", "small", "chain", "scratch", "scratch_chain")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """A link function, the lowest strength of its curve, the `first` and `last` simulated one.
+class Sweep:
+    """Strengths of pretraining for one link function: the lowest of its curve, the `first` and `last` simulated one.
 
     Times are drawn in units of 1 / `unit`; `noise` scales θ (He3's gradients have heavy tails).
     """
@@ -37,29 +36,20 @@ class Case:
     low: float
     first: float
     last: float
-    unit: float = 1.0
+    unit: int = 1
     noise: float = 1.0
 
 
-_CASES = (
-    Case("linear", 0, low=0.02, first=0.15, last=0.85),
-    Case("erf", 0, low=0.02, first=0.15, last=0.6),
-    Case("He3", 1, low=0.335, first=0.4, last=0.85, unit=18.0, noise=0.01),
+_SWEEPS = (
+    Sweep("linear", 0, low=0.02, first=0.15, last=0.85),
+    Sweep("erf", 0, low=0.02, first=0.15, last=0.6),
+    Sweep("He3", 1, low=0.335, first=0.4, last=0.85, unit=hermite_rate(3), noise=0.01),
 )
 
 
-def goal_loss(link: str) -> float:
-    r"""$0.01\cdot\tfrac12\mathrm{Var}[\sigma(z)]$, the loss at which training has arrived."""
-    problem = Problem.single_index(link, strength=1.0)
-    z, weights = np.polynomial.hermite_e.hermegauss(60)
-    labels = np.asarray(problem.teacher(jnp.asarray(z)))
-    mean = np.average(labels, weights=weights)
-    return _GOAL * float(np.average((labels - mean) ** 2, weights=weights)) / 2
-
-
-def scratch_at(m: Array) -> Overlaps:
+def scratch_at(m: Array | float) -> Overlaps:
     """The overlaps of unit weights that are trained themselves, with w·ω* = m."""
-    return Overlaps(jnp.ones((1, 1)), jnp.full((1, 2), m), jnp.ones((1, 1)))
+    return weights_start(jnp.full(2, m))
 
 
 def scratch_start(problem: Problem) -> Overlaps:
@@ -80,24 +70,13 @@ def scratch_time(problem: Problem, goal: float) -> Float[Array, ""]:
 
 
 @eqx.filter_jit
-def lora_times(link: str, strengths: Float[Array, " n"], sgd: SGD, goal: float) -> Float[Array, " n"]:
+def lora_times(family: Family, strengths: Float[Array, " n"], goal: float) -> Float[Array, " n"]:
     """The times that the flow of finite steps takes from the typical start to the goal; 0 where w0 is there already."""
 
     def at(mu: Array) -> Array:
-        problem = Problem.single_index(link, strength=mu, sgd=sgd)
-        ratio = goal / gradient_at(problem, pretrained(problem)).loss
-        end = _PATIENCE * search_phase(problem).tau
-        escape = Escape("loss", jnp.minimum(ratio, 0.999))
-        run = solve(
-            problem,
-            typical_start(problem),
-            t1=end,
-            times=end[None],
-            escape=escape,
-            until_escape=True,
-            finite_steps=True,
-        )
-        return jnp.where(ratio < 1, run.escape_time, 0)
+        problem = family.at(mu)
+        horizon = patience(search_phase(problem))
+        return passage(problem, resting_start(problem), Escape("absolute", goal), horizon).escape_time
 
     return jax.vmap(at)(strengths)
 
@@ -107,7 +86,7 @@ def common_sgd(link: str, strengths: np.ndarray, dimension: float, noise: float)
 
     From scratch noise must feed m less than the gradient does: $\theta \le c\,\dot m/(mN)$ at the start, c = `noise`.
     """
-    sgd = [p.sgd for p in tuned([Problem.single_index(link, strength=mu) for mu in strengths], dimension, noise=noise)]
+    sgd = [p.sgd for p in tuned([Family(link).at(mu) for mu in strengths], dimension, noise=noise)]
     rate = min(float(x.learning_rate) for x in sgd)
     scratch = Problem.full_weights(link, sgd=SGD(learning_rate=rate, batch_size=np.inf, dimension=dimension))
     start = scratch_start(scratch)
@@ -132,100 +111,77 @@ def _run(problem: Problem, time: float) -> np.ndarray:
     return even_steps(1.5 * time, float(problem.sgd.learning_rate), _RECORDS)
 
 
-def _curves(work: Work, case: Case) -> dict[str, Any]:
+def _curves(work: Work, swept: Sweep) -> dict[str, Any]:
     """Times of theory and simulation, fine-tuned and from scratch, of one link function.
 
-    A third of the settings' seeds is enough: they all start alike. For the first link function also the direct
-    simulator's at one strength, and the theory's at its dimension. From scratch η is four times smaller, since every step
-    rescales the whole student.
+    A third of the effort's seeds is enough, since they all start alike. For the first link function there are also the time of
+    the direct simulator at one strength, and the theory's at its dimension. From scratch η is four times smaller, since every
+    step rescales the whole student.
     """
-    settings, goal, seeds = work.settings, goal_loss(case.link), max(20, work.settings.seeds // 3)
-    marks = np.linspace(case.first, case.last, settings.marks)
-    every = jnp.asarray(np.concatenate([np.linspace(case.low, _HIGH, settings.points), marks]))
-    sgd = common_sgd(case.link, marks, settings.dimension, case.noise)
-    lora = np.asarray(lora_times(case.link, every, sgd, goal))
+    effort, goal, seeds = work.effort, _GOAL * trivial_loss(swept.link), max(20, work.effort.seeds // 3)
+    marks = np.linspace(swept.first, swept.last, effort.marks)
+    every = jnp.asarray(np.concatenate([np.linspace(swept.low, _HIGH, effort.points), marks]))
+    sgd = common_sgd(swept.link, marks, effort.dimension, swept.noise)
+    family = Family(swept.link, sgd=sgd)
+    lora = np.asarray(lora_times(family, every, goal))
     chain = []
-    for mu, time in zip(marks, lora[settings.points :], strict=True):
-        problem = Problem.single_index(case.link, strength=mu, sgd=sgd)
-        run = work.chain(problem, _run(problem, time), start=typical_start(problem), seeds=seeds)
+    for mu, time in zip(marks, lora[effort.points :], strict=True):
+        problem = family.at(mu)
+        run = work.chain(problem, _run(problem, time), start=resting_start(problem), seeds=seeds)
         chain.append(mean_and_error(crossing_times(run, goal)))
-    slower = eqx.tree_at(lambda x: x.learning_rate, sgd, sgd.learning_rate / 4)
-    scratch = Problem.full_weights(case.link, sgd=slower)
+    scratch = Problem.full_weights(swept.link, sgd=sgd.replace(learning_rate=sgd.learning_rate / 4))
     expected = float(scratch_time(scratch, goal))
     run = work.chain(scratch, _run(scratch, expected), start=scratch_start(scratch), seeds=seeds)
+    scratch_chain = mean_and_error(crossing_times(run, goal))
     curves = {
-        "strength": np.asarray(every)[: settings.points],
-        "lora": lora[: settings.points],
-        "mark": marks,
-        "chain": np.array(chain),
-        "scratch": np.array(expected),
-        "scratch_chain": np.array(mean_and_error(crossing_times(run, goal))),
+        "strength": ("point", every[: effort.points]),
+        "lora": ("point", swept.unit * lora[: effort.points]),
+        "mark": ("mark", marks),
+        "chain": (("mark", "moment"), swept.unit * np.array(chain)),
+        "scratch": ((), swept.unit * expected),
+        "scratch_chain": ("moment", swept.unit * np.array(scratch_chain)),
     }
-    if case is _CASES[0]:
-        middle = settings.marks // 2
-        small = at_dimension(
-            Problem.single_index(case.link, strength=marks[middle], sgd=sgd), settings.direct_dimension
-        )
-        theory = np.asarray(lora_times(case.link, every, small.sgd, goal))
-        run = work.direct(small, _run(small, theory[settings.points + middle]), start=typical_start(small))
+    if swept is _SWEEPS[0]:
+        middle = effort.marks // 2
+        small = at_dimension(family.at(marks[middle]), effort.direct_dimension)
+        theory = np.asarray(lora_times(Family(swept.link, sgd=small.sgd), every, goal))
+        run = work.direct(small, _run(small, theory[effort.points + middle]), start=resting_start(small))
         curves |= {
-            "small": theory[: settings.points],
-            "direct": np.array([marks[middle], *mean_and_error(crossing_times(run, goal))]),
+            "small": ("point", theory[: effort.points]),
+            "direct": ("value", [marks[middle], *mean_and_error(crossing_times(run, goal))]),
         }
-    return curves
+    return {f"{swept.link}_{name}": curve for name, curve in curves.items()}
 
 
-_DIMENSIONS = {
-    "strength": ("point",),
-    "lora": ("point",),
-    "small": ("point",),
-    "mark": ("mark",),
-    "chain": ("mark", "moment"),
-    "scratch": (),
-    "scratch_chain": ("moment",),
-    "direct": ("value",),
-}
-
-
-def _compute(work: Work):
-    """Times to the goal of every link function, each in a variable named after it."""
-    import xarray
-
-    variables = {}
-    for case in _CASES:
-        for name, values in _curves(work, case).items():
-            variables[f"{case.link}_{name}"] = (_DIMENSIONS[name], values * (case.unit if name in _TIMES else 1))
+def compute(work: Work) -> Any:
+    """Times to the goal of every link function, in variables whose names start with its own."""
+    variables, effort = {}, work.effort
+    for swept in _SWEEPS:
+        variables |= _curves(work, swept)
     critical = float(critical_points("He3", low=0.2, high=0.5).strength[0])
-    attrs = {"critical": critical, "direct_dimension": work.settings.direct_dimension}
-    return xarray.Dataset(variables, attrs={**attrs, "dimension": work.settings.dimension})
+    attrs = {"direct_dimension": effort.direct_dimension, "dimension": effort.dimension}
+    return as_dataset(variables, attrs={"critical": critical, **attrs})
 
 
-def _draw(dataset):
-    """Curves: LoRA; horizontal lines: from scratch; the strengths where He3 never arrives are shaded."""
-    import matplotlib.pyplot as plt
+def _positive(times: np.ndarray) -> np.ndarray:
+    return np.where(times > 0, times, np.nan)
 
-    figure, axes = plt.subplots(1, 2, figsize=(TEXT, 2.7))
-    for case in _CASES:
-        ax, style = axes[case.panel], {"color": COLOURS[case.link]}
-        data = {name: dataset[f"{case.link}_{name}"].values for name in _DIMENSIONS if f"{case.link}_{name}" in dataset}
-        lora = np.where(data["lora"] > 0, data["lora"], np.nan)
-        ax.plot(data["strength"], lora, label=f"{case.link}, LoRA", **style)
-        ax.errorbar(data["mark"], *data["chain"].T, fmt="o", **style)
-        ax.axhline(data["scratch"], linestyle="--", label=f"{case.link}, from scratch", **style)
-        ax.errorbar(0.02, *data["scratch_chain"], fmt="D", clip_on=False, **style)
+
+def draw(dataset: Any) -> Any:
+    """Curves show LoRA, horizontal lines training from scratch; the strengths where He3 never arrives are shaded."""
+    figure, axes = panels(1, 2, 2.7)
+    for link, ax in ((swept.link, axes[swept.panel]) for swept in _SWEEPS):
+        style = {"color": COLOURS[link]}
+        data = {name.removeprefix(f"{link}_"): dataset[name].values for name in dataset if name.startswith(link)}
+        ax.plot(data["strength"], _positive(data["lora"]), label=f"{link}, LoRA", **style)
+        draw_simulated(ax, data["mark"], *data["chain"].T, **style)
+        ax.axhline(data["scratch"], linestyle="--", label=f"{link}, from scratch", **style)
+        draw_simulated(ax, 0.02, *data["scratch_chain"], fmt="D", clip_on=False, **style)
         if "direct" in data:
-            small = np.where(data["small"] > 0, data["small"], np.nan)
-            label = f"{case.link}, LoRA, $d = {dataset.attrs['direct_dimension']:g}$, direct"
-            ax.plot(data["strength"], small, ":", **style)
-            ax.errorbar(
-                data["direct"][0],
-                *data["direct"][1:],
-                fmt="s:",
-                markerfacecolor="none",
-                markeredgecolor="black",
-                label=label,
-                **style,
-            )
+            label = f"{link}, LoRA, $d = {dataset.attrs['direct_dimension']:g}$, direct"
+            ax.plot(data["strength"], _positive(data["small"]), ":", **style)
+            marker = {"fmt": "s:", "markeredgecolor": "black", "label": label}
+            draw_simulated(ax, *data["direct"], direct=True, **marker, **style)
     axes[1].axvspan(0, dataset.attrs["critical"], color="0.9", linewidth=0)
     axes[1].text(dataset.attrs["critical"] / 2, 1e3, "LoRA never\narrives", ha="center", fontsize=7)
     for ax, time in zip(axes, (r"$t = \eta\cdot$step", r"$18\,t$"), strict=True):
@@ -235,11 +191,9 @@ def _draw(dataset):
     return figure
 
 
-FIGURES = (
-    Figure(
-        "scratch-against-lora",
-        "The time to 1 % of the trivial loss, fine-tuned with LoRA and from scratch, against the pretrained strength.",
-        _compute,
-        _draw,
-    ),
+FIGURE = Figure(
+    "scratch-against-lora",
+    "The time to 1 % of the trivial loss, fine-tuned with LoRA and from scratch, against the pretrained strength.",
+    compute,
+    draw,
 )

@@ -1,4 +1,4 @@
-"""One look for every figure: a style sheet, a colour for each link function and strength, words for each symbol."""
+"""One look for every figure: style sheet, panels, markers of simulations, colours of link functions and strengths, words for symbols."""
 
 import contextlib
 import logging
@@ -14,6 +14,8 @@ COLUMN, TEXT = 3.3, 6.9
 TIME_LABEL = r"time $t = \eta\cdot$step"
 TAU_LABEL = r"search-phase time $\tau$"
 STRENGTH_LABEL = r"pretrained strength $\mu$"
+LENGTH_LABEL = r"pretrained strength $\rho = |w_0|$"
+ALIGNMENT_LABEL = r"alignment $c = \cos(w_0, \omega^*)$"
 ESCAPE_LABEL = "escape time"
 PRETRAINING_LABEL = r"pretraining time $\eta\cdot$step"
 FINE_TUNING_LABEL = r"fine-tuning time $\eta\cdot$step"
@@ -53,6 +55,19 @@ def strength_colour(strength: float) -> Any:
     import matplotlib
 
     return matplotlib.colormaps["viridis"](0.92 * strength)
+
+
+def panels(rows: int, columns: int, height: float, *, width: float = TEXT, **options: Any) -> tuple[Any, Any]:
+    """A Matplotlib figure as wide as the text, unless told otherwise, and its panels; `options` are those of `plt.subplots`."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def draw_simulated(ax: Any, x: Any, mean: Any, error: Any, *, direct: bool = False, **style: Any) -> Any:
+    """Draws simulated means with their standard errors: dots for the chain, open squares for the direct simulator."""
+    marker = {"fmt": "s", "markerfacecolor": "white"} if direct else {"fmt": "o"}
+    return ax.errorbar(x, mean, error, **{"elinewidth": 0.8, **marker, **style})
 
 
 def time_axis(ax: Any, first: float, last: float) -> None:

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from odes import Problem
+from odes import Family
 from theory import escape_rate, hermite_coefficients, sweep
-from validation.figures.base import Figure, Work
+from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import simulated_tau, tuned
-from validation.figures.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT
+from validation.figures.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, draw_simulated, panels
+from validation.figures.work import Work
 
 _LINK = "relu"
 _ORDERS = (10, 16, 20)
@@ -46,45 +47,40 @@ def truncated_taus(order: int, strengths: Float[Array, " n"]) -> Float[Array, " 
     return jax.vmap(at)(strengths)
 
 
-def _compute(work: Work):
+def compute(work: Work) -> Any:
     """τ by series and exactly, and τ from simulated escape times."""
-    import xarray
-
-    settings = work.settings
-    strengths = np.linspace(_LOW, _HIGH, settings.points)
-    marks = np.linspace(*_MARKED, settings.marks)
-    problems = tuned([Problem.single_index(_LINK, strength=mu) for mu in marks], settings.dimension)
+    effort = work.effort
+    strengths = jnp.linspace(_LOW, _HIGH, effort.points)
+    marks = np.linspace(*_MARKED, effort.marks)
+    problems = tuned([Family(_LINK).at(mu) for mu in marks], effort.dimension)
     simulated = [simulated_tau(work, problem) for problem in problems]
-    direct = simulated_tau(work, problems[settings.marks // 2], direct=True)
-    variables: dict[str, Any] = {
-        "exact": ("strength", np.asarray(sweep(_LINK, strength=jnp.asarray(strengths)).tau)),
-        "exact_marked": ("mark", np.asarray(sweep(_LINK, strength=jnp.asarray(marks)).tau)),
-        "series": (
-            ("order", "strength"),
-            np.stack([np.asarray(truncated_taus(order, jnp.asarray(strengths))) for order in _ORDERS]),
-        ),
-        "chain": (("mark", "moment"), np.array(simulated)),
-        "direct": ("moment", np.array(direct)),
-    }
-    coords = {"strength": strengths, "order": list(_ORDERS), "mark": marks, "moment": ["mean", "error"]}
-    return xarray.Dataset(variables, coords=coords, attrs={"direct_mark": settings.marks // 2})
+    return as_dataset(
+        {
+            "exact": ("strength", sweep(_LINK, strength=strengths).tau),
+            "exact_marked": ("mark", sweep(_LINK, strength=jnp.asarray(marks)).tau),
+            "series": (("order", "strength"), [truncated_taus(order, strengths) for order in _ORDERS]),
+            "chain": (("mark", "moment"), simulated),
+            "direct": ("moment", simulated_tau(work, problems[effort.marks // 2], direct=True)),
+        },
+        coords={"strength": strengths, "order": _ORDERS, "mark": marks, "moment": ["mean", "error"]},
+        attrs={"direct_mark": effort.marks // 2},
+    )
 
 
-def _markers(ax, dataset, scale) -> None:
-    """Simulated τ, divided by `scale` at the marks."""
+def _draw_simulated(ax: Any, dataset: Any, scale: Any) -> None:
+    """Draws simulated τ, divided by `scale` at the marks."""
     mean, error = (dataset["chain"] / scale).transpose("moment", "mark").values
-    ax.errorbar(dataset["mark"], mean, error, fmt="o", color=COLOURS[_LINK], label="chain", zorder=3)
+    draw_simulated(ax, dataset["mark"], mean, error, color=COLOURS[_LINK], label="chain", zorder=3)
     one = dataset["direct"] / scale[dataset.attrs["direct_mark"]]
     place = dataset["mark"][dataset.attrs["direct_mark"]]
-    ax.errorbar(place, *one.values, fmt="s", markerfacecolor="none", color="black", label="direct", zorder=2)
+    draw_simulated(ax, place, *one.values, direct=True, color="black", label="direct", zorder=2)
 
 
-def _draw(dataset):
-    """Left: τ; right: τ over its exact value."""
-    import matplotlib.pyplot as plt
+def draw(dataset: Any) -> Any:
+    """τ is drawn left, τ over its exact value right."""
     import xarray
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT, 2.5))
+    figure, (left, right) = panels(1, 2, 2.5)
     left.plot(dataset["strength"], dataset["exact"], color=COLOURS[_LINK], label="exact")
     right.axhline(1, color=COLOURS[_LINK])
     right.axhline(1 / 1.3, color="grey", linestyle=":", label="too fast by a factor 1.3")
@@ -92,8 +88,8 @@ def _draw(dataset):
         series = dataset["series"].sel(order=order)
         left.plot(dataset["strength"], series, "--", color=shade, label=f"series to $K = {order}$")
         right.plot(dataset["strength"], series / dataset["exact"], "--", color=shade)
-    _markers(left, dataset, xarray.ones_like(dataset["exact_marked"]))
-    _markers(right, dataset, dataset["exact_marked"])
+    _draw_simulated(left, dataset, xarray.ones_like(dataset["exact_marked"]))
+    _draw_simulated(right, dataset, dataset["exact_marked"])
     left.set(yscale="log", xlabel=STRENGTH_LABEL, ylabel=TAU_LABEL, ylim=(0.5, 1e4))
     left.legend(ncols=2, loc="upper left")
     right.set(xlabel=STRENGTH_LABEL, ylabel=r"$\tau$ / exact $\tau$", ylim=(0, 1.25))
@@ -101,11 +97,9 @@ def _draw(dataset):
     return figure
 
 
-FIGURES = (
-    Figure(
-        "truncation",
-        "How far a Hermite series cut at order 10 to 20 puts the search-phase time of relu from its exact value.",
-        _compute,
-        _draw,
-    ),
+FIGURE = Figure(
+    "truncation",
+    "How far a Hermite series cut at order 10 to 20 puts the search-phase time of relu from its exact value.",
+    compute,
+    draw,
 )

@@ -6,18 +6,18 @@ along $\mathrm{He}_k$, of the sign of $(\mu^2-1)^{k'/2}$. Divergences move with 
 lose a fast search to the stronger one. Where the gradient vanishes with D < 0, τ = 1/|D| stays finite: u grows without overlap.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from odes import Problem
+from odes import Family, Problem
 from theory import critical_points, sweep
-from validation.figures.base import Figure, Work
-from validation.figures.measured import simulated_tau, tuned
-from validation.figures.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, TEXT, link_label
+from validation.figures.figure import Figure, as_dataset
+from validation.figures.measured import hermite_rate, simulated_tau, tuned
+from validation.figures.style import COLOURS, STRENGTH_LABEL, TAU_LABEL, draw_simulated, link_label, panels
+from validation.figures.work import Work
 
 _PAIRS = (1, 2), (2, 3), (3, 4), (1, 3), (2, 4), (3, 5)
 """The two degrees of each panel: neighbours in the first row of three, equal parity in the second."""
@@ -34,15 +34,9 @@ def link(degrees: tuple[int, ...]) -> str:
     return "+".join(f"He{k}" for k in degrees)
 
 
-def rate(degrees: tuple[int, ...]) -> int:
-    r"""$E[\sigma'^2] = \sum k\,k!$ at unit variance, in whose inverse times are given."""
-    return sum(k * math.factorial(k) for k in degrees)
-
-
 def _checked(strengths: Sequence[float], dimension: float, noise: float) -> list[Problem]:
     """The sum that is simulated, at the given strengths."""
-    problems = [Problem.single_index(link(_CHECKED), strength=strength) for strength in strengths]
-    return tuned(problems, dimension, noise=noise)
+    return tuned([Family(link(_CHECKED)).at(strength) for strength in strengths], dimension, noise=noise)
 
 
 def strengths_around(zeros: np.ndarray, points: int) -> np.ndarray:
@@ -53,55 +47,49 @@ def strengths_around(zeros: np.ndarray, points: int) -> np.ndarray:
 
 def compute(work: Work) -> Any:
     """τ(μ) of every sum and of its terms, the divergences, and simulated values for one."""
-    import xarray
-
-    settings, (low, high) = work.settings, _STRENGTHS
+    effort, (low, high) = work.effort, _STRENGTHS
     zeros = np.stack([critical_points(link(pair), low=low, high=high, size=_MOST_ZEROS).strength for pair in _PAIRS])
-    strengths = strengths_around(zeros, 4 * settings.points)
+    strengths = strengths_around(zeros, 4 * effort.points)
     degrees = sorted({k for pair in _PAIRS for k in pair})
 
     def curve(chosen: tuple[int, ...]) -> np.ndarray:
-        return rate(chosen) * np.asarray(sweep(link(chosen), strength=jnp.asarray(strengths)).tau)
+        return hermite_rate(*chosen) * np.asarray(sweep(link(chosen), strength=jnp.asarray(strengths)).tau)
 
-    marks = np.linspace(*_MARKED, settings.marks)
-    checked = _checked(list(marks), settings.dimension, _NOISE)
-    simulated = rate(_CHECKED) * np.array([simulated_tau(work, problem) for problem in checked])
-    (smaller,) = _checked([_DIRECT], settings.direct_dimension, _DIRECT_NOISE)
-    return xarray.Dataset(
+    marks = np.linspace(*_MARKED, effort.marks)
+    checked = _checked(list(marks), effort.dimension, _NOISE)
+    rate = hermite_rate(*_CHECKED)
+    simulated = rate * np.array([simulated_tau(work, problem) for problem in checked])
+    (smaller,) = _checked([_DIRECT], effort.direct_dimension, _DIRECT_NOISE)
+    return as_dataset(
         {
-            "tau": (("pair", "strength"), np.stack([curve(pair) for pair in _PAIRS])),
-            "single_tau": (("degree", "strength"), np.stack([curve((k,)) for k in degrees])),
+            "tau": (("pair", "strength"), [curve(pair) for pair in _PAIRS]),
+            "single_tau": (("degree", "strength"), [curve((k,)) for k in degrees]),
             "critical_strength": (("pair", "zero"), zeros),
             "simulated_tau": ("mark", simulated[:, 0]),
             "standard_error": ("mark", simulated[:, 1]),
-            "direct_tau": ("value_and_error", rate(_CHECKED) * np.array(simulated_tau(work, smaller, direct=True))),
+            "direct_tau": ("value_and_error", rate * np.array(simulated_tau(work, smaller, direct=True))),
         },
         coords={"pair": [link(pair) for pair in _PAIRS], "degree": degrees, "strength": strengths, "mark": marks},
-        attrs={"dimension": settings.dimension, "direct_dimension": settings.direct_dimension, "seeds": settings.seeds},
+        attrs={"dimension": effort.dimension, "direct_dimension": effort.direct_dimension, "seeds": effort.seeds},
     )
 
 
 def draw(dataset: Any) -> Any:
-    """A panel for each sum: τ in black, of its terms in their colours, divergences dotted, simulations as markers."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(TEXT, 4.2), sharex=True, sharey=True)
+    """A panel for each sum has τ in black, of its terms in their colours, divergences dotted and simulations as markers."""
+    figure, axes = panels(2, 3, 4.2, sharex=True, sharey=True)
     handles = {}
     for ax, pair, tau, zeros in zip(axes.flat, _PAIRS, dataset["tau"].values, dataset["critical_strength"].values):
         for k in pair:
-            single = dataset["single_tau"].sel(degree=k)
-            (handles[link_label(f"He{k}")],) = ax.plot(
-                dataset["strength"], single, color=COLOURS[f"He{k}"], linewidth=0.7
-            )
+            single, style = dataset["single_tau"].sel(degree=k), {"color": COLOURS[f"He{k}"], "linewidth": 0.7}
+            (handles[link_label(f"He{k}")],) = ax.plot(dataset["strength"], single, **style)
         (handles["sum"],) = ax.plot(dataset["strength"], tau, color="k")
         for zero in zeros[np.isfinite(zeros)]:
             handles["no gradient"] = ax.axvline(zero, color="k", linestyle=":", linewidth=0.8)
         ax.set(yscale="log", xlim=(0, 1), ylim=(1, 1e5), title=link_label(" + ".join(f"He{k}" for k in pair)))
     ax = axes.flat[_PAIRS.index(_CHECKED)]
-    handles["chain"] = _draw_marks(ax, dataset["mark"], dataset["simulated_tau"], dataset["standard_error"], "o")
-    style = {"markerfacecolor": "white", "zorder": 3}
-    value, error = dataset["direct_tau"].values
-    handles["direct SGD"] = _draw_marks(ax, _DIRECT, value, error, "s", **style)
+    marks = (dataset[name] for name in ("mark", "simulated_tau", "standard_error"))
+    handles["chain"] = draw_simulated(ax, *marks, color="k")
+    handles["direct SGD"] = draw_simulated(ax, _DIRECT, *dataset["direct_tau"].values, direct=True, color="k", zorder=3)
     for ax in axes[-1]:
         ax.set_xlabel(STRENGTH_LABEL)
     for ax in axes[:, 0]:
@@ -112,15 +100,9 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-def _draw_marks(ax: Any, x: Any, y: Any, error: Any, marker: str, **style: Any) -> Any:
-    return ax.errorbar(x, y, error, fmt=marker, color="k", elinewidth=0.8, **style)
-
-
-FIGURES = (
-    Figure(
-        "two-frequencies",
-        "Search-phase time against the strength for sums of two Hermite links, with that of each alone and its divergences.",
-        compute,
-        draw,
-    ),
+FIGURE = Figure(
+    "two-frequencies",
+    "Search-phase time against the strength for sums of two Hermite links, with that of each alone and its divergences.",
+    compute,
+    draw,
 )

@@ -81,13 +81,8 @@ class Solution(Trajectory):
 
         rank, units = self.problem.adapter.rank, self.problem.units[0]
         return xarray.Dataset(
-            {
-                "up": (("time", "unit", "rank"), np.asarray(self.overlaps.up)),
-                "cross": (("time", "rank", "frame"), np.asarray(self.overlaps.cross)),
-                "down_gram": (("time", "rank", "rank_"), np.asarray(self.overlaps.down_gram)),
-                "loss": ("time", np.asarray(self.loss)),
-                "escape_time": ((), np.asarray(self.escape_time)),
-            },
+            self.overlaps.variables("time")
+            | {"loss": ("time", np.asarray(self.loss)), "escape_time": ((), np.asarray(self.escape_time))},
             coords={"time": np.asarray(self.t), "unit": np.arange(units), "rank": np.arange(rank)},
             attrs={"result": self.message, "steps_taken": int(self.steps_taken)},
         )

@@ -3,6 +3,7 @@ r"""The state of the limit: the overlaps that close the dynamics, and their exac
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from odes.arguments import ArrayLike, concrete, real_array, require
@@ -22,6 +23,11 @@ class Overlaps(eqx.Module):
     up: Float[Array, "*batch K r"]
     cross: Float[Array, "*batch r f"]
     down_gram: Float[Array, "*batch r r"]
+
+    def variables(self, *batch: str) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+        """The arrays as variables of an `xarray.Dataset`; `batch` names the axes in front."""
+        axes = {"up": ("unit", "rank"), "cross": ("rank", "frame"), "down_gram": ("rank", "rank_")}
+        return {name: ((*batch, *own), np.asarray(getattr(self, name))) for name, own in axes.items()}
 
 
 class Covariances(eqx.Module):

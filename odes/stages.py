@@ -69,10 +69,8 @@ class StagedSolution(Trajectory):
         import xarray
 
         return xarray.Dataset(
-            {
-                "up": (("time", "unit", "rank"), np.asarray(self.overlaps.up)),
-                "cross": (("time", "rank", "frame"), np.asarray(self.overlaps.cross)),
-                "down_gram": (("time", "rank", "rank_"), np.asarray(self.overlaps.down_gram)),
+            self.overlaps.variables("time")
+            | {
                 "losses": (("labels", "time"), np.asarray(self.losses)),
                 "stage": ("time", np.asarray(self.stage)),
                 "borders": ("border", np.asarray(self.borders)),

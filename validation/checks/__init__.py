@@ -19,18 +19,3 @@ CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {
     "stages": stages,
 }
 """The kinds of checks by name."""
-
-__all__ = [
-    "CHECKS",
-    "FULL",
-    "LAW_ACCURACY",
-    "QUICK",
-    "Case",
-    "Check",
-    "Comparison",
-    "Effort",
-    "Note",
-    "Result",
-    "compare",
-    "z_limit",
-]

@@ -6,22 +6,3 @@ from validation.simulation.ensemble import Block, simulate, simulate_stages
 from validation.simulation.fine_tuning import simulated_fine_tuning
 from validation.simulation.result import Simulation, even_steps, mean_and_error, observables
 from validation.simulation.simulator import Simulator
-
-__all__ = [
-    "Block",
-    "ChainSimulator",
-    "DirectSimulator",
-    "Simulation",
-    "Simulator",
-    "affordable_chain",
-    "chain_simulator",
-    "direct_simulator",
-    "even_steps",
-    "mean_and_error",
-    "observables",
-    "simulate",
-    "simulate_chain",
-    "simulate_direct",
-    "simulate_stages",
-    "simulated_fine_tuning",
-]

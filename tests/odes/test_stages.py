@@ -11,6 +11,7 @@ from odes import (
     SGD,
     Adapter,
     Escape,
+    Family,
     Problem,
     Stage,
     Transfer,
@@ -61,7 +62,7 @@ def test_losses_are_those_of_both_tasks(solution):
         state = at(solution.overlaps, record)
         for number, problem in enumerate((TRANSFER.pretraining, TRANSFER.lora)):
             covariance = covariances(problem, state)
-            alone = Problem.single_index_from("erf", overlap=covariance.M[0, 0], square=covariance.Q[0, 0])
+            alone = Family("erf").with_overlap(covariance.M[0, 0], covariance.Q[0, 0])
             loss = float(solution.losses[number, record])
             np.testing.assert_allclose(loss, gradient_at(problem, state).loss, rtol=1e-12)
             np.testing.assert_allclose(loss, gradient_at(alone, pretrained(alone)).loss, rtol=1e-10)
@@ -131,11 +132,11 @@ OTHER = Transfer("erf", cosine=0.7, adapter=Adapter(2))
         (lambda: solve_stages(two_stages(), START, records=1), "`records` must be at least 2"),
         (
             lambda: solve_stages([*two_stages(), Stage("rank 1", Transfer("erf", cosine=0.8).lora, 1.0)], START),
-            "`stages` must be of the same units, rank and frame",
+            "`stages` must be of the same units, rank, frame",
         ),
         (
             lambda: solve_stages([*two_stages(), Stage("cosine 0.7", OTHER.lora, 1.0)], START),
-            "`stages` must be of the same units, rank and frame",
+            "`stages` must be of the same units, rank, frame",
         ),
         (lambda: two_stages(first=-1.0), "`duration` must be non-negative and finite"),
         (lambda: two_stages(first=np.inf), "`duration` must be non-negative and finite"),

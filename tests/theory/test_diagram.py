@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from odes import SGD, Adapter, Escape, Problem
-from theory import KINDS, REGIONS, boundaries, fine_tuning, regimes
+from odes import SGD, Adapter, Escape, Family, Problem
+from theory import BoundaryKind, Region, boundaries, fine_tuning, phase_diagram
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def times(link):
 
 
 def names(found):
-    return [[list(REGIONS)[i] for i in row] for row in np.asarray(found.region)]
+    return [[Region(i).name for i in row] for row in np.asarray(found.region)]
 
 
 def places(found):
@@ -51,7 +51,7 @@ def test_linear_links_know_the_distance_from_the_target_alone(linear_diagram):
     assert names(found) == expected.tolist()
     np.testing.assert_allclose(edges.alignment, found.alignment[1:])
     np.testing.assert_allclose(edges.strength, found.alignment[1:], rtol=1e-6)
-    assert [list(KINDS)[i] for i in edges.kind] == ["maximum", "maximum", "maximum", "divergence"]
+    assert [BoundaryKind(int(i)).name for i in edges.kind] == ["maximum", "maximum", "maximum", "divergence"]
     assert np.isnan(edges.time[-1]) and np.all(np.asarray(edges.time[:-1]) > np.asarray(found.time[1:4]).max(axis=1))
     assert len(set(np.asarray(edges.line).tolist())) == 1
 
@@ -67,9 +67,9 @@ def test_share_of_the_search(linear_diagram):
 @pytest.mark.slow
 @pytest.mark.parametrize("link, alignment, kinds", [("erf", 0.8, ["maximum", "minimum"]), ("relu", 0.3, ["maximum"])])
 def test_boundaries_are_where_scipy_finds_the_extrema(link, alignment, kinds):
-    found = regimes(link, strengths=[0.35, 0.5, 0.8, 1.3], alignments=[alignment])
+    found = phase_diagram(link, strengths=[0.35, 0.5, 0.8, 1.3], alignments=[alignment])
     edges, time = boundaries(found), times(link)
-    assert [list(KINDS)[i] for i in edges.kind] == kinds
+    assert [BoundaryKind(int(i)).name for i in edges.kind] == kinds
 
     def at(*strengths):
         return np.asarray(time(jnp.asarray(strengths), jnp.full(len(strengths), alignment), Escape()))
@@ -93,36 +93,36 @@ def test_boundaries_are_where_scipy_finds_the_extrema(link, alignment, kinds):
 @pytest.mark.slow
 def test_plateau_begins_where_the_damping_vanishes():
     r"""relu, orthogonal: D = 1/2 - 1/(2 pi rho), from E[relu(x) delta(rho z)] over two independent Gaussians."""
-    found = regimes("relu", strengths=[0.2, 0.45], alignments=[0.0])
+    found = phase_diagram("relu", strengths=[0.2, 0.45], alignments=[0.0])
     assert names(found) == [["plateau", "hurts"]]
     edges = boundaries(found)
     np.testing.assert_allclose(edges.strength, [1 / np.pi], rtol=1e-7)
-    assert [list(KINDS)[i] for i in edges.kind] == ["border"]
+    assert [BoundaryKind(int(i)).name for i in edges.kind] == ["border"]
 
 
 @pytest.mark.slow
 def test_weights_that_meet_an_absolute_goal():
     """Linear, loss |w0 - ω*|^2 / 2: at c = 1 the goal is met from rho = 1 - sqrt(2 * goal) on."""
-    found = regimes("linear", strengths=[0.3, 0.7, 0.95], alignments=[1.0], goal=Escape("absolute", 0.02))
+    found = phase_diagram("linear", strengths=[0.3, 0.7, 0.95], alignments=[1.0], goal=Escape("absolute", 0.02))
     assert names(found) == [["hurts", "hurts", "met"]]
     assert float(found.time[0, 2]) == 0 and np.isnan(found.share[0, 2])
     edges = boundaries(found)
     np.testing.assert_allclose(edges.strength, [0.8], rtol=1e-7)
-    assert list(KINDS)[int(edges.kind[0])] == "border" and float(edges.time[0]) < 1e-2 * float(found.time[0, 1])
-    assert [list(REGIONS)[int(x)] for x in (edges.before[0], edges.after[0])] == ["hurts", "met"]
+    assert BoundaryKind(int(edges.kind[0])).name == "border" and float(edges.time[0]) < 1e-2 * float(found.time[0, 1])
+    assert [Region(int(x)).name for x in (edges.before[0], edges.after[0])] == ["hurts", "met"]
 
 
 def test_what_cannot_be_integrated_is_said():
     """Nothing is integrated where the learning rate is too large, nor where the search takes forever."""
-    large = regimes("linear", strengths=[0.5, 0.8], alignments=[0.5], sgd=SGD(learning_rate=1.5))
+    large = phase_diagram(Family("linear", sgd=SGD(learning_rate=1.5)), strengths=[0.5, 0.8], alignments=[0.5])
     assert names(large) == [["coarse", "coarse"]] and np.isnan(large.time).all()
     assert boundaries(large).strength.size == 0
-    endless = regimes("linear", strengths=[0.99, 1.0, 1.01], alignments=[1.0])
+    endless = phase_diagram("linear", strengths=[0.99, 1.0, 1.01], alignments=[1.0])
     assert names(endless) == [["hurts", "unreached", "helps"]] and np.isnan(endless.time).all()
     edges = boundaries(endless)
     np.testing.assert_allclose(edges.strength, [1.0], rtol=1e-12)
-    assert list(KINDS)[int(edges.kind[0])] == "divergence"
-    untrained = regimes("linear", strengths=[0.5, 0.8], alignments=[0.5], adapter=Adapter(lr_ratio=0.0))
+    assert BoundaryKind(int(edges.kind[0])).name == "divergence"
+    untrained = phase_diagram(Family("linear", adapter=Adapter(lr_ratio=0.0)), strengths=[0.5, 0.8], alignments=[0.5])
     assert names(untrained) == [["unreached", "unreached"]]
 
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_integrated_is_said():
 )
 def test_bad_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
-        regimes("linear", **{"strengths": [0.3, 0.5], "alignments": [0.5]} | changes)
+        phase_diagram("linear", **{"strengths": [0.3, 0.5], "alignments": [0.5]} | changes)
 
 
 def test_bad_tolerance(linear_diagram):

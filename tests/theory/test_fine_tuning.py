@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import SGD, Adapter, Escape, Problem, gradient_at, pretrained
+from odes import SGD, Adapter, Escape, Family, Problem, gradient_at, pretrained
 from tests.problems import single
 from theory import escape_law, fine_tuning
 
@@ -47,7 +47,7 @@ def test_gradient_of_the_time_of_fine_tuning():
         overlap, square, scale, lr_ratio, learning_rate, dimension = values
         adapter = Adapter(2, scale=scale, lr_ratio=lr_ratio)
         sgd = SGD(learning_rate=learning_rate, dimension=dimension, batch_size=2e4)
-        problem = Problem.single_index_from("erf", overlap=overlap, square=square, adapter=adapter, sgd=sgd)
+        problem = Family("erf", adapter=adapter, sgd=sgd).with_overlap(overlap, square)
         return fine_tuning(problem).time
 
     exact = jax.grad(time)(point)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import SGD, Escape, Problem, Transfer, gradient_at, pretrained, solve
+from odes import SGD, Escape, Family, Transfer, gradient_at, pretrained, solve
 from tests.helpers import at, close
 from theory import checkpoints, fine_tuning
 
@@ -32,9 +32,9 @@ def test_checkpoints_are_the_weights_of_the_pretraining_run(swept):
         np.testing.assert_allclose(swept.alignment[i], overlap / np.sqrt(square), rtol=1e-7)
         np.testing.assert_allclose(swept.distance[i], np.sqrt(square - 2 * overlap + 1), rtol=1e-7)
         for loss, along in ((swept.source_loss[i], source), (swept.target_loss[i], overlap)):
-            alone = Problem.single_index_from("erf", overlap=along, square=square)
+            alone = Family("erf").with_overlap(along, square)
             np.testing.assert_allclose(loss, gradient_at(alone, pretrained(alone)).loss, rtol=1e-6)
-        problem = Problem.single_index_from("erf", overlap=overlap, square=square, sgd=LARGE)
+        problem = Family("erf", sgd=LARGE).with_overlap(overlap, square)
         close(transfer.fine_tuning(state).to_dict()["frame_gram"], problem.to_dict()["frame_gram"], rtol=1e-12)
         tuning = fine_tuning(problem)
         np.testing.assert_allclose(swept.tuning.time[i], tuning.time, rtol=1e-5)

@@ -1,15 +1,12 @@
 """Verdicts on checkpoints: kinds of curves, and the search for the best."""
 
-import importlib
-
 import numpy as np
 import pytest
 from scipy import optimize
 
 from odes import SGD, Escape, Transfer
-from theory import VERDICTS, Turn, judge
-
-judged = importlib.import_module("theory.pretraining")
+from theory import Candidate, checkpoints, judge
+from theory.verdict import _critical, _kind
 
 
 @pytest.mark.parametrize(
@@ -28,10 +25,9 @@ judged = importlib.import_module("theory.pretraining")
     ],
 )
 def test_kind_and_critical_time(costs, kind, critical):
-    known = [Turn(float(i), "swept", float(cost)) for i, cost in enumerate(costs)]
-    assert judged._kind(known) == kind
-    assert judged._critical(known) == critical
-    assert kind in VERDICTS
+    known = [Candidate(float(i), "swept", float(cost)) for i, cost in enumerate(costs)]
+    assert _kind(known).name == kind
+    assert _critical(known) == critical
 
 
 def test_the_best_checkpoint_is_the_minimum():
@@ -39,11 +35,11 @@ def test_the_best_checkpoint_is_the_minimum():
     transfer = Transfer("erf", cosine=0.8, sgd=SGD(learning_rate=0.05, batch_size=500, dimension=1e4))
     times, goal = np.concatenate([np.zeros(1), np.geomspace(0.1, 5, 7)]), Escape("absolute", 0.0232)
     verdict = judge(transfer, times, goal)
-    assert verdict.kind == "optimum" and verdict.best is not None
+    assert verdict.kind.name == "optimum" and verdict.best is not None
 
     def cost(at):
         grid = at * np.arange(1, times.size + 1) / times.size
-        return float(judged.checkpoints(transfer, grid, goal).tuning.time[-1])
+        return float(checkpoints(transfer, grid, goal).tuning.time[-1])
 
     found = optimize.minimize_scalar(cost, bounds=(0.1, 0.6), method="bounded", options={"xatol": 1e-4})
     np.testing.assert_allclose(verdict.best.cost, found.fun, rtol=1e-5)

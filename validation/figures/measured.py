@@ -52,7 +52,7 @@ def followed(problem: Problem, start: Overlaps, times: Any, **options: Any) -> S
     return solve(problem, start, t1=times[-1], times=times, finite_steps=True, **options)
 
 
-def log_steps(first: float, last: float, count: int) -> Int[np.ndarray, " n"]:
+def log_steps(first: float | int, last: float | int, count: int) -> Int[np.ndarray, " n"]:
     """Step 0 and at most `count` steps that are evenly spaced in their logarithm."""
     return np.unique(np.concatenate([[0], np.geomspace(first, last, count).round()])).astype(int)
 

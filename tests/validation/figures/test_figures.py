@@ -8,15 +8,18 @@ import pytest
 from odes import Problem
 from tests.problems import single
 from theory import search_phase
-from validation.figures import FIGURES, Settings, Work, escape_time
+from validation.figures import escape_time
 from validation.figures.base import Figure
+from validation.figures.effort import Effort
 from validation.figures.escape_time import Link
+from validation.figures.registry import FIGURES
+from validation.figures.work import Work
 
 HE3_AT_HALF = 2 / (np.hypot(2.8125, 2 * 3.09375) - 2.8125)
 """tau of He3, aligned at q = mu^2 = 1/4: D = 45 q^2 - 36 q + 9, sqrt(G) = 9 mu (4 mu^2 + 2 mu - 1 - 5 mu^4)."""
 
 
-TINY = Settings(
+TINY = Effort(
     points=8,
     marks=2,
     seeds=4,

@@ -10,7 +10,8 @@ from odes.arguments import ArgumentError, nearest
 from validation.cli.report import print_json
 from validation.cli.values import writable_folder
 from validation.cli.workers import carry_out
-from validation.figures import FIGURES, FULL, QUICK, Settings
+from validation.figures.effort import FULL, QUICK, Effort
+from validation.figures.registry import FIGURES
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
@@ -54,8 +55,8 @@ class Figures:
         if self.redraw:
             for name in chosen:
                 FIGURES[name].stored(folder)
-        settings = dataclasses.replace(QUICK if self.quick else FULL, seed=self.seed)
-        jobs = [Job(name, str(folder), settings, self.redraw, self.again) for name in chosen]
+        effort = dataclasses.replace(QUICK if self.quick else FULL, seed=self.seed)
+        jobs = [Job(name, str(folder), effort, self.redraw, self.again) for name in chosen]
         written = []
         for paths in carry_out(jobs, unit="figure"):
             written.extend(paths)
@@ -85,7 +86,7 @@ class Job:
 
     name: str
     folder: str
-    settings: Settings
+    effort: Effort
     redraw: bool
     again: bool
 
@@ -96,8 +97,8 @@ class Job:
         if self.redraw:
             dataset = figure.stored(folder)
         else:
-            dataset = None if self.again else figure.up_to_date(folder, self.settings)
+            dataset = None if self.again else figure.up_to_date(folder, self.effort)
         if dataset is None:
-            dataset = figure.computed(folder, self.settings)
+            dataset = figure.computed(folder, self.effort)
             paths.append(figure.data_file(folder))
         return [str(path) for path in (*paths, *figure.files(folder, dataset))]

@@ -12,7 +12,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from odes.arguments import ArgumentError, ArrayLike, concrete, positive, require
+from odes.arguments import ArgumentError, ArrayLike, concrete, positive, real_array, require, together
 from odes.equations import flow, gradient_at, modified_flow
 from odes.escape import Escape
 from odes.gaussian import self_moments
@@ -195,28 +195,30 @@ def solve(
     """
     require("t1", t1, "positive and finite", positive)
     _check_tolerances(rtol, atol)
-    times = jnp.linspace(0, t1, 201) if times is None else jnp.asarray(times, jnp.result_type(float))
+    if times is None:
+        times = together(t1)[0] * (np if concrete(t1) else jnp).linspace(0, 1, 201)
+    times = real_array(times)
     if concrete(times) and concrete(t1):
         inside = "increasing, between 0 and t1"
         end = np.asarray(t1)
         require("times", times, "a list of at least one number", lambda x: x.ndim == 1 and x.size > 0)
         require("times", times, inside, lambda x: (x[0] >= 0) & (x[-1] <= end) & np.all(np.diff(x) > 0))
-    noise_scale = problem.sgd.noise_scale
+    batch = problem.sgd.batch_size
     return _solve(
         problem,
         start,
-        jnp.asarray(t1, times.dtype),
+        real_array(t1),
         times,
         escape,
         origin,
-        (jnp.asarray(rtol, times.dtype), jnp.asarray(atol, times.dtype)),
+        (real_array(rtol), real_array(atol)),
         until_escape=until_escape,
         dense=dense,
         field=modified_flow if finite_steps else flow,
-        noise=not (concrete(noise_scale) and np.all(np.asarray(noise_scale) == 0)),
+        noise=not (concrete(batch) and np.all(np.isinf(np.asarray(batch)))),
         solver=diffrax.Tsit5() if solver is None else solver,
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-        largest_step=None if largest_step is None else jnp.asarray(largest_step, times.dtype),
+        largest_step=None if largest_step is None else real_array(largest_step),
         max_steps=max_steps,
     )
 

@@ -61,7 +61,7 @@ def target_overlap(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch
     """
     problem.require_one_unit()
     start = (problem.frozen @ problem.frame_gram @ problem.target.T)[0, 0]
-    gained = jnp.sum(overlaps.up[..., 0, :] * (overlaps.cross @ problem.target[0]), axis=-1)
+    gained = (overlaps.up[..., 0, :] * (overlaps.cross @ problem.target[0])).sum(axis=-1)
     return start + problem.adapter.kappa * gained
 
 
@@ -96,8 +96,8 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0,
     """
     overlaps, freedom = _drawn(problem, key, real_array(up), real_array(length))
     if concrete(freedom):
-        dimension, rank = problem.sgd.dimension, problem.adapter.rank
-        least = int(dimension - freedom) + rank
+        dimension = np.asarray(problem.sgd.dimension)
+        least = int(dimension - np.asarray(freedom)) + problem.adapter.rank
         require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
     return overlaps
 

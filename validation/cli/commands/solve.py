@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any
 
+import diffrax
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from odes import Solution, log_times, random_overlaps, solve
 from validation.cli.options import RunOptions
@@ -31,9 +32,10 @@ class Solve(RunOptions):
         problem = self.problem(self.sgd)
         t1 = self.end_time(problem)
         check("records", self.records, "at least 2", self.records >= 2)
-        times = log_times(t1, self.records) if self.log_times else jnp.linspace(0, t1, self.records)
+        times = log_times(t1, self.records) if self.log_times else np.linspace(0, t1, self.records)
         start = random_overlaps(problem, jax.random.key(self.seed), up=self.up)
-        return solve(problem, start, t1=t1, times=times, escape=self.escape, rtol=self.rtol, atol=self.atol)
+        options = {"rtol": self.rtol, "atol": self.atol, "adjoint": diffrax.ForwardMode()}
+        return jax.device_get(solve(problem, start, t1=t1, times=times, escape=self.escape, **options))
 
     def document(self, result: Solution) -> dict[str, Any]:
         stats = {"escape_time": result.escape_time, "steps_taken": result.steps_taken, "result": result.message}

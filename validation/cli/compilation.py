@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-_LARGEST = 2**30
-"""The folder holds at most so many bytes; what has not been used for longest goes first."""
-
-_WORTH_KEEPING = 0.1
-"""Programs whose compilation took at least so many seconds are kept."""
+_SETTINGS = {
+    "jax_compilation_cache_max_size": 2**30,
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
+}
+"""At most 1 GiB is kept, what has not been used for longest goes first; programs compiled in less time are not worth reading."""
 
 
 def cache_folder() -> Path:
@@ -20,7 +20,7 @@ def set_up() -> None:
     """Switches on double precision and keeps compiled programs in [`cache_folder`][], if that can be written.
 
     JAX can keep a program only if it does not call back into Python, which Equinox's checks of values do unless they
-    answer with NaN: Equinox reads this from the environment when it is imported.
+    answer with NaN: Equinox reads this from the environment when it is imported. What the environment says of JAX's cache holds.
     """
     os.environ.setdefault("EQX_ON_ERROR", "nan")
     import jax
@@ -29,11 +29,10 @@ def set_up() -> None:
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
     except OSError:
-        return
-    if not os.access(folder, os.W_OK):
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
-    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
-        jax.config.update("jax_compilation_cache_max_size", _LARGEST)
+        writable = False
+    jax.config.update("jax_compilation_cache_dir", str(folder) if writable else None)
+    for name, value in _SETTINGS.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)

@@ -11,6 +11,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import jax
 from tqdm import tqdm
 
+from validation.cli.compilation import set_up
+
 _WORTH_PROCESSES = 4
 
 Result = TypeVar("Result", covariant=True)
@@ -44,8 +46,8 @@ def _run(job: Job[Result]) -> Result:
 
 
 def _prepare() -> None:
-    """Double precision in a worker, and its end with that of its parent, whatever that dies of."""
-    jax.config.update("jax_enable_x64", True)
+    """A worker is set up like the command itself, and ends with its parent, whatever that dies of."""
+    set_up()
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

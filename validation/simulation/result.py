@@ -34,7 +34,7 @@ class Simulation(Trajectory):
     @property
     def start(self) -> Overlaps:
         """The overlaps of every seed at the first record, (seeds,) in front of every shape."""
-        return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[:, 0]), self.overlaps)
+        return jax.tree.map(lambda x: x[:, 0], self.overlaps)
 
     @property
     def diverged(self) -> Bool[np.ndarray, " seeds"]:
@@ -106,9 +106,7 @@ class Simulation(Trajectory):
     def __str__(self) -> str:
         seeds, records = self.loss.shape
         d = float(self.problem.sgd.dimension)
-        return (
-            f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(np.asarray(self.t)[-1]):g}, {records} records"
-        )
+        return f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(np.asarray(self.t)[-1]):g}, {records} records"
 
 
 @eqx.filter_jit
@@ -130,11 +128,15 @@ OBSERVABLES = ("loss", "target_overlap", "m", "u", "s")
 """What trajectories are compared by; m, u and s enter as lengths over the adapter's rows, blind to the symmetry (u, X) -> (-u, -X)."""
 
 
-@eqx.filter_jit
 def observables(trajectory: Simulation | Solution) -> dict[str, Array]:
     """The compared quantities of a simulation (seeds, T) or of a solution (T,), by the names of `OBSERVABLES`."""
-    lengths = {name: jnp.linalg.norm(getattr(trajectory, name), axis=-1) for name in OBSERVABLES[2:]}
-    return {"loss": trajectory.loss, "target_overlap": trajectory.target_overlap} | lengths
+    return dict(zip(OBSERVABLES, _observables(trajectory), strict=True))
+
+
+@eqx.filter_jit
+def _observables(trajectory: Simulation | Solution) -> list[Array]:
+    lengths = [jnp.linalg.norm(getattr(trajectory, name), axis=-1) for name in OBSERVABLES[2:]]
+    return [trajectory.loss, trajectory.target_overlap, *lengths]
 
 
 def mean_and_error(values: Any) -> tuple[Any, Any]:

@@ -1,5 +1,8 @@
 r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
 
+from typing import Any
+
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -75,7 +78,9 @@ def _ways(rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @eqx.filter_jit
-def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
+def escape_law(
+    problem: Problem, escape: Escape | None = None, *, adjoint: diffrax.AbstractAdjoint | None = None
+) -> EscapeLaw:
     r"""The law of the escape time at the problem's dimension, batch size, learning rate and rank.
 
     Let T(a) be the time that the flow of finite steps ([`odes.modified_flow`][], with its noise term) takes to the escape from
@@ -87,7 +92,7 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
 
     Here T(a) itself is followed, at amplitudes of equal probability and, for r > 1, at several ways to split them among the
     rows: $T(a) + \tau\log a$ is smooth, so that six are enough, and the average of $\log a$ is known. Where the law holds is said by
-    [`theory.validity`][]. It assumes U = 0 at the start.
+    [`theory.validity`][]. It assumes U = 0 at the start. `adjoint` says how derivatives pass through, as in [`odes.solve`][].
 
     **Raises** ArgumentError unless the problem is single-index with pretrained weights.
     """
@@ -98,7 +103,9 @@ def escape_law(problem: Problem, escape: Escape | None = None) -> EscapeLaw:
     amplitude = jnp.sqrt(rank * mode.variance)
     radii, splits = (jnp.asarray(x) for x in _ways(rank))
     rows = (amplitude * radii[:, None, None] * splits[None]).reshape(-1, rank)
-    runs = jax.vmap(lambda row: _from_mode(problem, escape, phase, mode, row, rtol=1e-8, atol=1e-14))(rows)
+    runs = jax.vmap(lambda row: _from_mode(problem, escape, phase, mode, row, rtol=1e-8, atol=1e-14, adjoint=adjoint))(
+        rows
+    )
     times = runs.escape_time
     logs = jnp.log(radii)
     followed = 1 / (phase.rate - eta * phase.rate**2 / 2)
@@ -124,13 +131,12 @@ def _from_mode(
     phase: SearchPhase,
     mode: UnstableMode,
     amplitudes: Array,
-    rtol: float,
-    atol: float,
+    **options: Any,
 ) -> Solution:
     """The flow of finite steps from the given amplitudes of the rows' unstable modes; from w0 itself if there is no mode."""
     moved, still = mode_start(problem, phase, mode, amplitudes), pretrained(problem)
     start = jax.tree.map(lambda a, b: jnp.where(_grows(problem, phase), a, b), moved, still)
-    return passage(problem, start, escape, patience(phase), rtol=rtol, atol=atol)
+    return passage(problem, start, escape, patience(phase), **options)
 
 
 @eqx.filter_jit
@@ -151,7 +157,11 @@ def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float
 
     def escapes(log_theta: Array) -> Array:
         noisy = problem.replace(noise_scale=jnp.exp(log_theta))
-        return jnp.isfinite(_from_mode(noisy, escape, phase, mode, amplitudes, rtol=1e-5, atol=1e-8).escape_time)
+        return jnp.isfinite(
+            _from_mode(
+                noisy, escape, phase, mode, amplitudes, rtol=1e-5, atol=1e-8, adjoint=diffrax.ForwardMode()
+            ).escape_time
+        )
 
     def halve(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket

@@ -23,6 +23,7 @@ class Plateau(eqx.Module):
     drift: Float[Array, ""]
 
 
+@eqx.filter_jit
 def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
     r"""The plateau of a single-index problem whose D is negative at w0 (even Hermite links at small strength).
 

@@ -1,22 +1,25 @@
 """`searchphase escape`: the search phase of pretrained weights, analytically."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from odes import SGD, Family, Problem
-from theory import EscapeLaw, Validity, critical_points, escape_law, largest_noise_scale, plateau, sweep
-from validation.cli.options import EscapeOptions, ModelOptions, OutputOptions
+from odes import Escape as Criterion
+from theory import critical_points, escape_law, largest_noise_scale, plateau, sweep
+from validation.cli.options import EscapeOptions, ModelOptions
+from validation.cli.output import OutputOptions
 from validation.cli.report import lines_of, rows_of, table
 from validation.cli.values import OptionalFloat
 from validation.figures.style import STRENGTH_LABEL, TAU_LABEL
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PLATEAU = ("up", "rate", "tau", "drift")
+_NO_LAW = {"mean": np.nan, "std": np.nan, "quantiles": None, "doubt": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,43 +56,18 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         escape, family = self.escape, self.family(sgd)
         phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
 
-        def problem_at(place) -> Problem:
-            return family.at(place[0], place[1])
-
+        problems = [family.at(*place) for place in places.tolist()]
         columns: dict[str, Any] = {"strength": places[:, 0], "alignment": places[:, 1]}
         columns |= {name: np.asarray(getattr(phase, name)) for name in ("C", "D", "G", "noise", "loss", "rate", "tau")}
-        plateaus: list[dict[str, float] | None] = [None] * len(places)
-        columns["plateau"] = plateaus
-        if np.any(columns["D"] < 0):
-            settled = jax.jit(jax.vmap(lambda place: plateau(problem_at(place))))(places)
-            for i in np.flatnonzero(np.isfinite(settled.up)):
-                plateaus[i] = {name: float(getattr(settled, name)[i]) for name in _PLATEAU}
-        columns |= self.law(places, lambda place: escape_law(problem_at(place), escape))
+        columns["plateau"] = [
+            settled(problem) if D < 0 else None for problem, D in zip(problems, columns["D"], strict=True)
+        ]
+        laws = [_NO_LAW if self.dim is None else law_of(problem, escape) for problem in problems]
+        columns |= {f"escape_time_{name}": [law[name] for law in laws] for name in _NO_LAW}
         columns["largest_noise_scale"] = np.full(len(places), np.nan)
         if self.noise_limit:
-            limits = [largest_noise_scale(problem_at(jnp.asarray(place)), escape) for place in places]
-            columns["largest_noise_scale"] = np.asarray(limits)
+            columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, escape) for p in problems])
         return Found(rows_of(columns), self.critical(family, places))
-
-    def law(self, places: np.ndarray, law_at: Callable[[jax.Array], EscapeLaw]) -> dict[str, Any]:
-        """The law's columns: mean, std, quantiles, and why it is not given where it is not (all empty without a dimension)."""
-        if self.dim is None:
-            empty = {f"escape_time_{name}": np.full(len(places), np.nan) for name in ("mean", "std")}
-            return empty | {f"escape_time_{name}": [None] * len(places) for name in ("quantiles", "doubt")}
-
-        def summary(place: jax.Array) -> tuple[jax.Array, ...]:
-            law = law_at(place)
-            return law.mean, law.std, law.quantile(np.array(_QUANTILES)), law.validity
-
-        mean, std, quantiles, valid = (np.asarray(x) for x in jax.jit(jax.vmap(summary))(places))
-        named = [dict(zip(map(str, _QUANTILES), row.tolist(), strict=True)) for row in quantiles]
-        columns = {
-            "mean": mean,
-            "std": std,
-            "quantiles": named,
-            "doubt": [Validity(int(i)).meaning or None for i in valid],
-        }
-        return {f"escape_time_{name}": values for name, values in columns.items()}
 
     def critical(self, family: Family, places: np.ndarray) -> list[dict[str, float]]:
         """The gradient's zeros along each family, up to the largest strength asked for or 1 (to mu = 1 for mixtures)."""
@@ -164,3 +142,17 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         if several:
             ax.legend()
         return figure
+
+
+def settled(problem: Problem) -> dict[str, float] | None:
+    """The plateau of a problem, None where there is none."""
+    found = plateau(problem)
+    return {name: float(getattr(found, name)) for name in _PLATEAU} if np.isfinite(found.up) else None
+
+
+def law_of(problem: Problem, escape: Criterion) -> dict[str, Any]:
+    """The law of the escape time: mean, std, quantiles, and why it is not given where it is not."""
+    law = jax.device_get(escape_law(problem, escape, adjoint=diffrax.ForwardMode()))
+    times = np.asarray(law.quantile(np.array(_QUANTILES)))
+    quantiles = dict(zip(map(str, _QUANTILES), times.tolist(), strict=True))
+    return {"mean": float(law.mean), "std": float(law.std), "quantiles": quantiles, "doubt": law.doubt or None}

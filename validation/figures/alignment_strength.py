@@ -18,7 +18,7 @@ _PLACES = ((0.55, 0.35), (1.0, 0.6), (0.85, 0.9), (0.85, -0.3), (1.1, 0.1), (1.2
 """Strength and alignment of the simulated students."""
 
 _FLOOR, _CEILING = 2.0, 100.0
-"""τ outside this range has an end of the colour scale: it diverges at strength 1, alignment 1."""
+"""τ outside this range has the colour at an end of the scale, since τ diverges at strength 1 and alignment 1."""
 
 _LEVELS = (3.0, 5.0, 10.0, 20.0, 50.0)
 

@@ -39,7 +39,7 @@ _QUANTITIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """Training with the link He_k at the noise scale θ; times `first`, `last` and the learning rate in units of 1/(k k!)."""
+    """Training with the link He_k at the noise scale θ; `first` and `last` time and the learning rate are in units of 1/(k k!)."""
 
     k: int
     first: float

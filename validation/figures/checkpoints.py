@@ -48,7 +48,7 @@ class Example:
 
 
 def _sgd(link: str, dimension: float) -> SGD:
-    r"""η is a tenth of $1/E[\sigma'^2]$; the noise is half of that which feeds the search from random weights as much as the start."""
+    r"""η is $0.1/E[\sigma'^2]$; the noise is half of that which feeds the search from random weights as much as the start does."""
     rate = 0.1 / float(self_moments(activation(link), 1.0).cross)
     unit = float(noise_unit(Problem.single_index(link, strength=1.0, alignment=0.02)))
     return sgd_at(rate, unit / 2, dimension)

@@ -3,7 +3,7 @@ r"""A curriculum near a critical strength: squared labels first, then the labels
 At $\mu = 0.325$, close to the critical strength 0.3207 of He3, the gradient at w0 almost vanishes and the search lasts
 thousands of time units. Squared labels are even and the student is odd, so that $C = 0$: they say nothing of $\omega^*$, but
 their gradient $Dw_0$ is large, and the adapter's direction aligns with the pretrained weights (which are aligned with
-the target) in no time. It does so to cancel them: $w \to 0$, a local minimum of the loss on He3 labels. Stage two gets
+the target) at once. It does so to cancel them: $w \to 0$, a local minimum of the loss on He3 labels. Stage two gets
 there if stage one lasts too long. If that stops in time, or if V is kept and U restarted at 0, there is little left to
 search. Every simulated seed of stage two starts where the flow of stage one ends.
 """

@@ -33,7 +33,7 @@ _SEEDS = 32
 _OBSERVABLES = {"loss": LOSS_LABEL, "m": r"adapter overlap $|m| = |v\cdot\omega^*|$", "target_overlap": OVERLAP_LABEL}
 
 Problems = Callable[[Any], Problem]
-"""The problem of every μ: `Family.at` of aligned weights, or `Family.mixture`."""
+"""A function that makes the problem of every μ: `Family.at` for aligned weights, or `Family.mixture`."""
 
 
 def _problems(link: str, mixture: bool, dimension: float) -> Problems:
@@ -63,7 +63,7 @@ def _moments(simulation: Simulation) -> dict[str, np.ndarray]:
 
 
 def _drawn(trajectory: Simulation | Solution) -> dict[str, jax.Array]:
-    """Those of the compared observables that are drawn."""
+    """The observables that are drawn, by name."""
     values = observables(trajectory)
     return {name: values[name] for name in _OBSERVABLES}
 

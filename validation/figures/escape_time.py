@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def escape(self) -> Escape:
-        """The loss halved; a twentieth of the way in overlap where the loss need not fall so far."""
+        """A run escapes when its loss is halved; where the loss need not fall so far, at a twentieth of the way in overlap."""
         return Escape() if self.noise else Escape("overlap", 0.05)
 
     def teacher(self, link: str) -> str:

@@ -21,7 +21,7 @@ from validation.simulation.store import Parts
 def as_dataset(
     variables: Mapping[str, tuple[Any, Any]], coords: Mapping[str, Any] | None = None, attrs: Any = None
 ) -> Any:
-    """An `xarray.Dataset` of variables, each its dimensions and an array or nested lists of arrays, coordinates and attributes."""
+    """An `xarray.Dataset`. Every variable is given by its dimensions and an array, or nested lists of arrays."""
     import xarray
 
     arrays = {name: (dimensions, np.asarray(values)) for name, (dimensions, values) in variables.items()}

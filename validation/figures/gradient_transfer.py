@@ -83,7 +83,7 @@ def _problem(k: int, strength: float) -> tuple[Problem, jax.Array]:
 
 
 def marked_overlaps(k: int, strength: float, count: int) -> jax.Array:
-    """Where samples are drawn: where their average can be told from zero."""
+    """The overlaps at which samples are drawn: those at which their average can be told from zero."""
     low, high = _MARKED
     return jnp.geomspace(low if strength or k == 1 else _SAMPLED_FORCE ** (1 / (k - 1)), high, count)
 

@@ -53,7 +53,7 @@ class Curve:
 
     @functools.cached_property
     def learning_rate(self) -> float:
-        r"""η, at most half of where the length of weights at the target stops being stable.
+        r"""η, at most half of the rate at which the length of weights at the target stops being stable.
 
         The loss has the curvature $E[\sigma'^2\lambda^2] = (2k-1)\,k\,k!$ along w at w = ω*, and steps are stable up to 2 over that. At
         η = 0.1/(k k!) losses from scratch differ from the flow of finite steps by 1 %, and that goes as η².

@@ -53,7 +53,7 @@ def followed(problem: Problem, start: Overlaps, times: Any, **options: Any) -> S
 
 
 def log_steps(first: float | int, last: float | int, count: int) -> Int[np.ndarray, " n"]:
-    """Step 0 and at most `count` steps that are evenly spaced in their logarithm."""
+    """Step 0 and at most `count` steps from `first` to `last` that are evenly spaced in their logarithm."""
     return np.unique(np.concatenate([[0], np.geomspace(first, last, count).round()])).astype(int)
 
 

@@ -64,7 +64,7 @@ _PAIRS = {
 
 
 def to_dataset(found: PhaseDiagram, edges: Boundaries) -> Any:
-    """A phase diagram and its boundaries as an `xarray.Dataset`; regions and kinds by name."""
+    """A phase diagram and its boundaries as an `xarray.Dataset`, in which regions and kinds have their names."""
     grid, edge = ("alignment", "strength"), ("boundary",)
     regions, kinds = (np.array([member.name for member in numbered]) for numbered in (Region, BoundaryKind))
     fields = "time", "slope", "share", "tau", "D", "trusted", "searching"
@@ -121,7 +121,7 @@ def filled(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def draw_diagram(ax: Any, data: Any) -> list[Any]:
-    """The regions filled, their boundaries as lines, dots where the search takes less than half; returns the legend's handles.
+    """Fills the regions, draws their boundaries, and dots where the search takes less than half; returns the legend's handles.
 
     Takes a diagram ([`to_dataset`][]) of at least two alignments.
     """

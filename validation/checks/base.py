@@ -57,39 +57,38 @@ class Note:
 Result = Check | Note
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Effort:
     """How much is simulated: numbers of seeds, and dimensions."""
 
     trajectory_seeds: int
     trajectory_dimension: float
     law_seeds: int
-    law_dimension: float
+    law_dimension: float = 2e3
     sweep_seeds: int
     approach: tuple[float, ...]
     log_dimension: tuple[float, ...]
     ranks: tuple[int, ...]
 
 
+_POWERS = tuple(10.0**k for k in range(2, 10))
 QUICK = Effort(
     trajectory_seeds=16,
     trajectory_dimension=2e4,
     law_seeds=200,
-    law_dimension=2e3,
     sweep_seeds=100,
-    approach=(1e2, 1e3, 1e4, 1e5),
-    log_dimension=(1e2, 1e3, 1e5, 1e7, 1e9),
     ranks=(1, 8),
+    approach=_POWERS[:4],
+    log_dimension=(1e2, 1e3, 1e5, 1e7, 1e9),
 )
 FULL = Effort(
     trajectory_seeds=64,
     trajectory_dimension=2e5,
     law_seeds=1000,
-    law_dimension=2e3,
     sweep_seeds=300,
-    approach=(1e2, 1e3, 1e4, 1e5, 1e6),
-    log_dimension=(1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9),
     ranks=(1, 2, 4, 8, 16),
+    approach=_POWERS[:5],
+    log_dimension=_POWERS,
 )
 
 

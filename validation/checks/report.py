@@ -1,6 +1,7 @@
 """Many checks as a verdict, as tables and as a picture."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ class Report:
         import xarray
 
         names = [*(field.name for field in dataclasses.fields(Check)), "agrees"]
-        return xarray.Dataset({name: ("check", np.array([row[name] for row in self.rows])) for name in names})
+        columns = {name: ("check", np.array([row[name] for row in self.rows])) for name in names}
+        return xarray.Dataset(columns, attrs={"not_checked": json.dumps(self.skipped)})
 
     def draw(self) -> Any:
         """Mean escape times, simulated over predicted; against the dimension, where that was varied; z of every check."""

@@ -11,7 +11,7 @@ from scipy import stats
 import odes.equations
 from odes import Activation, Escape
 from tests.problems import single
-from validation.checks.kinds import CHECKS, QUICK, Case, Check, Note, _slope, z_limit
+from validation.checks import CHECKS, QUICK, Case, Check, Note, z_limit
 
 EFFORT = dataclasses.replace(QUICK, trajectory_seeds=12, law_seeds=150, sweep_seeds=60, approach=(1e3, 1e4), ranks=(4,))
 
@@ -83,9 +83,3 @@ def test_false_alarm_rate():
     alarms = np.mean(np.abs(rng.normal(size=(4000, 50))).max(axis=1) > limit)
     assert abs(alarms - 0.02) < 4 * np.sqrt(0.02 / 4000)
     np.testing.assert_allclose(2 * 50 * stats.norm.sf(z_limit(50)), 1e-3)
-
-
-def test_slope_is_weighted_least_squares():
-    x, y, errors = np.array([0.0, 1, 2, 5]), np.array([1.0, 2.9, 5.2, 11.1]), np.array([0.1, 0.2, 0.1, 0.3])
-    (slope, constant), covariance = np.polyfit(x, y, 1, w=1 / errors, cov="unscaled")
-    np.testing.assert_allclose(_slope(x, y, errors), [slope, np.sqrt(covariance[0, 0]), constant], rtol=1e-10)

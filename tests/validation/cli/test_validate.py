@@ -6,18 +6,18 @@ import jax
 import pytest
 
 from tests.command_line import assert_refused, run
-from validation.checks.kinds import CHECKS, QUICK
-from validation.cli.commands.validate import SHIPPED, case_of, read_settings
+from validation.checks import CHECKS, QUICK
+from validation.checks.settings import SHIPPED, read_settings
 
 
 def test_shipped_settings_cover_the_links_and_are_sound():
     settings = read_settings(SHIPPED)
-    cases = [case_of(setting, QUICK, jax.random.key(0)) for setting in settings]
+    cases = [setting.case(QUICK, jax.random.key(0)) for setting in settings]
     names = {case.problem.student.name for case in cases}
     assert names >= {"linear", "relu", "erf", "sigmoid", "tanh", "He2", "He3"}
-    assert len({setting["name"] for setting in settings}) == len(settings)
-    assert {kind for setting in settings for kind in setting["checks"]} == set(CHECKS)
-    assert {kind for setting in settings for kind in setting.get("quick", ())} == set(CHECKS)
+    assert len({setting.name for setting in settings}) == len(settings)
+    assert {kind for setting in settings for kind in setting.checks} == set(CHECKS)
+    assert {kind for setting in settings for kind in setting.quick} == set(CHECKS)
 
 
 def test_command_reports_and_draws(capsys, tmp_path):

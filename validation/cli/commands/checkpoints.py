@@ -1,6 +1,7 @@
 """`searchphase checkpoints`: which checkpoint of a pretraining run is fine-tuned fastest, and does more pretraining hurt?"""
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -11,7 +12,8 @@ from odes import Escape, Transfer, self_moments
 from odes.arguments import ArgumentError
 from theory import Verdict, judge, pretraining_times
 from validation.checks.confirm import confirmed_checkpoints
-from validation.cli.options import ConfirmOptions, EscapeOptions, OutputOptions, TransferOptions
+from validation.cli.options import ConfirmOptions, EscapeOptions, TransferOptions
+from validation.cli.output import OutputOptions
 from validation.cli.report import rows_of, spread_over, table
 from validation.cli.values import OptionalFloat, check
 from validation.figures.style import time_axis
@@ -106,17 +108,11 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
     def dataset(self, result: list[Judged]) -> Any:
         import xarray
 
-        swept = [sweep_columns(case) for case in result]
-        names = list(swept[0])
-        return xarray.Dataset(
-            {name: (("case", "checkpoint"), np.array([some[name] for some in swept])) for name in names}
-        )
-
-    def attributes(self, result: list[Judged]) -> dict[str, Any]:
-        verdicts = [row(case) for case in result]
+        swept, verdicts = [sweep_columns(case) for case in result], [row(case) for case in result]
         for verdict in verdicts:
             del verdict["checkpoints"]
-        return {"verdicts": verdicts}
+        columns = {name: (("case", "checkpoint"), np.array([some[name] for some in swept])) for name in swept[0]}
+        return xarray.Dataset(columns, attrs={"verdicts": json.dumps(verdicts)})
 
     def draw(self, result: list[Judged]) -> Any:
         """The fine-tuning time against the pretraining time, one panel for each goal, one line for each cosine."""

@@ -9,14 +9,8 @@ import theory
 from odes import Family
 from odes.arguments import ArgumentError
 from theory import Boundaries, BoundaryKind, Region, boundaries
-from validation.cli.options import (
-    AdapterOptions,
-    EscapeOptions,
-    LinkOptions,
-    OutputOptions,
-    SGDOptions,
-    checked_places,
-)
+from validation.cli.options import AdapterOptions, EscapeOptions, LinkOptions, SGDOptions, checked_places
+from validation.cli.output import OutputOptions
 from validation.cli.report import rows_of, table
 from validation.cli.values import Numbers, numbers
 from validation.figures.phase_diagram import ALIGNMENT_LABEL, draw_diagram, to_dataset

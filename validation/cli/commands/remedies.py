@@ -1,6 +1,7 @@
 """`searchphase remedies`: what shortens fine-tuning from given weights, ranked by the samples it takes."""
 
 import dataclasses
+import json
 from typing import Annotated, Any
 
 import jax
@@ -11,7 +12,8 @@ from tqdm import tqdm
 from odes import Escape
 from theory import WAYS, Remedy, remedies
 from validation.checks.confirm import confirmed_remedy
-from validation.cli.options import ConfirmOptions, EscapeOptions, ModelOptions, OutputOptions
+from validation.cli.options import ConfirmOptions, EscapeOptions, ModelOptions
+from validation.cli.output import OutputOptions
 from validation.cli.report import table
 
 
@@ -51,10 +53,9 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
         import xarray
 
         names = [name for name in result[0] if name not in ("settings", "words")]
-        return xarray.Dataset({name: ("remedy_number", np.array([row[name] for row in result])) for name in names})
-
-    def attributes(self, result: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"settings": {row["remedy"]: row["settings"] for row in result}}
+        columns = {name: ("remedy_number", np.array([row[name] for row in result])) for name in names}
+        chosen = {row["remedy"]: row["settings"] for row in result}
+        return xarray.Dataset(columns, attrs={"settings": json.dumps(chosen)})
 
     def draw(self, result: list[dict[str, Any]]) -> Any:
         """Samples of every remedy as bars, with the simulated ones as dots."""

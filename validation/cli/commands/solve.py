@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from odes import Solution, log_times, random_overlaps, solve
 from validation.cli.options import RunOptions
@@ -35,14 +37,14 @@ class Solve(RunOptions):
         times = log_times(t1, self.records) if self.log_times else np.linspace(0, t1, self.records)
         start = random_overlaps(problem, jax.random.key(self.seed), up=self.up)
         options = {"rtol": self.rtol, "atol": self.atol, "adjoint": diffrax.ForwardMode()}
-        return jax.device_get(solve(problem, start, t1=t1, times=times, escape=self.escape, **options))
+        return solve(problem, start, t1=t1, times=times, escape=self.escape, **options)
 
     def document(self, result: Solution) -> dict[str, Any]:
         stats = {"escape_time": result.escape_time, "steps_taken": result.steps_taken, "result": result.message}
         return columns(result) | stats
 
     def report(self, result: Solution) -> None:
-        print_sample({name: x if x.ndim == 1 else x[0] for name, x in columns(result).items()})
+        print_sample({name: np.asarray(x) if x.ndim == 1 else np.asarray(x)[0] for name, x in columns(result).items()})
         print(result)
 
     def store(self, result: Solution, path: str) -> None:
@@ -67,5 +69,9 @@ class Solve(RunOptions):
 
 def columns(solution: Solution) -> dict[str, Any]:
     """What is printed of a solution, by name."""
-    rows = {"m": solution.m.T, "u": solution.u.T, "s": solution.s.T}
-    return {"t": solution.t, "loss": solution.loss} | rows | {"target_overlap": solution.target_overlap}
+    return dict(zip(("t", "loss", "m", "u", "s", "target_overlap"), _columns(solution), strict=True))
+
+
+@eqx.filter_jit
+def _columns(solution: Solution) -> tuple[Array, ...]:
+    return solution.t, solution.loss, solution.m.T, solution.u.T, solution.s.T, solution.target_overlap

@@ -8,7 +8,8 @@ from odes.arguments import ArgumentError
 from validation.checks import FULL, QUICK, Check, Result
 from validation.checks.report import Report
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
-from validation.cli.options import EscapeOptions, ModelOptions, OutputOptions
+from validation.cli.options import EscapeOptions, ModelOptions
+from validation.cli.output import OutputOptions
 from validation.cli.report import table
 from validation.cli.values import OptionalPath
 from validation.cli.workers import carry_out
@@ -56,18 +57,15 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
     @property
     def _describes_a_setting(self) -> bool:
         """Whether any flag says something about a setting."""
-        fields = {field.name: field.default for field in dataclasses.fields(self)}
-        about = {field.name for field in dataclasses.fields(Setting)} & set(fields)
-        return any(getattr(self, name) != fields[name] for name in about - {"quick"})
+        return any(getattr(self, field.name) != field.default for field in _about(self))
 
     def _own_setting(self) -> Setting:
         """The flags as a setting."""
+        own = {field.name: getattr(self, field.name) for field in _about(self)}
         strength, alignment = self.place()
         checks = self.checks or ("trajectory", "law")
-        same = ("activation", "teacher", "rank", "scale", "lr_ratio", "free_rows", "learning_rate", "noise_scale")
-        same = (*same, "label_noise", "criterion", "threshold")
-        own = {name: getattr(self, name) for name in same}
-        return Setting(name="flags", strength=strength, alignment=alignment, checks=checks, quick=checks, **own)
+        place = {"strength": strength, "alignment": alignment, "mixture": None}
+        return Setting(**own | place | {"name": "flags", "checks": checks, "quick": checks})
 
     def document(self, result: Report) -> dict[str, Any]:
         verdict = {"agrees": result.agrees, "z_limit": result.limit}
@@ -88,14 +86,17 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
     def dataset(self, result: Report) -> Any:
         return result.to_dataset()
 
-    def attributes(self, result: Report) -> dict[str, Any]:
-        return {"not_checked": result.skipped}
-
     def draw(self, result: Report) -> Any:
         return result.draw()
 
     def exit_code(self, result: Report) -> int:
         return 0 if result.agrees else 1
+
+
+def _about(flags: Validate) -> list[dataclasses.Field]:
+    """The flags that say something about a setting."""
+    names = {field.name for field in dataclasses.fields(Setting)} - {"quick"}
+    return [field for field in dataclasses.fields(flags) if field.name in names]
 
 
 def print_checks(checks: list[Check]) -> None:

@@ -4,19 +4,17 @@ from odes.activations import Activation, activation
 from odes.equations import (
     flow,
     gradient_at,
-    gradient_of,
     kurtosis_at,
     losses,
     mean_change,
     modified_flow,
     noise_at,
-    noise_of,
 )
 from odes.escape import Escape
 from odes.gaussian import PairMoments, gaussian_average, pair_moments, self_moments
 from odes.integration import Solution, log_times, solve
 from odes.overlaps import Covariances, Overlaps, covariances, gram_root, pretrained, random_overlaps, target_overlap
-from odes.population import NoiseMoments, PopulationGradient, noise_moments, population_gradient
+from odes.population import NoiseMoments, PopulationGradient, gradient_of, kurtosis_of, noise_moments, noise_of
 from odes.problem import Family, Problem
 from odes.stages import Stage, StagedSolution, restarted, solve_stages
 from odes.storage import load

@@ -1,32 +1,12 @@
 r"""The closed ordinary differential equations of the overlaps."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from odes.overlaps import Covariances, Overlaps, covariances
-from odes.population import PopulationGradient, gradient_kurtosis, gradient_noise, population_gradient
+from odes.overlaps import Overlaps, covariances
+from odes.population import PopulationGradient, gradient_of, kurtosis_of, noise_of
 from odes.problem import Problem
-
-
-def _units(problem: Problem, covariance: Covariances) -> dict[str, Any]:
-    """What the averages of `odes.population` need to know of the units."""
-    return {
-        "student": problem.student,
-        "teacher": problem.teacher,
-        "Q": covariance.Q,
-        "M": covariance.M,
-        "P": covariance.P,
-        "readout": problem.readout,
-        "teacher_readout": problem.teacher_readout,
-    }
-
-
-def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient:
-    """The population loss and its gradient's coefficients C and D at given covariances of the preactivations."""
-    return population_gradient(**_units(problem, covariance))
 
 
 def gradient_at(problem: Problem, overlaps: Overlaps) -> PopulationGradient:
@@ -41,11 +21,6 @@ def losses(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
     return jax.lax.map(lambda at: gradient_at(problem, at).loss, flat, batch_size=64).reshape(batch)
 
 
-def noise_of(problem: Problem, covariance: Covariances) -> Float[Array, "K K"]:
-    """N, the second moment of one sample's gradient amplitudes, at given covariances of the preactivations (K = P = 1)."""
-    return gradient_noise(**_units(problem, covariance), label_noise=problem.sgd.label_noise)
-
-
 def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
     """N at given overlaps (K = P = 1)."""
     return noise_of(problem, covariances(problem, overlaps))
@@ -53,8 +28,7 @@ def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
 
 def kurtosis_at(problem: Problem, overlaps: Overlaps) -> Float[Array, ""]:
     """The kurtosis of one sample's gradient amplitude at given overlaps (K = P = 1)."""
-    units = _units(problem, covariances(problem, overlaps))
-    return gradient_kurtosis(**units, label_noise=problem.sgd.label_noise)
+    return kurtosis_of(problem, covariances(problem, overlaps))
 
 
 def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: bool) -> Overlaps:

@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
 from odes.activations import Activation, both_are
-from odes.arguments import ArgumentError
+from odes.arguments import require_shape
 from odes.gaussian import Nodes, PairMoments, gaussian_average, pair_moments, polar_rule, self_moments, tensor_rule
+from odes.overlaps import Covariances
+from odes.problem import Problem
 
 
 class PopulationGradient(eqx.Module):
@@ -49,17 +51,8 @@ def _within(f: Activation, covariance: Array) -> PairMoments:
     return jax.tree.map(lambda one, two: jnp.where(same, one[:, None], two), diagonal, pairs)
 
 
-def population_gradient(
-    student: Activation,
-    teacher: Activation,
-    Q: Float[Array, "K K"],
-    M: Float[Array, "K P"],
-    P: Float[Array, "P P"],
-    *,
-    readout: Float[Array, " K"],
-    teacher_readout: Float[Array, " P"],
-) -> PopulationGradient:
-    r"""The loss and its gradient at the covariances (Q, M, P), any numbers K and P of units.
+def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient:
+    r"""The loss and its gradient at given covariances of the preactivations, any numbers K and P of units.
 
     $$\ell = \tfrac12 \sum_{kl} a_k a_l E[\sigma_k\sigma_l] - \sum_{kj} a_k b_j E[\sigma_k\phi_j]
       + \tfrac12 \sum_{ij} b_i b_j E[\phi_i\phi_j]$$
@@ -67,11 +60,12 @@ def population_gradient(
     and C, D as in [`PopulationGradient`][], all from averages of pairs (`odes.gaussian.pair_moments`), so that relu
     is exact. Source: Saad & Solla 1995; Goldt et al. 2019.
     """
+    student, teacher, Q, P = problem.student, problem.teacher, covariance.Q, covariance.P
     ss, pp = _within(student, Q), _within(teacher, P)
-    sp = _all_pairs(student, teacher, jnp.diagonal(Q), jnp.diagonal(P), M)
-    aa = jnp.outer(readout, readout)
-    ab = jnp.outer(readout, teacher_readout)
-    bb = jnp.outer(teacher_readout, teacher_readout)
+    sp = _all_pairs(student, teacher, jnp.diagonal(Q), jnp.diagonal(P), covariance.M)
+    aa = jnp.outer(problem.readout, problem.readout)
+    ab = jnp.outer(problem.readout, problem.teacher_readout)
+    bb = jnp.outer(problem.teacher_readout, problem.teacher_readout)
     loss = 0.5 * jnp.sum(aa * ss.value) - jnp.sum(ab * sp.value) + 0.5 * jnp.sum(bb * pp.value)
     error_curvature = jnp.sum(aa * ss.curvature, axis=1) - jnp.sum(ab * sp.curvature, axis=1)
     return PopulationGradient(loss, ab * sp.cross, aa * ss.cross + jnp.diag(error_curvature))
@@ -125,55 +119,43 @@ def noise_moments(
     return NoiseMoments(*gaussian_average(integrand, q, p, m, rule=rule, smooth=smooth))
 
 
-def gradient_noise(
-    student: Activation,
-    teacher: Activation,
-    Q: Float[Array, "K K"],
-    M: Float[Array, "K P"],
-    P: Float[Array, "P P"],
-    *,
-    readout: Float[Array, " K"],
-    teacher_readout: Float[Array, " P"],
-    label_noise: ScalarLike,
-) -> Float[Array, "K K"]:
-    r"""$N_{kl} = a_k a_l E[(e^2 + \Delta)\sigma'(\lambda_k)\sigma'(\lambda_l)]$, for K = P = 1; $\Delta$ is `label_noise`.
+def _one_unit(problem: Problem, covariance: Covariances) -> tuple[Array, ...]:
+    """a, b, Q, M and P of one student and one teacher unit; ArgumentError for more, whose averages need K + P variables."""
+    require_shape("M", covariance.M, "(K, P) for the SGD noise", (1, 1))
+    units = problem.readout[0], problem.teacher_readout[0]
+    return *units, covariance.Q[0, 0], covariance.M[0, 0], covariance.P[0, 0]
+
+
+def noise_of(problem: Problem, covariance: Covariances) -> Float[Array, "K K"]:
+    r"""$N_{kl} = a_k a_l E[(e^2 + \Delta)\sigma'(\lambda_k)\sigma'(\lambda_l)]$ at given covariances, for K = P = 1.
 
     One sample's gradient with respect to w_k is g_k x, g_k = a_k e σ'(λ_k); N is the second moment of g and so of the
     gradient in every direction to which no weight points.
 
-    **Raises** ArgumentError for more units, whose averages need K + P variables.
+    **Raises** ArgumentError for more units.
     """
-    if M.shape != (1, 1):
-        raise ArgumentError("M", f"must have shape (1, 1) for the SGD noise, but has shape {M.shape}")
-    a, b = readout[0], teacher_readout[0]
-    moments = noise_moments(student, teacher, Q[0, 0], M[0, 0], P[0, 0])
+    a, b, q, m, p = _one_unit(problem, covariance)
+    moments = noise_moments(problem.student, problem.teacher, q, m, p)
     square = a**2 * moments.ss - 2 * a * b * moments.sp + b**2 * moments.pp
-    return jnp.reshape(a**2 * (square + label_noise * moments.slope), (1, 1))
+    return jnp.reshape(a**2 * (square + problem.sgd.label_noise * moments.slope), (1, 1))
 
 
-def gradient_kurtosis(
-    student: Activation,
-    teacher: Activation,
-    Q: Float[Array, "K K"],
-    M: Float[Array, "K P"],
-    P: Float[Array, "P P"],
-    *,
-    readout: Float[Array, " K"],
-    teacher_readout: Float[Array, " P"],
-    label_noise: ScalarLike,
-) -> Float[Array, ""]:
+def kurtosis_of(problem: Problem, covariance: Covariances) -> Float[Array, ""]:
     r"""$E[g^4]/E[g^2]^2$ of one sample's gradient amplitude $g = a(e - \sqrt\Delta z)\sigma'(\lambda)$, for K = P = 1.
 
     3 for a Gaussian, thousands for polynomials: how many samples a batch needs until its squared amplitude is sharp.
+
+    **Raises** ArgumentError for more units.
     """
-    a, b = readout[0], teacher_readout[0]
+    a, b, q, m, p = _one_unit(problem, covariance)
+    student, teacher, noise = problem.student, problem.teacher, problem.sgd.label_noise
 
     def integrand(x, y):
         square, slope = (a * student(x) - b * teacher(y)) ** 2, student.derivative(x) ** 2
-        noisy = square**2 + 6 * label_noise * square + 3 * label_noise**2
-        return jnp.stack([(square + label_noise) * slope, noisy * slope**2])
+        noisy = square**2 + 6 * noise * square + 3 * noise**2
+        return jnp.stack([(square + noise) * slope, noisy * slope**2])
 
     growth = 4 * (max(student.growth, teacher.growth) + max(student.growth - 1, 0))
     rule = _plane_rule(student, teacher, growth)
-    second, fourth = gaussian_average(integrand, Q[0, 0], P[0, 0], M[0, 0], rule=rule, smooth=False)
+    second, fourth = gaussian_average(integrand, q, p, m, rule=rule, smooth=False)
     return fourth / second**2

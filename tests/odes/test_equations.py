@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 import odes
-from odes import SGD, Adapter, Overlaps, Problem, activation, population_gradient, pretrained, random_overlaps, solve
+from odes import (
+    SGD,
+    Adapter,
+    Covariances,
+    Overlaps,
+    Problem,
+    gradient_of,
+    pretrained,
+    random_overlaps,
+    solve,
+)
 from tests.helpers import close, difference
 from tests.problems import STAGES, frame_vectors, single, steady, two_by_three
 
@@ -23,7 +33,7 @@ def test_flow_is_gradient_flow_of_the_loss_in_weight_space(name, rank, key):
         adapter = Adapter(rank, scale=1.7, lr_ratio=2.3, **normalization)
         return two_by_three(name, adapter=adapter, sgd=SGD(batch_size=np.inf))
 
-    free, d, f = problem(normalized=False), 12, activation(name)
+    free, d = problem(normalized=False), 12
     kappa, chi = free.adapter.kappa, free.adapter.lr_ratio
     keys = jax.random.split(key, 3)
     F = frame_vectors(free, d, keys[0])
@@ -33,8 +43,7 @@ def test_flow_is_gradient_flow_of_the_loss_in_weight_space(name, rank, key):
     def gradients(U, V):
         def loss(U, V):
             W, T = free.frozen @ F + kappa * U @ V, free.target @ F
-            readouts = dict(readout=free.readout, teacher_readout=free.teacher_readout)
-            return population_gradient(f, f, W @ W.T, W @ T.T, T @ T.T, **readouts).loss
+            return gradient_of(free, Covariances(W @ W.T, W @ T.T, T @ T.T)).loss
 
         return jax.grad(loss, (0, 1))(U, V)
 
@@ -74,7 +83,7 @@ def test_flow_symmetry_and_unit_rows(key):
 
 def test_noise_of_several_units_is_refused_not_wrong():
     problem = two_by_three("erf")
-    with pytest.raises(ValueError, match=r"must have shape \(1, 1\) for the SGD noise"):
+    with pytest.raises(ValueError, match=r"must have shape \(K, P\) for the SGD noise = \(1, 1\)"):
         flow(problem, pretrained(problem))
 
 

@@ -7,13 +7,14 @@ import pytest
 
 from odes import (
     SGD,
+    Covariances,
     Problem,
     activation,
     covariances,
     gradient_at,
+    gradient_of,
     kurtosis_at,
     noise_at,
-    population_gradient,
     pretrained,
 )
 from tests.problems import frame_vectors, two_by_three
@@ -24,11 +25,9 @@ def test_gradient_coefficients_are_derivatives_of_the_loss(name):
     """C = -dl/dM and D = dl/dQ + (dl/dQ)^T with the entries of Q independent, for K = 2 and P = 3 units."""
     problem = two_by_three(name)
     at = covariances(problem, pretrained(problem))
-    f = activation(name)
 
     def loss(Q, M):
-        readouts = dict(readout=problem.readout, teacher_readout=problem.teacher_readout)
-        return population_gradient(f, f, Q, M, at.P, **readouts).loss
+        return gradient_of(problem, Covariances(Q, M, at.P)).loss
 
     gradient = gradient_at(problem, pretrained(problem))
     # entries (k, l) and (l, k) enter the pair (k, l) symmetrically, so autodiff's dl/dQ is already symmetrised for k != l

@@ -120,37 +120,29 @@ class Problem(eqx.Module):
         *,
         learns: Literal["target", "source"] = "target",
         cosine: ScalarLike = 1.0,
-        teacher: str | Activation | None = None,
         normalized: bool = True,
-        sgd: SGD | None = None,
+        **parts: Any,
     ) -> "Problem":
         r"""One student unit whose weights w are trained themselves: from scratch, or the pretraining of a w0.
 
         No frozen weights, rank 1, κ = 1, U = 1 fixed (lr ratio 0): w is the one row of V, so that a start needs `up` = 1. The
         frame has rows (ω*, ω_s), target and source with ω*·ω_s = `cosine`, so that m = w·ω* and s = w·ω_s; w `learns` one of
-        them, with the link function `teacher`. `normalized` keeps its length.
+        them. `normalized` keeps its length; `parts` are `teacher` and `sgd`.
 
         >>> Problem.full_weights("erf", learns="source", cosine=0.5).target.tolist()
         [[0.0, 1.0]]
         """
         adapter = Adapter(1, lr_ratio=0.0, normalized=normalized)
-        return cls.between_tasks(activation, learns=learns, cosine=cosine, teacher=teacher, adapter=adapter, sgd=sgd)
+        return cls.between_tasks(activation, learns=learns, cosine=cosine, adapter=adapter, **parts)
 
     @classmethod
     def between_tasks(
-        cls,
-        activation: str | Activation,
-        *,
-        learns: Literal["target", "source"],
-        cosine: ScalarLike,
-        teacher: str | Activation | None = None,
-        adapter: Adapter | None = None,
-        sgd: SGD | None = None,
+        cls, activation: str | Activation, *, learns: Literal["target", "source"], cosine: ScalarLike, **parts: Any
     ) -> "Problem":
         r"""One student unit without frozen weights in the frame (ω*, ω_s) of a target and a source task.
 
-        $\omega^*\cdot\omega_s$ = `cosine`. The student `learns` one of the tasks, whose labels are made by the link function
-        `teacher`; all its weights are rows of V.
+        $\omega^*\cdot\omega_s$ = `cosine`. The student `learns` one of the tasks; all its weights are rows of V. `parts` are
+        the `teacher` that makes the labels, `adapter` and `sgd`.
         """
         require_known("learns", learns, ("target", "source"))
         require("cosine", cosine, "between -1 and 1", lambda c: np.abs(c) <= 1)
@@ -160,9 +152,7 @@ class Problem(eqx.Module):
             directions=("target", "source"),
             frozen=[[0.0, 0.0]],
             target=[[1.0, 0.0] if learns == "target" else [0.0, 1.0]],
-            teacher=teacher,
-            adapter=adapter,
-            sgd=sgd,
+            **parts,
         )
 
     def replace(self, **changes: Any) -> "Problem":

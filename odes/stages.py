@@ -127,16 +127,11 @@ _losses = eqx.filter_jit(losses)
 def require_alike(stages: Sequence[Stage]) -> None:
     """Raises ArgumentError unless there is a stage and all are of the same units, rank, frame and dimension."""
     require("stages", len(stages), "at least one", lambda n: n >= 1)
-    first = stages[0].problem
-    for problem in (stage.problem for stage in stages):
-        alike = (problem.units, problem.adapter.rank, problem.directions) == (
-            first.units,
-            first.adapter.rank,
-            first.directions,
-        )
-        for one, other in ((problem.frame_gram, first.frame_gram), (problem.sgd.dimension, first.sgd.dimension)):
-            alike = alike and (not (concrete(one) and concrete(other)) or np.array_equal(one, other))
-        require("stages", alike, "of the same units, rank, frame and dimension", lambda x: x)
+    shapes = {(p.units, p.adapter.rank, p.directions) for p in (stage.problem for stage in stages)}
+    arrays = [(stage.problem.frame_gram, stage.problem.sgd.dimension) for stage in stages]
+    known = [values for values in zip(*arrays, strict=True) if all(map(concrete, values))]
+    alike = len(shapes) == 1 and all(np.array_equal(value, values[0]) for values in known for value in values)
+    require("stages", alike, "of the same units, rank, frame and dimension", lambda x: x)
 
 
 def require_stage(name: str, number: int, stages: Sequence[Stage]) -> None:

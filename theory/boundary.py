@@ -72,11 +72,6 @@ class _Brackets(eqx.Module):
     high: _Ends
 
     @property
-    def smooth(self) -> np.ndarray:
-        """Where the slope is known at both ends and changes its sign."""
-        return np.maximum(self.before, self.after) <= Region.hurts
-
-    @property
     def decided(self) -> np.ndarray:
         """Where w0 alone, without integration, says on which side of the boundary it is."""
         return _decided(self.before) | _decided(self.after)

@@ -18,7 +18,7 @@ class Cache:
     def run(self) -> int:
         folder = cache_folder()
         if self.clear:
-            for file in folder.glob("*"):
+            for file in (*folder.glob("*-cache"), *folder.glob("*-atime")):
                 file.unlink(missing_ok=True)
         sizes = [file.stat().st_size for file in folder.glob("*-cache")]
         if self.json:

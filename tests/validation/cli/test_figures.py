@@ -9,8 +9,8 @@ import pytest
 
 from odes import load
 from tests.command_line import ON_ITS_OWN, run
-from validation.figures.base import Figure
 from validation.figures.effort import QUICK
+from validation.figures.figure import Figure
 from validation.figures.registry import FIGURES
 
 CHEAP = "bias"

@@ -9,9 +9,9 @@ from odes import Problem
 from tests.problems import single
 from theory import search_phase
 from validation.figures import escape_time
-from validation.figures.base import Figure
 from validation.figures.effort import Effort
 from validation.figures.escape_time import Link
+from validation.figures.figure import Figure
 from validation.figures.registry import FIGURES
 from validation.figures.work import Work
 

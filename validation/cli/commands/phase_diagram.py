@@ -13,8 +13,8 @@ from validation.cli.options import AdapterOptions, EscapeOptions, LinkOptions, S
 from validation.cli.output import OutputOptions
 from validation.cli.report import rows_of, table
 from validation.cli.values import Numbers, numbers
-from validation.figures.phase_diagram import ALIGNMENT_LABEL, draw_diagram, to_dataset
-from validation.figures.style import COLUMN
+from validation.figures.phase_diagram import draw_diagram, to_dataset
+from validation.figures.style import ALIGNMENT_LABEL, COLUMN
 
 Found = tuple[theory.PhaseDiagram, Boundaries]
 

@@ -3,7 +3,7 @@ r"""Loss against time for Hermite links: weak and strong pretraining, and traini
 From scratch the overlap of unit weights grows as $\dot m = k\,k!\,m^{k-1}(1 - m^2)$: from $m = d^{-1/2}$ the search lasts of order 1, log d
 and $d^{k/2-1}$ for k = 1, k = 2 and k > 2, in units of 1/(k k!). An adapter on weights $\mu\omega^*$ escapes at the rate λ₊ at every k.
 Below their largest critical strength odd links, k > 2, escape the wrong way: v turns to -ω* until w = 0 and the loss k!/2
-of a student that says nothing is left. D > 0 there, so that nothing grows again.
+of a student whose output is 0 is left. D > 0 there, so that nothing grows again.
 """
 
 import dataclasses

@@ -43,7 +43,7 @@ def hermite_rate(*degrees: int) -> int:
 
 
 def trivial_loss(link: str) -> float:
-    r"""$\tfrac12E[\sigma(z)^2]$, the loss of a student that says nothing of labels with mean zero."""
+    r"""$\tfrac12E[\sigma(z)^2]$, the loss of a student whose output is always 0."""
     return float(self_moments(activation(link), 1.0).value) / 2
 
 

@@ -136,8 +136,8 @@ def simulate_stages(
 
     - `simulator`: of a stage's problem, with its recorded steps; all of the same kind;
     - `records`: for every stage the recorded steps (increasing, to the last one), or how many there are, evenly, after the start;
-    - `until`: a block of seeds stops in the last stage once all its seeds have met this criterion, or left the range of floating
-        point numbers; its later records are NaN. It is relative to the frozen w0 or, where nothing is frozen, to the whole
+    - `until`: a block of seeds stops in the last stage once all its seeds have met this criterion or diverged to
+        infinity; its later records are NaN. It is relative to the frozen w0 or, where nothing is frozen, to the whole
         student of every seed at the start of stage `since` (the last unless given);
     - `shared_start`: whether all seeds start alike, so that they differ by their data alone;
     - `block`: how many seeds may advance together; the simulators' `seeds_at_once` unless given. The same block gives the

@@ -38,7 +38,7 @@ class Simulation(Trajectory):
 
     @property
     def diverged(self) -> Bool[np.ndarray, " seeds"]:
-        """Which seeds left the range of floating point numbers (the learning rate was too large for them)."""
+        """Which seeds have a loss that is infinite or not a number: the learning rate was too large for them."""
         taken = np.arange(self.t.size)[None] < np.asarray(self.recorded)[:, None]
         return np.asarray((taken & ~np.isfinite(self.loss)).any(axis=1))
 
@@ -147,13 +147,8 @@ def mean_and_error(values: Any) -> tuple[Any, Any]:
 
 def records_to_variables(overlaps: Overlaps, loss: Any, recorded: Any) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """The records of some seeds as variables of an `xarray.Dataset`, with dimensions (seed, time, ...)."""
-    return {
-        "up": (("seed", "time", "unit", "rank"), np.asarray(overlaps.up)),
-        "cross": (("seed", "time", "rank", "frame"), np.asarray(overlaps.cross)),
-        "down_gram": (("seed", "time", "rank", "rank_"), np.asarray(overlaps.down_gram)),
-        "loss": (("seed", "time"), np.asarray(loss)),
-        "recorded": (("seed",), np.asarray(recorded)),
-    }
+    records = {"loss": (("seed", "time"), np.asarray(loss)), "recorded": (("seed",), np.asarray(recorded))}
+    return overlaps.variables("seed", "time") | records
 
 
 def records_from_variables(variables: Any) -> tuple[Overlaps, Array, Array]:

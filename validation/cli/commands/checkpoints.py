@@ -58,7 +58,7 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
     """Pretrain, freeze, fine-tune: the fine-tuning time as a function of when pretraining stopped; the best and the worst checkpoint.
 
     Two goals: escape from the search phase (--criterion, --threshold), relative to the checkpoint's own loss, and an absolute
-    loss (--goal, or a tenth of that of a student that says nothing), the same for all. Theory at typical random starts.
+    loss (--goal, or a tenth of that of a student whose output is always 0), the same for all. Theory at typical random starts.
     """
 
     pretraining_time: OptionalFloat = None

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax.scipy.special import digamma, gammaincc, polygamma
 from jaxtyping import Array, Float, Int
 
@@ -56,8 +55,10 @@ class EscapeLaw(eqx.Module):
 
     def quantile(self, probability: ArrayLike) -> Float[Array, "..."]:
         """The time by which a fraction `probability` of the runs has escaped."""
+        from scipy import special
+
         p = np.asarray(probability, float)
-        deviation = jnp.asarray(scipy.special.gammainccinv(self.rank / 2, p) * 2 / self.rank)
+        deviation = jnp.asarray(special.gammainccinv(self.rank / 2, p) * 2 / self.rank)
         return self.time(jnp.log(self.amplitude) + jnp.log(deviation) / 2)
 
     def cdf(self, t: ArrayLike) -> Float[Array, "..."]:
@@ -71,8 +72,10 @@ class EscapeLaw(eqx.Module):
 def _ways(rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Radii (n,) at the midpoints of equal probability of a chi law of r degrees, in units of sqrt(r), increasing; and
     unit vectors (k, r): ways to split an amplitude among the rows."""
+    from scipy import special
+
     levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
-    radii = np.sqrt(2 * scipy.special.gammaincinv(rank / 2, levels) / rank)
+    radii = np.sqrt(2 * special.gammaincinv(rank / 2, levels) / rank)
     vectors = np.random.default_rng(0).normal(size=(1 if rank == 1 else _DIRECTIONS, rank))
     return radii, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float, ScalarLike
-from scipy import special
 
 from odes import Overlaps, Problem, Transfer, pretrained
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
@@ -52,6 +51,8 @@ def typical_start(problem: Problem, phase: SearchPhase, mode: UnstableMode) -> O
     quantiles of a half-normal law. Where D <= 0 they have U = 0 instead and the total overlap $(r/d)^{1/2}$ with the
     gradient's direction. Where nothing moves the start is w0 itself.
     """
+    from scipy import special
+
     rank, moving, damped = problem.adapter.rank, moves(problem, phase), phase.D > 0
     shares = special.ndtri((1 + (np.arange(rank) + 0.5) / rank) / 2)
     rows = jnp.asarray(shares / np.linalg.norm(shares), mode.variance.dtype)

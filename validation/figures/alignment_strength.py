@@ -95,9 +95,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "alignment-strength",
-    "The search-phase time over pretrained strength and alignment, and the strength at which pretraining hurts most.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "alignment-strength",
+        "The search-phase time over pretrained strength and alignment, and the strength at which pretraining hurts most.",
+        compute,
+        draw,
+    ),
 )

@@ -128,9 +128,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "checkpoints",
-    "Fine-tuning time against pretraining time: cases where pretraining always helps, always hurts, and is best cut short.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "checkpoints",
+        "Fine-tuning time against pretraining time: cases where pretraining always helps, always hurts, and is best cut short.",
+        compute,
+        draw,
+    ),
 )

@@ -146,9 +146,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "curriculum",
-    "Near the critical strength of He3, squared labels first: the search is over in no time, or never, as U is treated.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "curriculum",
+        "Near the critical strength of He3, squared labels first: the search is over in no time, or never, as U is treated.",
+        compute,
+        draw,
+    ),
 )

@@ -157,9 +157,11 @@ def _draw_force(ax: Any, curve: Any, strength: float) -> None:
     draw_simulated(ax, curve["mark"], np.abs(curve["sampled_force"]), curve["standard_error"], color=colour)
 
 
-FIGURE = Figure(
-    "gradient-transfer",
-    "The force that turns the adapter to the target against their overlap: a power from scratch, a constant with pretraining.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "gradient-transfer",
+        "The force that turns the adapter to the target against their overlap: a power from scratch, a constant with pretraining.",
+        compute,
+        draw,
+    ),
 )

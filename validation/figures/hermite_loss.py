@@ -175,9 +175,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "hermite-loss",
-    "Loss against time for Hermite links: weak pretraining of odd links is unlearned, from scratch they are learned late.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "hermite-loss",
+        "Loss against time for Hermite links: weak pretraining of odd links is unlearned, from scratch they are learned late.",
+        compute,
+        draw,
+    ),
 )

@@ -118,9 +118,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "escape-law",
-    "The law of the escape time against simulation: its density, and its mean for dimensions up to a billion.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "escape-law",
+        "The law of the escape time against simulation: its density, and its mean for dimensions up to a billion.",
+        compute,
+        draw,
+    ),
 )

@@ -228,9 +228,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "phase-diagram",
-    "Where more pretraining makes fine-tuning faster and where slower, over strength and alignment, with the lines between.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "phase-diagram",
+        "Where more pretraining makes fine-tuning faster and where slower, over strength and alignment, with the lines between.",
+        compute,
+        draw,
+    ),
 )

@@ -133,9 +133,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "potential",
-    "The potential in which the adapter of a linear link rolls while its up-projection is slaved, and where it is not.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "potential",
+        "The potential in which the adapter of a linear link rolls while its up-projection is slaved, and where it is not.",
+        compute,
+        draw,
+    ),
 )

@@ -108,6 +108,8 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "rank", "Mean and spread of the escape time fall with the rank of the adapter, as its law says.", compute, draw
+FIGURES = (
+    Figure(
+        "rank", "Mean and spread of the escape time fall with the rank of the adapter, as its law says.", compute, draw
+    ),
 )

@@ -1,41 +1,31 @@
 """Every figure by name."""
 
-from validation.figures import (
-    alignment_strength,
-    bias,
-    checkpoints,
-    curriculum,
-    dynamics,
-    escape_time,
-    gradient_transfer,
-    hermite_loss,
-    law,
-    phase_diagram,
-    potential,
-    rank,
-    scratch_against_lora,
-    truncation,
-    two_frequencies,
-)
+import functools
+import importlib
+
 from validation.figures.figure import Figure
 
-_ALL = (
-    *escape_time.FIGURES,
-    *dynamics.FIGURES,
-    potential.FIGURE,
-    *bias.FIGURES,
-    gradient_transfer.FIGURE,
-    two_frequencies.FIGURE,
-    hermite_loss.FIGURE,
-    curriculum.FIGURE,
-    scratch_against_lora.FIGURE,
-    law.FIGURE,
-    rank.FIGURE,
-    alignment_strength.FIGURE,
-    checkpoints.FIGURE,
-    phase_diagram.FIGURE,
-    truncation.FIGURE,
+_MODULES = (
+    "escape_time",
+    "dynamics",
+    "potential",
+    "bias",
+    "gradient_transfer",
+    "two_frequencies",
+    "hermite_loss",
+    "curriculum",
+    "scratch_against_lora",
+    "law",
+    "rank",
+    "alignment_strength",
+    "checkpoints",
+    "phase_diagram",
+    "truncation",
 )
 
-FIGURES: dict[str, Figure] = {figure.name: figure for figure in _ALL}
-"""Every figure by name, in the order of the gallery."""
+
+@functools.cache
+def all_figures() -> dict[str, Figure]:
+    """Every figure by name, in the order of the gallery; their modules are imported now."""
+    modules = (importlib.import_module(f"validation.figures.{name}") for name in _MODULES)
+    return {figure.name: figure for module in modules for figure in module.FIGURES}

@@ -191,9 +191,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "scratch-against-lora",
-    "The time to 1 % of the trivial loss, fine-tuned with LoRA and from scratch, against the pretrained strength.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "scratch-against-lora",
+        "The time to 1 % of the trivial loss, fine-tuned with LoRA and from scratch, against the pretrained strength.",
+        compute,
+        draw,
+    ),
 )

@@ -97,9 +97,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "truncation",
-    "How far a Hermite series cut at order 10 to 20 puts the search-phase time of relu from its exact value.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "truncation",
+        "How far a Hermite series cut at order 10 to 20 puts the search-phase time of relu from its exact value.",
+        compute,
+        draw,
+    ),
 )

@@ -100,9 +100,11 @@ def draw(dataset: Any) -> Any:
     return figure
 
 
-FIGURE = Figure(
-    "two-frequencies",
-    "Search-phase time against the strength for sums of two Hermite links, with that of each alone and its divergences.",
-    compute,
-    draw,
+FIGURES = (
+    Figure(
+        "two-frequencies",
+        "Search-phase time against the strength for sums of two Hermite links, with that of each alone and its divergences.",
+        compute,
+        draw,
+    ),
 )

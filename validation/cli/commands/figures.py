@@ -11,7 +11,7 @@ from validation.cli.report import print_json
 from validation.cli.values import writable_folder
 from validation.cli.workers import carry_out
 from validation.figures.effort import FULL, QUICK, Effort
-from validation.figures.registry import FIGURES
+from validation.figures.registry import all_figures
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
@@ -42,19 +42,20 @@ class Figures:
     """Print JSON instead of the paths."""
 
     def run(self) -> int:
+        figures = all_figures()
         for name in self.names:
-            if name not in FIGURES:
-                raise ArgumentError(None, f"there is no figure {name!r}{nearest(name, FIGURES)} (--list names them)")
-        chosen = list_of(self.names)
+            if name not in figures:
+                raise ArgumentError(None, f"there is no figure {name!r}{nearest(name, figures)} (--list names them)")
+        chosen = [name for name in figures if name in self.names or not self.names]
         if self.list:
-            self.report({name: FIGURES[name].sentence for name in chosen})
+            self.report({name: figures[name].sentence for name in chosen})
             return 0
         if self.redraw and self.again:
             raise ArgumentError(None, "--redraw and --again exclude each other")
         folder = writable_folder("folder", self.folder)
         if self.redraw:
             for name in chosen:
-                FIGURES[name].stored(folder)
+                figures[name].stored(folder)
         effort = dataclasses.replace(QUICK if self.quick else FULL, seed=self.seed)
         jobs = [Job(name, str(folder), effort, self.redraw, self.again) for name in chosen]
         written = []
@@ -75,11 +76,6 @@ class Figures:
             print(f"{name:<{width}}  {sentence}")
 
 
-def list_of(names: tuple[str, ...]) -> list[str]:
-    """The named figures once each, in the gallery's order; all without names."""
-    return [name for name in FIGURES if name in names or not names]
-
-
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One figure to be made; plain data, so that another process can do it."""
@@ -92,7 +88,7 @@ class Job:
 
     def run(self) -> list[str]:
         """The paths of the files that were written."""
-        figure, folder = FIGURES[self.name], Path(self.folder)
+        figure, folder = all_figures()[self.name], Path(self.folder)
         paths = []
         if self.redraw:
             dataset = figure.stored(folder)

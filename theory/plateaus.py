@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import optimistix as optx
 from jaxtyping import Array, Float
 
 from odes import Overlaps, Problem, flow, gradient_at, pretrained
@@ -53,19 +54,12 @@ def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
     place = jnp.argmax(crosses)
     exists = (values[0] < 0) & crosses[place] & (problem.adapter.lr_ratio > 0)
 
-    def halve(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, right = bracket
-        middle = (left + right) / 2
-        below = curvature(middle) < 0
-        return jnp.where(below, middle, left), jnp.where(below, right, middle)
-
-    left, right = jax.lax.fori_loop(0, 40, halve, jax.lax.stop_gradient((steps[place], steps[place + 1])))
-    step = (left + right) / 2
-    for _ in range(2):
-        value, slope = jax.value_and_grad(curvature)(jax.lax.stop_gradient(step))
-        slope = jnp.where(exists, slope, 1)
-        step = jax.lax.stop_gradient(step) - value / jax.lax.stop_gradient(slope)
-
+    finest = 4 * float(jnp.finfo(values.dtype).eps)
+    bracket = {"lower": steps[place], "upper": steps[place + 1]}
+    bisection = optx.Bisection(rtol=finest, atol=finest, flip=False)
+    step = optx.root_find(
+        lambda x, _: curvature(x), bisection, steps[place], options=bracket, max_steps=64, throw=False
+    ).value
     settled = with_up(step)
     flat, unravel = jax.flatten_util.ravel_pytree(settled)
     jacobian = jax.jacfwd(lambda y: jax.flatten_util.ravel_pytree(flow(problem, unravel(y)))[0])(flat)

@@ -131,7 +131,10 @@ _TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|(?P<nam
 
 
 class _Parser:
-    """sum := [-] term ((+|-) term)*;  term := [number *] factor;  factor := (name | "(" sum ")") ["^2"]."""
+    """sum := [-] term ((+|-) term)*;  term := [number *] factor;  factor := (name | "(" sum ")") ["^2"].
+
+    By hand, since it says what is missing where Python's own parser (`ast`) says "invalid syntax".
+    """
 
     def __init__(self, text: str):
         self.text = text

@@ -1,4 +1,4 @@
-r"""When the mean time of a passage from random starts is known: one rule for the law, fine-tuning, checkpoints and diagrams."""
+r"""When the law is refused: one rule for mean times from random starts, in the law, fine-tuning, checkpoints and diagrams."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-r"""How long fine-tuning from given weights takes, to leading order, as one differentiable passage."""
+r"""Where the mean time of fine-tuning from given weights is computed, to leading order: one differentiable passage."""
 
 from typing import Any
 

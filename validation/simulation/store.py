@@ -1,4 +1,4 @@
-"""Blocks of seeds on disk as they are finished, so that an interrupted run can go on.
+"""How a run is resumed: blocks of seeds on disk as they are finished.
 
 While a run whose result will be the file `run.nc` goes on, the folder `run.nc.parts` holds a file `point-I-block-J.nc` for
 every finished block J of the seeds at point I, written whole or not at all. Once the result is written the folder

@@ -129,8 +129,8 @@ def _one_unit(problem: Problem, covariance: Covariances) -> tuple[Array, ...]:
 def noise_of(problem: Problem, covariance: Covariances) -> Float[Array, "K K"]:
     r"""$N_{kl} = a_k a_l E[(e^2 + \Delta)\sigma'(\lambda_k)\sigma'(\lambda_l)]$ at given covariances, for K = P = 1.
 
-    The noise term of the flow is $\theta\kappa^2U^TNU$. One sample's gradient with respect to w_k is g_k x, g_k = a_k e σ'(λ_k); N is the second moment of g and so of the
-    gradient in every direction to which no weight points.
+    The noise term of the flow is $\theta\kappa^2U^TNU$. One sample's gradient with respect to w_k is g_k x, g_k = a_k e σ'(λ_k);
+    N is the second moment of g and so of the gradient in every direction to which no weight points.
 
     **Raises** ArgumentError for more units.
     """

@@ -1,3 +1,4 @@
+PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
@@ -5,7 +6,7 @@ CONSTRAINTS := constraints.txt
 .PHONY: demo test test-slow lint benchmark
 
 $(BIN)/searchphase: pyproject.toml $(CONSTRAINTS)
-	python3 -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable .
 	touch $@
 
@@ -30,3 +31,4 @@ lint: $(VENV)/.test
 
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/latency.py

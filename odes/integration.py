@@ -72,8 +72,12 @@ class Solution(Trajectory):
         """The overlaps at any time from 0 to `t_final`, by the integrator's interpolant; needs `solve(..., dense=True)`."""
         if self._interpolations is None:
             raise ArgumentError("dense", "of `solve` must be True for `Solution.evaluate`")
-        leg = jnp.where(t > self.escape_time, -1, 0)
-        return jax.tree.map(lambda x: x[leg], self._interpolations).evaluate(t)
+        later = (t > self.escape_time) & (self.escape_time > 0)  # a start that has escaped already is one leg
+
+        def chosen(legs: Array) -> Array:
+            return legs[0] if legs.shape[0] == 1 else legs[jnp.where(later, -1, 0)]
+
+        return jax.tree.map(chosen, self._interpolations).evaluate(t)
 
     def to_dataset(self):
         """The trajectory as an `xarray.Dataset`, with the problem and the integrator's report among its attributes."""
@@ -223,6 +227,13 @@ def solve(
     )
 
 
+class _Bisection(optx.Bisection):
+    """Ends when the time is known, however small or steep the margin is there: its rounding can exceed any tolerance."""
+
+    def terminate(self, fn, y, args, options, state, tags):
+        return jnp.abs(state.upper - state.lower) <= self.rtol * jnp.abs(y), optx.RESULTS.successful
+
+
 class _Leg(eqx.Module):
     """One call of the integrator: the whole run, or the part before or after the escape."""
 
@@ -260,7 +271,7 @@ def _solve(
     fastest = (
         problem.adapter.kappa**2 * jnp.maximum(problem.adapter.lr_ratio, 1) * self_moments(problem.student, 1.0).cross
     )
-    dt0 = jnp.minimum(_FIRST_STEP / fastest, t1)
+    dt0 = jax.lax.stop_gradient(jnp.minimum(_FIRST_STEP / fastest, t1))
     zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
     reference, event = zero, None
     if escape is not None:
@@ -271,7 +282,7 @@ def _solve(
             return jnp.where(sought, escape.margin(problem, y, reference), 1)
 
         closest: Any = jnp.maximum(_LOCATED * tolerances[0], 16 * jnp.finfo(t1.dtype).eps)
-        event = diffrax.Event(margin, optx.Bisection(rtol=closest, atol=closest, flip=True), direction=False)
+        event = diffrax.Event(margin, _Bisection(rtol=closest, atol=0.0, flip=True), direction=False)
 
     def integrate(begin: tuple[Array, Overlaps], sought: Array) -> tuple[tuple[Array, Overlaps], _Leg]:
         """From `begin` to t1, or to the escape if it is sought; and where the rest of the run begins, t1 if there is none."""

@@ -234,9 +234,8 @@ class Problem(eqx.Module):
         """
         names = ("frame_gram", "directions", "frozen", "target", "teacher", "readout", "teacher_readout")
         adapter, sgd = ({f.name: values[f.name] for f in dataclasses.fields(part)} for part in (Adapter, SGD))
-        return cls(
-            values["student"], **{name: values[name] for name in names}, adapter=Adapter(**adapter), sgd=SGD(**sgd)
-        )
+        fields: dict[str, Any] = {name: values.get(name) for name in names}
+        return cls(values["student"], **fields, adapter=Adapter(**adapter), sgd=SGD(**sgd))
 
 
 class Family(eqx.Module):

@@ -159,7 +159,8 @@ def classified(
         [Region.met, Region.coarse, Region.unreached, Region.plateau, Region.helps],
         Region.hurts,
     )
-    return place, _Tuned(time, np.where(time == 0, 0, slope), tuned.validity), region
+    valid = np.where(place.coarse, Validity.coarse, tuned.validity)
+    return place, _Tuned(time, np.where(time == 0, 0, slope), valid), region
 
 
 def phase_diagram(

@@ -1,5 +1,8 @@
 r"""Fine-tuning from the checkpoints of a pretraining run: its time as a function of the time at which pretraining was stopped."""
 
+import dataclasses
+import math
+
 import diffrax
 import equinox as eqx
 import jax
@@ -10,13 +13,14 @@ from jaxtyping import Array, Float
 from odes import Escape, Overlaps, Solution, Transfer, gradient_at, modified_flow, self_moments, solve
 from odes.arguments import ArrayLike
 from theory.lanes import in_lanes
+from theory.trust import Validity
 from theory.tuning import FineTuning, fine_tuning
 
 _HORIZON = 500.0
 """Pretraining is given so many units of 1/E[σ'^2] to learn the source."""
 
-_UNREACHABLE = 1e-30
-"""A fraction of the source loss that stops no pretraining."""
+_NEVER = math.inf
+"""At this fraction of the source loss the start counts as arrived, so that nothing stops pretraining before its end."""
 
 
 class Checkpoints(eqx.Module):
@@ -67,15 +71,23 @@ def pretrained_until(
     if end is None:
         end = _HORIZON / float(self_moments(transfer.student, 1.0).cross)
     else:
-        fraction = _UNREACHABLE
+        fraction = _NEVER
     return _pretrained(transfer, start, jnp.asarray(end if end > 0 else 1.0), jnp.asarray(fraction))
+
+
+def _weights_alone(transfer: Transfer) -> Transfer:
+    """The transfer with one adapter row, which rests in pretraining: all that is kept of a run are its weights."""
+    return dataclasses.replace(transfer, adapter=transfer.adapter.replace(rank=1))
 
 
 @eqx.filter_jit
 def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction: Array) -> Solution:
-    start = transfer.typical_start() if start is None else start
+    alone = _weights_alone(transfer)
+    start = (
+        alone.typical_start() if start is None else Overlaps(start.up[:, :2], start.cross[:2], start.down_gram[:2, :2])
+    )
     return solve(
-        transfer.pretraining,
+        alone.pretraining,
         start,
         t1=end,
         times=end[None],
@@ -97,16 +109,18 @@ def tuned_from(transfer: Transfer, run: Solution, times: np.ndarray, goal: Escap
 
 @eqx.filter_jit
 def _tuned_from(transfer: Transfer, run: Solution, times: Float[Array, " n"], goal: Escape) -> Checkpoints:
+    alone = _weights_alone(transfer)
+
     def tuned(overlaps: Overlaps) -> tuple[Array, tuple[FineTuning, Array]]:
-        problem = transfer.fine_tuning(overlaps)
+        problem = alone.fine_tuning(overlaps).replace(adapter=transfer.adapter)
         tuning = fine_tuning(problem, goal, adjoint=diffrax.ForwardMode())
         return tuning.time, (tuning, problem.frame_gram)
 
-    safe = transfer.typical_start()
+    safe = alone.typical_start()
 
     def one(time: Array) -> Checkpoints:
         overlaps = run.evaluate(time)
-        velocity = modified_flow(transfer.pretraining, overlaps)
+        velocity = modified_flow(alone.pretraining, overlaps)
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((overlaps, velocity))]).all()
         sound = finite & (overlaps.down_gram[0, 0] > 0) & (time <= run.t_final)
         at = jax.tree.map(lambda x, safe: jnp.where(sound, x, safe), overlaps, safe)
@@ -118,14 +132,15 @@ def _tuned_from(transfer: Transfer, run: Solution, times: Float[Array, " n"], go
             strength=jnp.sqrt(square),
             alignment=overlap / jnp.sqrt(square),
             distance=jnp.sqrt(jnp.maximum(square - 2 * overlap + 1, 0)),
-            source_loss=gradient_at(transfer.pretraining, at).loss,
-            target_loss=gradient_at(transfer.lora, at).loss,
+            source_loss=gradient_at(alone.pretraining, at).loss,
+            target_loss=gradient_at(alone.lora, at).loss,
             tuning=tuning,
             slope=jnp.where(jnp.isfinite(tuning.time), slope, jnp.nan),
         )
         numbers, codes = eqx.partition(known, eqx.is_inexact_array)
         known = eqx.combine(jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), numbers), codes)
-        return eqx.tree_at(lambda c: c.time, known, time)
+        valid = jnp.where(sound, tuning.validity, int(Validity.trapped))
+        return eqx.tree_at(lambda c: (c.time, c.tuning.validity), known, (time, valid))
 
     return jax.vmap(one)(times)
 

@@ -23,9 +23,11 @@ def numbers(words: list[str]) -> tuple[float, ...]:
     values: list[float] = []
     for word in words:
         try:
-            low, *rest = word.split(":")
-            high, count = rest or (low, 1)
-            if int(count) < 1 or (rest and not math.isfinite(float(low) + float(high))):
+            if ":" not in word:
+                values.append(float(word))
+                continue
+            low, high, count = word.split(":")
+            if int(count) < 1 or not math.isfinite(float(low) + float(high)):
                 raise ValueError
             values.extend(np.linspace(float(low), float(high), int(count)).tolist())
         except ValueError:
@@ -56,7 +58,8 @@ def check(name: str, value: Any, allowed: str, good: bool | Callable[[float], An
     """Raises ArgumentError for the first number that is not `good`; `value` is one number or several."""
     for number in value if isinstance(value, tuple) else (value,):
         if not (good(number) if callable(good) else good):
-            raise ArgumentError(name, f"must be {allowed}, but is {number:.10g}")
+            shown = str(number) if isinstance(number, int) else f"{number:.10g}"
+            raise ArgumentError(name, f"must be {allowed}, but is {shown}")
 
 
 def positive(value: float) -> bool:

@@ -68,7 +68,10 @@ def _finished(parts: Parts) -> Any | None:
     if not parts.resume or not Path(parts.path).exists():
         return None
     try:
-        return parts.load(Path(parts.path))
+        dataset = parts.load(Path(parts.path))
+        if "point" not in dataset.dims:
+            raise ArgumentError(None, f"{parts.path} was made by another version: remove it, or name another --output")
+        return dataset
     except ArgumentError:
         if parts.block_size() is None:
             raise

@@ -10,7 +10,7 @@ import numpy as np
 
 from odes import Escape, Transfer, self_moments
 from odes.arguments import ArgumentError
-from theory import Verdict, judge, pretraining_times
+from theory import Validity, Verdict, judge, pretraining_times
 from validation.checks.confirm import confirmed_checkpoints
 from validation.cli.options import ConfirmOptions, EscapeOptions, TransferOptions
 from validation.cli.output import OutputOptions
@@ -201,10 +201,9 @@ def sentences(case: Judged) -> list[str]:
     if case.exponent is not None:
         tau, time = case.exponent
         lines.append(f"near the target tau ~ |w - target|^{tau:.2f}, fine-tuning time ~ |w - target|^{time:.2f}")
-    if not bool(np.all(np.asarray(verdict.swept.tuning.trusted)[np.isfinite(verdict.swept.tuning.time)])):
-        lines.append(
-            "at some checkpoints D <= 0 or the start is not small: there times are those of a typical start, not means"
-        )
+    for code in np.unique(np.asarray(verdict.swept.tuning.validity)[np.isfinite(verdict.swept.tuning.time)]):
+        if code != Validity.holds:
+            lines.append(f"at some checkpoints times are those of a typical start, not means: {Validity(code).meaning}")
     return lines
 
 

@@ -90,9 +90,7 @@ class PhaseDiagram(OutputOptions, EscapeOptions, SGDOptions, AdapterOptions, Lin
         if slow:
             print(f"search too long to be integrated, helps or hurts read off tau: at {slow} places")
         if doubtful := int((timed & ~trusted).sum()):
-            print(
-                f"not mean times (D <= 0, or the start is no small perturbation at this dimension): at {doubtful} places"
-            )
+            print(f"not mean times, since the law of the escape time does not hold there: at {doubtful} places")
 
     def dataset(self, result: Found) -> Any:
         return to_dataset(*result)

@@ -82,7 +82,7 @@ def describe(remedy: Remedy, found: list[Remedy]) -> dict[str, Any]:
     return {
         "remedy": remedy.name,
         "samples": remedy.samples,
-        "gain": given / remedy.samples,
+        "gain": given / remedy.samples if remedy.samples else np.nan,
         "time": remedy.time,
         "learning_rate": float(sgd.learning_rate),
         "batch_size": float(sgd.batch_size),

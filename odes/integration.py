@@ -230,6 +230,8 @@ def solve(
 class _Bisection(optx.Bisection):
     """Ends when the time is known, however small or steep the margin is there: its rounding can exceed any tolerance."""
 
+    rtol: Any
+
     def terminate(self, fn, y, args, options, state, tags):
         return jnp.abs(state.upper - state.lower) <= self.rtol * jnp.abs(y), optx.RESULTS.successful
 

@@ -1,0 +1,155 @@
+"""Prints the latency table: how long whole commands take, as processes of their own, with an empty compilation cache and a full one.
+
+Every command gets a new, empty folder as JAX's persistent compilation cache (`JAX_COMPILATION_CACHE_DIR`): its first run is "cold",
+the median of the runs after it is "warm". Both are also given over the time that `import jax, diffrax` takes in the same run, which
+no command can beat. "cpu" is the processors' time, which other work on the machine changes less than the time on the clock. JAX's
+other settings are left alone: unless the project says otherwise, JAX stores only what took a second or more to compile. "stored" is
+the number of compiled functions in the cache after the cold run.
+
+Every command is run once for nothing first, so that files are read and Python's bytecode is in place. Run it on an idle machine.
+"""
+
+import argparse
+import dataclasses
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from validation.cli.report import table
+
+HERE = Path(__file__).resolve().parent.parent
+
+_IMPORT = "import jax, diffrax"
+
+_GRADIENT = """
+import jax
+
+jax.config.update("jax_enable_x64", True)
+from odes import Escape, Problem, random_overlaps, solve
+
+
+def escape_time(strength):
+    problem = Problem.single_index("erf", strength=strength)
+    start = random_overlaps(problem, jax.random.key(0))
+    return solve(problem, start, t1=1000.0, escape=Escape(), until_escape=True).escape_time
+
+
+gradient = jax.grad(escape_time)(0.5)
+assert abs(gradient) > 0, gradient
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a process does: `words` after the name of Python; `{folder}` among them is an empty folder.
+
+    `cold` and `warm` are the limits in seconds, None where there is none; `once`: warm is a single run, since it takes minutes.
+    """
+
+    what: str
+    words: tuple[str, ...]
+    cold: float | None = None
+    warm: float | None = None
+    once: bool = False
+
+
+def _command(words: str, cold: float | None = None, warm: float | None = None, *, once: bool = False) -> Job:
+    return Job(words.replace(" --folder {folder}", ""), ("-m", "validation", *words.split()), cold, warm, once)
+
+
+_HELP = _command("--help")
+_HELP_LIMIT = 1.3
+"""The help text takes at most so many times as long as the import."""
+
+_JOBS = (
+    _command("escape"),
+    _command("escape --dim 1000", 5, 3),
+    _command("solve", 4, 2.5),
+    _command("simulate --method chain --until-escape --seeds 64", 5, 3),
+    _command("checkpoints --cosine 0.8", 12, 7),
+    Job("gradient of an escape time", ("-c", _GRADIENT)),
+)
+_FIGURES = _command("figures --quick --folder {folder}", 300, once=True)
+
+
+def seconds(checkout: Path, words: tuple[str, ...], cache: str) -> tuple[float, float]:
+    """The time that a process takes from start to exit, and its processors' time, with a folder for compiled functions."""
+    path = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": cache}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *(word.replace("{folder}", folder) for word in words)]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        began = time.perf_counter()
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+        took = time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def median(checkout: Path, words: tuple[str, ...], cache: str, repeat: int) -> tuple[float, float]:
+    """The medians of several runs."""
+    wall, cpu = zip(*(seconds(checkout, words, cache) for _ in range(repeat)), strict=True)
+    return statistics.median(wall), statistics.median(cpu)
+
+
+def row(checkout: Path, job: Job, repeat: int, unit: float) -> dict[str, Any]:
+    """One line of the table; `unit` is the time of the import."""
+    with tempfile.TemporaryDirectory() as cache:
+        cold, cold_cpu = seconds(checkout, job.words, cache)
+        stored = sum(file.name.endswith("-cache") for file in Path(cache).rglob("*"))
+        warm, warm_cpu = median(checkout, job.words, cache, 1 if job.once else repeat)
+    limits = [("cold", cold, job.cold), ("warm", warm, job.warm)]
+    if job is _HELP:
+        limits = [("cold", cold, _HELP_LIMIT * unit), ("warm", warm, _HELP_LIMIT * unit)]
+    missed = [name for name, took, limit in limits if limit is not None and took > limit]
+    return {
+        "what": job.what,
+        "cold": cold,
+        "cold / import": cold / unit,
+        "cold, cpu": cold_cpu,
+        "warm": warm,
+        "warm / import": warm / unit,
+        "warm, cpu": warm_cpu,
+        "stored": stored,
+        "limits": ", ".join(f"{name} {limit:.3g}" for name, _, limit in limits if limit is not None),
+        "missed": ", ".join(missed),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Prints how long whole commands take, without and with compiled functions."
+    )
+    parser.add_argument("--checkout", type=Path, default=HERE, help="folder of the revision to measure (this one)")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of which a median is taken (3)")
+    parser.add_argument("--figures", action="store_true", help="also draw all figures, twice (many minutes)")
+    options = parser.parse_args()
+    checkout = options.checkout.resolve()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as cache:
+        for job in (_HELP, *_JOBS):
+            seconds(checkout, job.words, cache)
+        unit, cpu = median(checkout, ("-c", _IMPORT), cache, options.repeat)
+    jobs = [_HELP, *_JOBS, *([_FIGURES] if options.figures else [])]
+    rows = [row(checkout, job, options.repeat, unit) for job in tqdm(jobs, unit="command", disable=None)]
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the start; jax {jax.__version__}; {checkout}\n"
+    )
+    first = {"what": _IMPORT, "warm": unit, "warm / import": 1.0, "warm, cpu": cpu, "limits": "", "missed": ""}
+    print(table([dict.fromkeys(rows[0]) | first, *rows]))
+
+
+if __name__ == "__main__":
+    main()

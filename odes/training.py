@@ -130,14 +130,18 @@ class SGD(eqx.Module):
             changes["batch_size"] = real_array(rate) * dimension / real_array(noise_scale)
         return dataclasses.replace(self, **changes)
 
-    def whole_batches(self) -> "SGD":
-        """SGD with a whole number of samples in a batch, at the learning rate that keeps the noise scale.
+    def whole_batches(self, noise_scale: ScalarLike | None = None) -> "SGD":
+        """SGD with a whole number of samples in a batch, at the learning rate that keeps the noise scale, or gives the `noise_scale`.
 
         >>> SGD(learning_rate=0.2, batch_size=2.5, dimension=10).whole_batches().learning_rate.item()
         0.16
         """
-        batch = jnp.maximum(1.0, jnp.round(self.batch_size))
-        rate = jnp.where(jnp.isfinite(batch), self.noise_scale * batch / self.dimension, self.learning_rate)
+        theta, batch = self.noise_scale, self.batch_size
+        if noise_scale is not None:
+            theta = real_array(noise_scale)
+            batch = self.learning_rate * self.dimension / theta
+        batch = jnp.maximum(1.0, jnp.round(batch))
+        rate = jnp.where(jnp.isfinite(batch), theta * batch / self.dimension, self.learning_rate)
         return self.replace(batch_size=batch, learning_rate=rate)
 
     def samples_per_dimension(self, t: ArrayLike) -> Float[Array, "*t"]:

@@ -62,14 +62,21 @@ class Verdict:
     critical: float | None
 
 
-def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, price: float = 0.0) -> Verdict:
+def judge(
+    transfer: Transfer,
+    times: ArrayLike,
+    goal: Escape | None = None,
+    *,
+    price: float = 0.0,
+    swept: Checkpoints | None = None,
+) -> Verdict:
     r"""Sweeps the pretraining `times`, finds where the cost turns and from where the goal is reached, and concludes.
 
     The cost of pretraining time T is the fine-tuning time plus `price` times T: with the price $\theta/\theta_s$, fine-tuning's
     noise scale over pretraining's, all samples spent over d, in units of 1/θ. Between two times of the sweep at which the
     cost's slope has different signs the turn is found as the slope's zero, and between a time from which the goal is reached and
     one from which it is not the border, by Chandrupatla's method, to 1e-6 of the time. A slope that changes its sign
-    because the goal is not reached in between is no turn.
+    because the goal is not reached in between is no turn. `swept` are the checkpoints at these times if they are known already.
 
     **Raises** ArgumentError for no times or times that do not increase from 0 or later.
     """
@@ -80,9 +87,9 @@ def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, p
     require("times", grid, "increasing, from 0 or later", lambda x: x[0] >= 0 and bool(np.all(np.diff(x) > 0)))
     run = pretrained_until(transfer, float(grid[-1]))
 
-    def costs(at: np.ndarray) -> tuple[Checkpoints, np.ndarray, np.ndarray]:
-        swept = tuned_from(transfer, run, at, goal)
-        return swept, np.asarray(swept.tuning.time) + price * at, np.asarray(swept.slope) + price
+    def costs(at: np.ndarray, known: Checkpoints | None = None) -> tuple[Checkpoints, np.ndarray, np.ndarray]:
+        found = tuned_from(transfer, run, at, goal) if known is None else known
+        return found, np.asarray(found.tuning.time) + price * at, np.asarray(found.slope) + price
 
     def located(function, first: np.ndarray):
         """The zeros of a function of the time between grid times and the next ones."""
@@ -90,14 +97,14 @@ def judge(transfer: Transfer, times: ArrayLike, goal: Escape | None = None, *, p
             function, (grid[first], grid[first + 1]), tolerances={"xatol": 0, "xrtol": _WIDTH, "fatol": 0, "frtol": 0}
         )
 
-    swept, cost, slope = costs(grid)
+    swept, cost, slope = costs(grid, swept)
     reached = np.isfinite(cost)
     if not reached.any():
         return Verdict(swept, (), None, None, None, None, Effect.never, None)
     turns: list[Candidate] = []
     signs = np.flatnonzero(reached[1:] & reached[:-1] & (slope[1:] * slope[:-1] < 0))
     if signs.size:
-        zeros = located(lambda at: costs(at)[2], signs)
+        zeros = located(lambda at: np.nan_to_num(costs(at)[2], nan=-1.0), signs)  # what is not known does not rise
         values = costs(zeros.x)[1]
         for i, at, value in zip(signs, zeros.x.tolist(), values.tolist(), strict=True):
             if np.isfinite(value):

@@ -117,13 +117,8 @@ class Case:
         """The same setting at another dimension, learning rate or rank, in whole batches at the same noise scale."""
 
         def changed(problem: Problem) -> Problem:
-            theta = float(problem.sgd.noise_scale)
-            problem = problem.replace(batch_size=np.inf, **changes)
-            if theta == 0:
-                return problem
-            eta, d = float(problem.sgd.learning_rate), float(problem.sgd.dimension)
-            batch = max(1, round(eta * d / theta))
-            return problem.replace(batch_size=batch, learning_rate=theta * batch / d)
+            there = problem.replace(**changes)
+            return there.replace(sgd=there.sgd.whole_batches(problem.sgd.noise_scale))
 
         return dataclasses.replace(self, problem=changed(self.problem), theory=changed(self.theory))
 

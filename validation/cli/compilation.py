@@ -26,13 +26,14 @@ def set_up() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    folder = cache_folder()
+    kept = None
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    jax.config.update("jax_compilation_cache_dir", str(folder) if writable else None)
+        kept = str(folder) if os.access(folder, os.W_OK) else None
+    except (OSError, RuntimeError):  # a user without a home folder is a RuntimeError
+        pass
+    jax.config.update("jax_compilation_cache_dir", kept)
     for name, value in _SETTINGS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)

@@ -84,7 +84,9 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
             price = float(transfer.sgd.noise_scale / transfer.pretraining_sgd.noise_scale)
             for goal in goals:
                 verdict = judge(transfer, times, goal)
-                samples = judge(transfer, times, goal, price=price) if np.isfinite(price) else None
+                samples = None
+                if np.isfinite(price):
+                    samples = judge(transfer, times, goal, price=price, swept=verdict.swept)
                 simulated = None
                 if self.confirm:
                     own = jax.random.fold_in(key, len(cases))

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from odes import Escape, Overlaps, random_overlaps, solve
 from tests.problems import single
+from tests.reference import erf_trajectory
 
 
 @pytest.mark.parametrize("criterion", ["loss", "overlap"])
@@ -19,6 +21,16 @@ def test_escape_is_where_the_criterion_says(problem, start, criterion):
     assert after.any() and jnp.isnan(solution.loss[after]).all() and jnp.isnan(solution.overlaps.up[after]).all()
     assert jnp.isfinite(solution.loss[~after]).all()
     assert solution.message == "stopped at the escape"
+
+
+def test_small_goals_are_located_where_scipy_finds_them(problem, start):
+    """At an absolute loss of 1e-7 rounding of the loss is 1e-9 of the goal: more than the bracket's tolerance."""
+    _, loss = erf_trajectory(0.5, 0.9, [float(x) for x in (start.up[0, 0], *start.cross[0])], 300.0)
+    expected = optimize.brentq(lambda t: loss(t) - 1e-7, 1, 300, xtol=1e-10)
+    tight = dict(rtol=1e-10, atol=1e-12)
+    found = solve(problem, start, t1=300.0, escape=Escape("absolute", 1e-7), until_escape=True, **tight)
+    np.testing.assert_allclose(found.escape_time, expected, rtol=1e-5)
+    assert found.message == "stopped at the escape"
 
 
 def test_no_escape_is_nan_and_an_escaped_start_is_zero(problem, start):

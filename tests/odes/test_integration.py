@@ -49,6 +49,9 @@ def test_dense_output_and_log_times(problem, start):
     solution = solve(problem, start, t1=T1, times=times, escape=Escape(), dense=True)
     for i in (3, 7, 11):
         np.testing.assert_allclose(solution.evaluate(times[i]).cross, solution.overlaps.cross[i], atol=1e-7)
+    met = solve(problem, start, t1=T1, times=times, escape=Escape("absolute", 10.0), dense=True)
+    assert float(met.escape_time) == 0
+    np.testing.assert_allclose(met.evaluate(times[7]).cross, met.overlaps.cross[7], atol=1e-7)
     with pytest.raises(ValueError, match="`dense`"):
         solve(problem, start, t1=T1).evaluate(1.0)
 

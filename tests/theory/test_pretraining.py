@@ -21,6 +21,14 @@ def swept():
     return checkpoints(pretrained_for("erf"), jnp.array([0.0, 4.0, 8.0]), None)
 
 
+def test_pretraining_goes_on_after_the_source_is_learnt():
+    """Long after convergence the loss is rounding, of either sign; fine-tuning is then the same from all checkpoints."""
+    late = checkpoints(pretrained_for("erf"), [200.0, 600.0])
+    assert np.abs(late.source_loss).max() < 1e-7
+    np.testing.assert_allclose(late.strength, 1, rtol=1e-3)
+    np.testing.assert_allclose(late.tuning.time[1], late.tuning.time[0], rtol=1e-3)
+
+
 def test_checkpoints_are_the_weights_of_the_pretraining_run(swept):
     """Time 0 is the random w0; all against the flow of finite steps and fine-tuning from each state on its own."""
     transfer = pretrained_for("erf")

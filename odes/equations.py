@@ -1,5 +1,9 @@
-r"""The closed ordinary differential equations of the overlaps."""
+r"""The closed ordinary differential equations of the overlaps.
 
+They are compiled functions: an integrator that calls them many times within one program traces them once.
+"""
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -66,6 +70,7 @@ def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: b
     return Overlaps(d_up, d_cross, d_gram)
 
 
+@eqx.filter_jit
 def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:
     r"""The time derivative of the overlaps in the limit d -> infinity, η -> 0 at fixed θ = ηd/B.
 
@@ -113,6 +118,7 @@ def mean_change(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> 
     )
 
 
+@eqx.filter_jit
 def modified_flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:
     r"""The flow that SGD of small but finite learning rate η follows, up to errors of order η².
 

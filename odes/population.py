@@ -51,6 +51,7 @@ def _within(f: Activation, covariance: Array) -> PairMoments:
     return jax.tree.map(lambda one, two: jnp.where(same, one[:, None], two), diagonal, pairs)
 
 
+@eqx.filter_jit
 def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient:
     r"""The loss and its gradient at given covariances of the preactivations, any numbers K and P of units.
 
@@ -126,6 +127,7 @@ def _one_unit(problem: Problem, covariance: Covariances) -> tuple[Array, ...]:
     return *units, covariance.Q[0, 0], covariance.M[0, 0], covariance.P[0, 0]
 
 
+@eqx.filter_jit
 def noise_of(problem: Problem, covariance: Covariances) -> Float[Array, "K K"]:
     r"""$N_{kl} = a_k a_l E[(e^2 + \Delta)\sigma'(\lambda_k)\sigma'(\lambda_l)]$ at given covariances, for K = P = 1.
 

@@ -1,5 +1,6 @@
 """Compiled programs are kept on disk, so that a command starts fast; double precision. To be set up before equinox is imported."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -8,6 +9,9 @@ _SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.05,
 }
 """At most 1 GiB is kept, what has not been used for longest goes first; programs compiled in less time are not worth reading."""
+
+_OBJECTS_BETWEEN_COLLECTIONS = 100_000
+"""Tracing makes many objects that live long: looking for cycles among them after every 700 takes a tenth of a short command."""
 
 
 def cache_folder() -> Path:
@@ -22,6 +26,7 @@ def set_up() -> None:
     JAX can keep a program only if it does not call back into Python, which Equinox's checks of values do unless they
     answer with NaN: Equinox reads this from the environment when it is imported. What the environment says of JAX's cache holds.
     """
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     os.environ.setdefault("EQX_ON_ERROR", "nan")
     import jax
 

@@ -56,7 +56,7 @@ def _angular(degree: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([t, 1 - t]), np.concatenate([weights, weights])
 
 
-def _safe_sqrt(x: Array) -> Array:
+def safe_sqrt(x: Array) -> Array:
     """sqrt(max(x, 0)) whose derivative is 0, not infinite, at x <= 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
@@ -64,7 +64,7 @@ def _safe_sqrt(x: Array) -> Array:
 
 def correlation_angle(p: Array, q: Array, c: Array) -> Array:
     r"""The angle $\beta \in [0, \pi]$ with $\cos\beta = c/\sqrt{pq}$; its derivative is set to 0 at $\beta = 0, \pi$."""
-    return jnp.arctan2(_safe_sqrt(p * q - c**2), c)
+    return jnp.arctan2(safe_sqrt(p * q - c**2), c)
 
 
 @functools.cache
@@ -116,7 +116,7 @@ def tensor_rule(degree: int) -> Callable[[Array, Array, Array], Nodes]:
     def rule(p: Array, q: Array, c: Array) -> Nodes:
         nodes, weights = jnp.asarray(z, p.dtype), jnp.asarray(w, p.dtype)
         first, second = jnp.meshgrid(nodes, nodes, indexing="ij")
-        y = (c / jnp.sqrt(p)) * first + _safe_sqrt(q - c**2 / p) * second
+        y = (c / jnp.sqrt(p)) * first + safe_sqrt(q - c**2 / p) * second
         return jnp.sqrt(p) * first, y, jnp.outer(weights, weights)
 
     return rule
@@ -249,7 +249,7 @@ def _erf_moments(p: Array, q: Array, c: Array) -> PairMoments:
 @jax.custom_jvp
 def _relu_value(p: Array, q: Array, c: Array) -> Array:
     """E[relu(x) relu(y)] = (sqrt(pq) sin b + c (pi - b)) / (2 pi), b the angle of correlation."""
-    return (_safe_sqrt(p * q - c**2) + c * (np.pi - correlation_angle(p, q, c))) / (2 * np.pi)
+    return (safe_sqrt(p * q - c**2) + c * (np.pi - correlation_angle(p, q, c))) / (2 * np.pi)
 
 
 @_relu_value.defjvp
@@ -265,7 +265,7 @@ def _relu_moments(p: Array, q: Array, c: Array) -> PairMoments:
     return PairMoments(
         _relu_value(p, q, c),
         (np.pi - correlation_angle(p, q, c)) / (2 * np.pi),
-        _safe_sqrt(p * q - c**2) / (2 * np.pi * p),
+        safe_sqrt(p * q - c**2) / (2 * np.pi * p),
     )
 
 

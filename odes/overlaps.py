@@ -114,12 +114,18 @@ def _drawn(
     inside = jax.random.normal(inside_key, (rank, problem.frame_size), dtype) * spans.astype(dtype)[None]
     below = jnp.tril(jax.random.normal(below_key, (rank, rank), dtype), -1)
     diagonal = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - jnp.arange(rank, dtype=dtype), dtype=dtype))
-    outside = below + jnp.diag(diagonal)
+    cross, gram = rows_of_length(inside, root, below + jnp.diag(diagonal), length)
+    return Overlaps(jnp.broadcast_to(up, (problem.units[0], rank)), cross, gram), freedom
+
+
+def rows_of_length(
+    inside: Float[Array, "r k"], root: Float[Array, "f k"], outside: Float[Array, "r r"], length: Float[Array, "*r"]
+) -> tuple[Float[Array, "r f"], Float[Array, "r r"]]:
+    """X and R of rows that are rescaled to the given `length`.
+
+    Before that they have the components `inside` along orthonormal directions, whose overlaps with the frame are `root`, and
+    `outside` along others.
+    """
     gram = inside @ inside.T + outside @ outside.T
     scale = length / jnp.sqrt(jnp.diagonal(gram))
-    overlaps = Overlaps(
-        up=jnp.broadcast_to(up, (problem.units[0], rank)),
-        cross=inside @ root.T * scale[:, None],
-        down_gram=gram * jnp.outer(scale, scale),
-    )
-    return overlaps, freedom
+    return inside @ root.T * scale[:, None], gram * jnp.outer(scale, scale)

@@ -11,30 +11,46 @@ from jax.scipy.special import digamma, gammaincc, polygamma
 from jaxtyping import Array, Float, Int
 
 from odes import Escape, Problem, Solution, pretrained
-from odes.arguments import ArrayLike
+from odes.arguments import ArrayLike, real_array, require
+from odes.gaussian import safe_sqrt
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
-from theory.starts import mode_start, moves
+from theory.starts import mode_start, moves, random_start, start_normals
 from theory.trust import Validity, validity
 
-_LEVELS = 6
-_DIRECTIONS = 4
-"""The flow is solved from so many amplitudes, each split in so many ways among the adapter's rows (one way at rank 1)."""
+r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
+
+
+_ROWS = 512
+_FEWEST, _MOST = 32, 128
+"""The flow is solved from random starts with so many rows together unless told otherwise, at least and at most so many of them."""
+
+_ESCAPING = 0.95
+"""The law is given if at least this part of the starts escapes."""
+
+_MOST_STEPS = 2**13
+"""A run that takes more steps of the integrator is given up."""
 
 
 class EscapeLaw(eqx.Module):
     r"""The law of the escape time over random starts and SGD noise.
 
-    - `mean`, `std`: NaN where the law does not hold;
-    - `validity`: why it does not, a number of [`theory.Validity`][], 0 where it does;
+    - `mean`, `std`: of the runs that escape; NaN where the law does not hold;
+    - `mean_error`, `std_error`: their standard errors, since they are averages over sampled starts;
+    - `probability`: of an escape within the horizon ([`theory.patience`][]);
+    - `validity`: why the law does not hold, a number of [`theory.Validity`][], 0 where it does;
     - `tau`: the time scale of growth at the problem's learning rate;
     - `amplitude`: $a_0 = \sqrt{r\,\mathrm{Var}}$, the root mean square amplitude of the unstable mode referred to the start;
-    - `log_radii`, `offsets` (n,): the escape time at amplitude a is offset(log a) - τ log a;
+    - `log_radii`, `offsets` (n,): the escape time of the run that is as late as one of amplitude a is offset(log a) - τ log a;
+        NaN where such a run does not escape;
     - `rank`: the number of adapter rows among which the amplitude is spread.
     """
 
     mean: Float[Array, ""]
     std: Float[Array, ""]
+    mean_error: Float[Array, ""]
+    std_error: Float[Array, ""]
+    probability: Float[Array, ""]
     validity: Int[Array, ""]
     tau: Float[Array, ""]
     amplitude: Float[Array, ""]
@@ -48,13 +64,13 @@ class EscapeLaw(eqx.Module):
         return Validity(int(self.validity)).meaning
 
     def time(self, log_radius: ArrayLike) -> Float[Array, "..."]:
-        """The escape time of a run whose mode has the amplitude exp(log_radius)."""
+        """The escape time of a run that is as late as one whose mode has the amplitude exp(log_radius)."""
         log_radius = jnp.asarray(log_radius)
         time = jnp.interp(log_radius, self.log_radii, self.offsets) - self.tau * log_radius
         return jnp.where(self.validity == Validity.holds, time, jnp.nan)
 
     def quantile(self, probability: ArrayLike) -> Float[Array, "..."]:
-        """The time by which a fraction `probability` of the runs has escaped."""
+        """The time by which a fraction `probability` of the runs has escaped; NaN if so many never do."""
         from scipy import special
 
         p = np.asarray(probability, float)
@@ -64,63 +80,100 @@ class EscapeLaw(eqx.Module):
     def cdf(self, t: ArrayLike) -> Float[Array, "..."]:
         """The fraction of runs that have escaped by time t."""
         grid = jnp.linspace(-12.0, 3.0, 2001) + jnp.log(self.amplitude)
-        log_radius = jnp.interp(-jnp.asarray(t), -self.time(grid), grid)
+        times = self.time(grid)
+        log_radius = jnp.interp(
+            -jnp.asarray(t), -jnp.where(jnp.isfinite(times), times, jnp.finfo(times.dtype).max), grid
+        )
         deviation = jnp.exp(2 * (log_radius - jnp.log(self.amplitude)))
         return gammaincc(jnp.asarray(self.rank / 2), deviation * self.rank / 2)
 
 
-def _ways(rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Radii (n,) at the midpoints of equal probability of a chi law of r degrees, in units of sqrt(r), increasing; and
-    unit vectors (k, r): ways to split an amplitude among the rows."""
-    from scipy import special
-
-    levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
-    radii = np.sqrt(2 * special.gammaincinv(rank / 2, levels) / rank)
-    vectors = np.random.default_rng(0).normal(size=(1 if rank == 1 else _DIRECTIONS, rank))
-    return radii, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-@eqx.filter_jit
 def escape_law(
-    problem: Problem, escape: Escape | None = None, *, adjoint: diffrax.AbstractAdjoint | None = None
+    problem: Problem,
+    escape: Escape | None = None,
+    *,
+    starts: int | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> EscapeLaw:
     r"""The law of the escape time at the problem's dimension, batch size, learning rate and rank.
 
-    Let T(a) be the time that the flow of finite steps ([`odes.modified_flow`][], with its noise term) takes to the escape from
-    amplitude a of the unstable mode. For small a it is $T_0 + \tau\log(1/a)$ with $\tau = \eta/\log(1 + \eta\lambda_+)$; the amplitudes
-    of the r rows are Gaussian ([`unstable_mode`][]) and add in quadrature. To leading order therefore
+    The flow of finite steps ([`odes.modified_flow`][], with its noise term) is followed from random starts
+    ([`theory.random_start`][]), the same ones at every call. From amplitude a of the unstable mode it takes $T = T_0 - \tau\log a$ for
+    small a, with $\tau = \eta/\log(1 + \eta\lambda_+)$; the amplitudes of the r rows are Gaussian ([`unstable_mode`][]) and add in
+    quadrature. To leading order therefore
 
     $$E[t] = T_0 - \tau\left[\log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)\right], \qquad
       \mathrm{std}[t] = \tfrac{\tau}{2}\sqrt{\psi'(r/2)}.$$
 
-    Here T(a) itself is followed, at amplitudes of equal probability and, for r > 1, at several ways to split them among the
-    rows: $T(a) + \tau\log a$ is smooth, so that six are enough, and the average of $\log a$ is known. Where the law holds is said by
+    What depends on the start beyond $\log a$ is $T + \tau\log a$: above all how the amplitude is split among the rows, which matters
+    where SGD noise shrinks them, and what a second search finds when the first is over. Its mean and its covariance with $\log a$
+    are averages over the `starts` (128 up to rank 4, fewer above); the law of $\log a$ is known. Where the law holds is said by
     [`theory.validity`][]. It assumes U = 0 at the start. `adjoint` says how derivatives pass through, as in [`odes.solve`][].
 
-    **Raises** ArgumentError unless the problem is single-index with pretrained weights.
+    **Raises** ArgumentError unless the problem is single-index with pretrained weights, and for fewer than two starts.
     """
-    escape = Escape() if escape is None else escape
+    problem.require_single_index()
+    rank = problem.adapter.rank
+    starts = min(max(_ROWS // rank, _FEWEST), _MOST) if starts is None else starts
+    require("starts", starts, "at least 2", lambda n: n >= 2)
+    normals = real_array(start_normals(starts, rank, problem.frame_size))
+    return _law(problem, Escape() if escape is None else escape, normals, adjoint)
+
+
+@eqx.filter_jit
+def _law(
+    problem: Problem, escape: Escape, normals: Float[Array, "n r k"], adjoint: diffrax.AbstractAdjoint | None
+) -> EscapeLaw:
     phase = search_phase(problem)
-    mode = unstable_mode(problem, phase)
+    mode, moving = unstable_mode(problem, phase), moves(problem, phase)
     rank, eta = problem.adapter.rank, problem.sgd.learning_rate
-    amplitude = jnp.sqrt(rank * mode.variance)
-    radii, splits = (jnp.asarray(x) for x in _ways(rank))
-    rows = (amplitude * radii[:, None, None] * splits[None]).reshape(-1, rank)
-    runs = jax.vmap(lambda row: _from_mode(problem, escape, phase, mode, row, rtol=1e-8, atol=1e-14, adjoint=adjoint))(
-        rows
-    )
-    times = runs.escape_time
-    logs = jnp.log(radii)
+
+    def run(numbers: Array) -> tuple[Solution, Array]:
+        drawn, amplitude = random_start(problem, phase, mode, numbers)
+        start = jax.tree.map(lambda a, b: jnp.where(moving, a, b), drawn, pretrained(problem))
+        horizon = patience(phase)
+        options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS}
+        return passage(problem, start, escape, horizon, **options), amplitude
+
+    runs, amplitudes = jax.vmap(run)(normals)
+    logs = jnp.log(amplitudes)
     followed = 1 / (phase.rate - eta * phase.rate**2 / 2)
-    offsets = times.reshape(radii.size, -1).mean(axis=1) + followed * (jnp.log(amplitude) + logs)
-    half = jnp.asarray(rank / 2, amplitude.dtype)
-    mean = offsets.mean() - mode.tau * (jnp.log(amplitude) + (digamma(half) - jnp.log(half)) / 2)
-    covariance = jnp.mean((offsets - offsets.mean()) * (logs - logs.mean()))
-    std = jnp.sqrt(offsets.var() - 2 * mode.tau * covariance + mode.tau**2 * polygamma(1, half) / 4)
-    crossing = jax.tree.map(lambda x: x[times.size // 2], runs.final)
-    valid = validity(problem, escape, phase, mode, time=mean, reached=jnp.isfinite(times).all(), crossing=crossing)
-    mean, std = (jnp.where(valid == Validity.holds, x, jnp.nan) for x in (mean, std))
-    return EscapeLaw(mean, std, valid, mode.tau, amplitude, jnp.log(amplitude) + logs, offsets, rank)
+    times = runs.escape_time + (followed - mode.tau) * logs  # from the growth of the flow to that of SGD
+    escaped = jnp.isfinite(times)
+    count, every = jnp.sum(escaped), jnp.all(escaped)
+    share = escaped / jnp.maximum(count, 1)
+    known = jnp.where(escaped, times, 0)
+    slope = jnp.where(every, mode.tau, 0)  # log a as a control variate, whose law is known
+    values = known + slope * logs
+    half = jnp.asarray(rank / 2, logs.dtype)
+    centre, middle = share @ values, share @ logs
+    apart, beyond = values - centre, logs - middle
+    mean = centre - slope * (jnp.log(mode.variance) + digamma(half) + jnp.log(2.0)) / 2
+    squares = apart**2 - 2 * slope * apart * beyond
+    std = safe_sqrt(share @ squares + slope**2 * polygamma(1, half) / 4)
+    mean_error = safe_sqrt(share @ apart**2 / count)
+    std_error = safe_sqrt(share @ (squares - share @ squares) ** 2 / count) / (2 * std)
+    order = jnp.argsort(times)
+    crossing = jax.tree.map(lambda x: x[order[count // 2]], runs.final)
+    met = escape.margin(problem, pretrained(problem), escape.reference(problem)) <= 0
+    valid = validity(
+        problem, escape, phase, mode, time=mean, reached=count >= _ESCAPING * escaped.size, crossing=crossing
+    )
+    valid = jnp.where(met, int(Validity.holds), valid)
+    numbers = (mean, std, mean_error, std_error)
+    numbers = (jnp.where(met, 0, jnp.where(valid == Validity.holds, x, jnp.nan)) for x in numbers)
+    amplitude = jnp.sqrt(rank * mode.variance)
+    radii = jnp.log(amplitude) + jnp.asarray(_log_deviations(rank, times.size), times.dtype)
+    offsets = times[order][::-1] + mode.tau * radii
+    probability = jnp.where(met, 1, count / escaped.size)
+    return EscapeLaw(*numbers, probability, valid, mode.tau, amplitude, radii, offsets, rank)
+
+
+def _log_deviations(rank: int, n: int) -> np.ndarray:
+    """log of the midpoints of n levels of equal probability of a chi law of r degrees, in units of sqrt(r), increasing."""
+    from scipy import special
+
+    return np.log(2 * special.gammaincinv(rank / 2, (np.arange(n) + 0.5) / n) / rank) / 2
 
 
 def _grows(problem: Problem, phase: SearchPhase) -> Array:

@@ -105,13 +105,14 @@ class UnstableMode(eqx.Module):
 
     - `up`, `cross`: the unit right eigenvector $e \propto (\lambda_+, \kappa\sqrt G)$;
     - `rate`: $\log(1 + \eta\lambda_+)/\eta$, the rate of growth at the problem's learning rate; `tau` its inverse;
-    - `variance`: that of the amplitude with which random starts and SGD noise feed the mode.
+    - `initial`: the variance of the mode's amplitude at random starts; `variance`: with what SGD noise feeds it later.
     """
 
     up: Float[Array, ""]
     cross: Float[Array, ""]
     rate: Float[Array, ""]
     tau: Float[Array, ""]
+    initial: Float[Array, ""]
     variance: Float[Array, ""]
 
 
@@ -134,6 +135,9 @@ def unstable_mode(problem: Problem, phase: SearchPhase | None = None) -> Unstabl
     overlap = (phase.rate**2 + chi * slope**2) / unit
     left_up, left_cross = phase.rate / overlap, chi * slope / overlap
     diffusion = (chi * kappa) ** 2 * problem.sgd.noise_scale * phase.noise
-    fed = left_cross**2 + left_up**2 * diffusion / (2 * phase.rate + eta * phase.rate**2)
+    fed = left_up**2 * diffusion / (2 * phase.rate + eta * phase.rate**2)
     rate = jnp.log1p(eta * phase.rate) / eta
-    return UnstableMode(phase.rate / unit, slope / unit, rate, 1 / rate, fed / problem.sgd.dimension)
+    initial, dimension = left_cross**2, problem.sgd.dimension
+    return UnstableMode(
+        phase.rate / unit, slope / unit, rate, 1 / rate, initial / dimension, (initial + fed) / dimension
+    )

@@ -1,5 +1,7 @@
 r"""Where runs start: overlaps along the gradient at w0, on the unstable mode, typical ones, and those of weights that are trained."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,12 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from odes import Overlaps, Problem, Transfer, pretrained
+from odes.gaussian import safe_sqrt
+from odes.overlaps import rows_of_length
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
+
+_SPANS = 1e-10
+"""A direction of the frame counts if its part outside those before has at least this part of its squared length."""
 
 
 def moves(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
@@ -15,10 +22,14 @@ def moves(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
     return jnp.isfinite(phase.rate) & (phase.G > 0) & (problem.adapter.lr_ratio > 0)
 
 
+def _gradient(problem: Problem, phase: SearchPhase) -> Float[Array, " f"]:
+    r"""The overlaps of the unit vector along $C\omega^* - Dw_0$ with the frame."""
+    return ((phase.C * problem.target - phase.D * problem.frozen) @ problem.frame_gram)[0] / jnp.sqrt(phase.G)
+
+
 def along_gradient(problem: Problem, phase: SearchPhase, up: Float[Array, " r"], cross: Float[Array, " r"]) -> Overlaps:
     r"""U = `up`, and orthonormal rows of V whose overlaps with the unit vector along $C\omega^* - Dw_0$ are `cross`."""
-    direction = (phase.C * problem.target - phase.D * problem.frozen) @ problem.frame_gram / jnp.sqrt(phase.G)
-    return Overlaps(up[None], cross[:, None] * direction, pretrained(problem).down_gram)
+    return Overlaps(up[None], jnp.outer(cross, _gradient(problem, phase)), pretrained(problem).down_gram)
 
 
 def mode_start(problem: Problem, phase: SearchPhase, mode: UnstableMode, amplitudes: Float[Array, " r"]) -> Overlaps:
@@ -36,6 +47,54 @@ def resting_start(problem: Problem) -> Overlaps:
     r"""U = 0 and rows of V whose overlap with the gradient's direction at w0 is the typical $d^{-1/2}$."""
     rank, overlap = problem.adapter.rank, 1 / jnp.sqrt(problem.sgd.dimension)
     return along_gradient(problem, search_phase(problem), jnp.zeros(rank), jnp.full(rank, overlap))
+
+
+@functools.cache
+def start_normals(starts: int, rank: int, frame: int) -> np.ndarray:
+    """Standard normals (n, r, 3 + f + r) for [`random_start`][], for every row of n starts; the same at every call.
+
+    The first of each row, which decide when it escapes, are quantiles of equal probability in a random order (a Latin hypercube).
+    """
+    from scipy import special
+
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(starts, rank, 3 + frame + rank))
+    levels = rng.permuted(np.tile(np.arange(starts), (rank, 1)), axis=1).T
+    normals[..., 0] = special.ndtri((levels + 0.5) / starts)
+    return normals
+
+
+def random_start(
+    problem: Problem, phase: SearchPhase, mode: UnstableMode, normals: Float[Array, "r k"]
+) -> tuple[Overlaps, Float[Array, ""]]:
+    r"""A random start at dimension d, with what SGD noise adds to its unstable mode later; and that mode's amplitude |a|.
+
+    The rows of V are uniform on the sphere ([`odes.random_overlaps`][]; the lengths of their parts outside the frame by the
+    cube root of Wilson and Hilferty, to relative order $d^{-2}$) and U = 0. Since the noise feeds the mode while it is small, the
+    flow from this start shifted along the mode by the noise's part of the amplitude takes the time of SGD. Both parts are
+    Gaussian ([`unstable_mode`][]); of the standard `normals` ([`start_normals`][]) the first is the row's amplitude.
+    """
+    rank, gram, dimension = problem.adapter.rank, problem.frame_gram, problem.sgd.dimension
+    amplitude, other, length = normals[:, 0], normals[:, 1], normals[:, 2]
+    drawn, fed = jnp.sqrt(mode.initial), safe_sqrt(mode.variance - mode.initial)
+    total = jnp.sqrt(mode.variance)
+    noise = fed * (fed * amplitude - drawn * other) / total
+    along = (drawn * amplitude + fed * other) / total + jnp.sqrt(dimension) * mode.cross * noise
+    columns = [_gradient(problem, phase)]
+    rest = gram - jnp.outer(columns[0], columns[0])
+    for row in range(gram.shape[0]):
+        spans = rest[row, row] > _SPANS * gram[row, row]
+        columns.append(jnp.where(spans, rest[row] / jnp.sqrt(jnp.where(spans, rest[row, row], 1)), 0))
+        rest -= jnp.outer(columns[-1], columns[-1])
+    root = jnp.stack(columns, axis=1)
+    span = jnp.any(root != 0, axis=0)
+    inside = jnp.concatenate([along[:, None], normals[:, 3 : 3 + gram.shape[0]]], axis=1) * span
+    freedom = dimension - jnp.sum(span) - jnp.arange(rank)
+    ninth = 2 / (9 * freedom)
+    lengths = safe_sqrt(freedom * (1 - ninth + jnp.sqrt(ninth) * length) ** 3)
+    outside = jnp.tril(normals[:, 3 + gram.shape[0] :], -1) + jnp.diag(lengths)
+    cross, down_gram = rows_of_length(inside, root, outside, jnp.ones(()))
+    return Overlaps((mode.up * noise)[None], cross, down_gram), total * jnp.linalg.norm(amplitude)
 
 
 def typical_amplitude(problem: Problem, mode: UnstableMode) -> Float[Array, ""]:

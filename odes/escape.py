@@ -23,7 +23,8 @@ class Escape(eqx.Module):
     r"""The first time at which a run has left the search phase, or reached a goal.
 
     - `criterion` "loss": $\ell(t) \le \vartheta\,\ell(w_0)$; blind to signs, rank and basis;
-    - `criterion` "overlap" (single-index): $|w\cdot\omega^* - w_0\cdot\omega^*| \ge \vartheta\,|1 - w_0\cdot\omega^*|$;
+    - `criterion` "overlap" (single-index): $|w\cdot\omega^* - w_0\cdot\omega^*| \ge \vartheta\,|1 - w_0\cdot\omega^*|$, both
+        overlaps in units of $|\omega^*|^2$;
     - `criterion` "absolute": $\ell(t) \le \vartheta$, which weights w0 of different quality share as a goal;
     - `threshold`: ϑ in (0, 1), for "absolute" any positive number.
 
@@ -62,7 +63,7 @@ class Escape(eqx.Module):
     ) -> Float[Array, "..."]:
         """What the criterion looks at: the loss (computed here unless given, which many overlaps need), or w·ω*."""
         if self.observable == "overlap":
-            return target_overlap(problem, overlaps)
+            return target_overlap(problem, overlaps) / (problem.target @ problem.frame_gram @ problem.target.T)[0, 0]
         return gradient_at(problem, overlaps).loss if loss is None else loss
 
     def reference(self, problem: Problem, origin: Overlaps | None = None) -> Float[Array, ""]:

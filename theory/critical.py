@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-from odes import Activation, Family, gradient_at, pretrained
+from odes import Activation, Family, gradient_at, pretrained, self_moments
 from odes.arguments import require
 
 _GOLDEN = 0.6180339887498949
@@ -51,7 +51,7 @@ def critical_points(
     members = Family.of(family)
 
     def at(mu: Array) -> tuple[Array, Array]:
-        """The gradient's components along ω* and ξ, and D."""
+        """The gradient's components along ω* and ξ; the terms that cancel in them, and D."""
         if alignment is None:
             problem, along, across = members.mixture(mu), mu, 1 - mu
         else:
@@ -60,7 +60,9 @@ def critical_points(
             along, across = mu * cosine, mu * jnp.sqrt(1 - cosine**2)
         gradient = gradient_at(problem, pretrained(problem))
         C, D = gradient.C[0, 0], gradient.D[0, 0]
-        return jnp.stack([C - D * along, -D * across]), jnp.stack([C, D * along, D * across, D])
+        square = along**2 + across**2
+        curved = self_moments(problem.student, square).cross * jnp.sqrt(square)  # D itself is a difference
+        return jnp.stack([C - D * along, -D * across]), jnp.stack([C, D * along, D * across, curved, D])
 
     def length(mu: Array) -> Array:
         return jnp.linalg.norm(at(mu)[0])
@@ -90,9 +92,9 @@ def critical_points(
     (residuals, parts), (slopes, _) = jax.vmap(lambda mu: jax.jvp(at, (mu,), (jnp.ones_like(mu),)))(zeros)
     eps = jnp.finfo(zeros.dtype).eps
     inside = (zeros >= low - 1e4 * eps * high) & (zeros <= high + 1e4 * eps * high)
-    vanishing = jnp.linalg.norm(residuals, axis=1) < 1e3 * eps * jnp.linalg.norm(parts[:, :3], axis=1)
+    vanishing = jnp.linalg.norm(residuals, axis=1) < 1e3 * eps * jnp.linalg.norm(parts[:, :4], axis=1)
     found = (places >= 0) & inside & vanishing
-    D = parts[:, 3]
+    D = parts[:, 4]
     prefactors = jnp.where(found & (D > 0), D / jnp.sum(slopes**2, axis=1), jnp.nan)
     order = jnp.argsort(jnp.where(found, zeros, jnp.inf))
     return CriticalPoints(jnp.where(found, zeros, jnp.nan)[order], prefactors[order])

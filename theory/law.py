@@ -15,18 +15,21 @@ from odes.arguments import ArrayLike, real_array, require
 from odes.gaussian import safe_sqrt
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
-from theory.starts import mode_start, moves, random_start, start_normals
+from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals
 from theory.trust import Validity, validity
 
 r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
 
 
-_ROWS = 512
+_ROWS = 1024
 _FEWEST, _MOST = 32, 128
 """The flow is solved from random starts with so many rows together unless told otherwise, at least and at most so many of them."""
 
 _ESCAPING = 0.95
 """The law is given if at least this part of the starts escapes."""
+
+_FAR = 20.0
+"""Amplitudes that differ from the sampled ones by more than this factor's logarithm do not occur."""
 
 _MOST_STEPS = 2**13
 """A run that takes more steps of the integrator is given up."""
@@ -35,7 +38,7 @@ _MOST_STEPS = 2**13
 class EscapeLaw(eqx.Module):
     r"""The law of the escape time over random starts and SGD noise.
 
-    - `mean`, `std`: of the runs that escape; NaN where the law does not hold;
+    - `mean`, `std`: of the runs that escape; 0 where w0 meets the goal already, NaN where the law does not hold;
     - `mean_error`, `std_error`: their standard errors, since they are averages over sampled starts;
     - `probability`: of an escape within the horizon ([`theory.patience`][]);
     - `validity`: why the law does not hold, a number of [`theory.Validity`][], 0 where it does;
@@ -67,6 +70,7 @@ class EscapeLaw(eqx.Module):
         """The escape time of a run that is as late as one whose mode has the amplitude exp(log_radius)."""
         log_radius = jnp.asarray(log_radius)
         time = jnp.interp(log_radius, self.log_radii, self.offsets) - self.tau * log_radius
+        time = jnp.where(self.std == 0, self.mean, time)
         return jnp.where(self.validity == Validity.holds, time, jnp.nan)
 
     def quantile(self, probability: ArrayLike) -> Float[Array, "..."]:
@@ -79,13 +83,15 @@ class EscapeLaw(eqx.Module):
 
     def cdf(self, t: ArrayLike) -> Float[Array, "..."]:
         """The fraction of runs that have escaped by time t."""
-        grid = jnp.linspace(-12.0, 3.0, 2001) + jnp.log(self.amplitude)
+        ends = jnp.array([-_FAR, _FAR], self.log_radii.dtype)
+        grid = jnp.concatenate([self.log_radii[:1] + ends[:1], self.log_radii, self.log_radii[-1:] + ends[1:]])
         times = self.time(grid)
         log_radius = jnp.interp(
             -jnp.asarray(t), -jnp.where(jnp.isfinite(times), times, jnp.finfo(times.dtype).max), grid
         )
         deviation = jnp.exp(2 * (log_radius - jnp.log(self.amplitude)))
-        return gammaincc(jnp.asarray(self.rank / 2), deviation * self.rank / 2)
+        smooth = gammaincc(jnp.asarray(self.rank / 2), deviation * self.rank / 2)
+        return jnp.where(self.std == 0, (jnp.asarray(t) >= self.mean).astype(smooth.dtype), smooth)
 
 
 def escape_law(
@@ -107,7 +113,7 @@ def escape_law(
 
     What depends on the start beyond $\log a$ is $T + \tau\log a$: above all how the amplitude is split among the rows, which matters
     where SGD noise shrinks them, and what a second search finds when the first is over. Its mean and its covariance with $\log a$
-    are averages over the `starts` (128 up to rank 4, fewer above); the law of $\log a$ is known. Where the law holds is said by
+    are averages over the `starts` (128 up to rank 8, fewer above); the law of $\log a$ is known. Where the law holds is said by
     [`theory.validity`][]. It assumes U = 0 at the start. `adjoint` says how derivatives pass through, as in [`odes.solve`][].
 
     **Raises** ArgumentError unless the problem is single-index with pretrained weights, and for fewer than two starts.
@@ -140,8 +146,9 @@ def _law(
     followed = 1 / (phase.rate - eta * phase.rate**2 / 2)
     times = runs.escape_time + (followed - mode.tau) * logs  # from the growth of the flow to that of SGD
     escaped = jnp.isfinite(times)
-    count, every = jnp.sum(escaped), jnp.all(escaped)
-    share = escaped / jnp.maximum(count, 1)
+    number, every = jnp.sum(escaped), jnp.all(escaped)
+    count = number.astype(times.dtype)
+    share = escaped.astype(times.dtype) / jnp.maximum(count, 1)
     known = jnp.where(escaped, times, 0)
     slope = jnp.where(every, mode.tau, 0)  # log a as a control variate, whose law is known
     values = known + slope * logs
@@ -154,7 +161,7 @@ def _law(
     mean_error = safe_sqrt(share @ apart**2 / count)
     std_error = safe_sqrt(share @ (squares - share @ squares) ** 2 / count) / (2 * std)
     order = jnp.argsort(times)
-    crossing = jax.tree.map(lambda x: x[order[count // 2]], runs.final)
+    crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
     met = escape.margin(problem, pretrained(problem), escape.reference(problem)) <= 0
     valid = validity(
         problem, escape, phase, mode, time=mean, reached=count >= _ESCAPING * escaped.size, crossing=crossing
@@ -163,17 +170,10 @@ def _law(
     numbers = (mean, std, mean_error, std_error)
     numbers = (jnp.where(met, 0, jnp.where(valid == Validity.holds, x, jnp.nan)) for x in numbers)
     amplitude = jnp.sqrt(rank * mode.variance)
-    radii = jnp.log(amplitude) + jnp.asarray(_log_deviations(rank, times.size), times.dtype)
+    radii = jnp.log(mode.variance) / 2 + jnp.asarray(np.log(chi_quantiles(rank, times.size)), times.dtype)
     offsets = times[order][::-1] + mode.tau * radii
     probability = jnp.where(met, 1, count / escaped.size)
     return EscapeLaw(*numbers, probability, valid, mode.tau, amplitude, radii, offsets, rank)
-
-
-def _log_deviations(rank: int, n: int) -> np.ndarray:
-    """log of the midpoints of n levels of equal probability of a chi law of r degrees, in units of sqrt(r), increasing."""
-    from scipy import special
-
-    return np.log(2 * special.gammaincinv(rank / 2, (np.arange(n) + 0.5) / n) / rank) / 2
 
 
 def _grows(problem: Problem, phase: SearchPhase) -> Array:
@@ -200,9 +200,11 @@ def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float
     r"""The largest θ = ηd/B at which the flow still escapes, at the problem's learning rate and label noise.
 
     The noise shrinks the overlaps of normalised rows at the rate $\tfrac12\theta\kappa^2(U^TNU)_{aa}$, which grows with U and can
-    end the growth before the escape. The flow is started on the unstable mode and counts as trapped if it has not escaped
-    after 50 τ; θ is found by bisection between 1e-4 and 1e4, to 0.1 %. Infinite if 1e4 still escapes, 0 if not even 1e-4
-    does, NaN where D(w0) <= 0 or G = 0. At finite dimension the fluctuations of single runs blur the border.
+    end the growth before the escape. The flow is started on the unstable mode, its amplitude shared by the rows equally, and counts
+    as trapped if it has not escaped after 50 τ; θ is found by bisection between 1e-4 and 1e4, to 0.1 %. Infinite if 1e4
+    still escapes, 0 if not even 1e-4 does, NaN where D(w0) <= 0 or G = 0. At rank 1 it is sharp but for the fluctuations of
+    single runs at finite dimension. At higher rank starts share the amplitude in other ways, which are trapped at other noise
+    scales, often smaller ones: the probability of an escape there is `EscapeLaw.probability`.
 
     **Raises** ArgumentError unless the problem is single-index.
     """
@@ -215,7 +217,7 @@ def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float
         noisy = problem.replace(noise_scale=jnp.exp(log_theta))
         return jnp.isfinite(
             _from_mode(
-                noisy, escape, phase, mode, amplitudes, rtol=1e-5, atol=1e-8, adjoint=diffrax.ForwardMode()
+                noisy, escape, phase, mode, amplitudes, rtol=1e-8, atol=1e-12, adjoint=diffrax.ForwardMode()
             ).escape_time
         )
 

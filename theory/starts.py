@@ -53,15 +53,26 @@ def resting_start(problem: Problem) -> Overlaps:
 def start_normals(starts: int, rank: int, frame: int) -> np.ndarray:
     """Standard normals (n, r, 3 + f + r) for [`random_start`][], for every row of n starts; the same at every call.
 
-    The first of each row, which decide when it escapes, are quantiles of equal probability in a random order (a Latin hypercube).
+    The first of each row, which decide when it escapes, are quantiles of equal probability in a random order (a Latin
+    hypercube), and positive: the equations do not change if a row and its column of U both change their sign. Then their
+    lengths in each start are made the quantiles of equal probability of a chi law.
     """
     from scipy import special
 
     rng = np.random.default_rng(0)
     normals = rng.normal(size=(starts, rank, 3 + frame + rank))
     levels = rng.permuted(np.tile(np.arange(starts), (rank, 1)), axis=1).T
-    normals[..., 0] = special.ndtri((levels + 0.5) / starts)
+    amplitudes = special.ndtri((1 + (levels + 0.5) / starts) / 2)
+    lengths = np.linalg.norm(amplitudes, axis=1)
+    normals[..., 0] = amplitudes * (chi_quantiles(rank, starts)[lengths.argsort().argsort()] / lengths)[:, None]
     return normals
+
+
+def chi_quantiles(degrees: int, n: int) -> np.ndarray:
+    """The midpoints of n levels of equal probability of a chi law, increasing."""
+    from scipy import special
+
+    return np.sqrt(2 * special.gammaincinv(degrees / 2, (np.arange(n) + 0.5) / n))
 
 
 def random_start(
@@ -87,9 +98,9 @@ def random_start(
         columns.append(jnp.where(spans, rest[row] / jnp.sqrt(jnp.where(spans, rest[row, row], 1)), 0))
         rest -= jnp.outer(columns[-1], columns[-1])
     root = jnp.stack(columns, axis=1)
-    span = jnp.any(root != 0, axis=0)
-    inside = jnp.concatenate([along[:, None], normals[:, 3 : 3 + gram.shape[0]]], axis=1) * span
-    freedom = dimension - jnp.sum(span) - jnp.arange(rank)
+    span = jnp.any(root != 0, axis=0).astype(root.dtype)
+    inside = jnp.concatenate([along[:, None], normals[:, 3 : 3 + gram.shape[0]]], axis=1) * span[None]
+    freedom = dimension - jnp.sum(span) - jnp.arange(rank, dtype=root.dtype)
     ninth = 2 / (9 * freedom)
     lengths = safe_sqrt(freedom * (1 - ninth + jnp.sqrt(ninth) * length) ** 3)
     outside = jnp.tril(normals[:, 3 + gram.shape[0] :], -1) + jnp.diag(lengths)

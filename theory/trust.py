@@ -24,9 +24,9 @@ class Validity(Meaning):
     holds = ""
     plateau = "D <= 0 at w0: a plateau comes before the search"
     still = "the gradient vanishes at w0, or U is not trained"
-    trapped = "SGD at this noise scale does not escape"
     large_start = "the dimension is too small: the start is not a small perturbation (amplitude above 0.1, with kinks also above 0.1 |w0|)"
     coarse = "the learning rate is too large for the search phase (eta * rate above 0.4 or eta * lr_ratio * kappa^2 * D above 1)"
+    trapped = "SGD at this noise scale does not escape"
     up_noise = "the noise on U at the escape is too large for this dimension (above 1 % of |U|^2, or 2.5 % of the mean time ahead)"
     heavy_tails = "the batches are too small for the gradient's heavy tails: they shrink the rows by 1.5 % less than the limit predicts"
 
@@ -54,9 +54,9 @@ def validity(
     doubts = {
         Validity.plateau: phase.D <= 0,
         Validity.still: ~moves(problem, phase),
-        Validity.trapped: ~reached,
         Validity.large_start: jnp.sqrt(problem.adapter.rank * mode.variance) > _LARGEST_AMPLITUDE * size,
         Validity.coarse: too_fast(problem, phase),
+        Validity.trapped: ~reached,
         Validity.up_noise: (noise.relative > _LARGEST_UP_NOISE) | (noise.head_start > _LARGEST_HEAD_START * time),
         Validity.heavy_tails: noise.tail > _HEAVIEST_TAIL,
     }

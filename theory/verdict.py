@@ -1,6 +1,7 @@
 r"""The verdict on a pretraining run: which checkpoint is fine-tuned fastest, and from where on more pretraining hurts."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,8 @@ class Effect(Meaning):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A checkpoint with its cost: the pretraining time `at` which it is, whether it is "swept", the "best" or "worst" nearby."""
+    """A checkpoint with its cost: the pretraining time `at` which it is, and whether it is "swept", the "best" or "worst" nearby, or in a
+    "gap" from which the goal is not reached."""
 
     at: float
     kind: str
@@ -46,8 +48,8 @@ class Verdict:
     - `swept`: the checkpoints at the times of the sweep; `turns`: the checkpoints between them where the cost stops falling
         or rising;
     - `best`, `worst`: the checkpoints of least and largest cost among all these; `last`: the latest from which the goal is reached;
-    - `reached`: the pretraining times between which the goal is reached at all, None if it never is;
-    - `kind`: what is concluded;
+    - `reached`: the intervals of pretraining times from which the goal is reached, in order;
+    - `kind`: what is concluded; a gap between two intervals is a barrier;
     - `critical`: the pretraining time beyond which more pretraining raises the cost until the end of the sweep; None if it
         does not.
     """
@@ -57,7 +59,7 @@ class Verdict:
     best: Candidate | None
     worst: Candidate | None
     last: Candidate | None
-    reached: tuple[float, float] | None
+    reached: tuple[tuple[float, float], ...]
     kind: Effect
     critical: float | None
 
@@ -100,7 +102,7 @@ def judge(
     swept, cost, slope = costs(grid, swept)
     reached = np.isfinite(cost)
     if not reached.any():
-        return Verdict(swept, (), None, None, None, None, Effect.never, None)
+        return Verdict(swept, (), None, None, None, (), Effect.never, None)
     turns: list[Candidate] = []
     signs = np.flatnonzero(reached[1:] & reached[:-1] & (slope[1:] * slope[:-1] < 0))
     if signs.size:
@@ -110,18 +112,19 @@ def judge(
             if np.isfinite(value):
                 turns.append(Candidate(at, "best" if slope[i] < 0 else "worst", value))
     known = [Candidate(float(t), "swept", float(c)) for t, c in zip(grid[reached], cost[reached], strict=True)]
-    edges = [known[0].at, known[-1].at]
+    edges = [known[0].at] if reached[0] else []
     borders = np.flatnonzero(reached[1:] != reached[:-1])
     if borders.size:
         ends = located(lambda at: np.where(np.isfinite(costs(at)[1]), 1.0, -1.0), borders).bracket
-        for i, low, high in zip(borders, *ends, strict=True):
-            if grid[i + 1] == edges[0]:
-                edges[0] = float(high)
-            if grid[i] == edges[1]:
-                edges[1] = float(low)
+        edges += [float(high if reached[i + 1] else low) for i, low, high in zip(borders, *ends, strict=True)]
+    if reached[-1]:
+        edges.append(known[-1].at)
+    intervals = tuple(zip(edges[::2], edges[1::2], strict=True))
     known = sorted([*known, *turns], key=lambda candidate: candidate.at)
     best, worst = (some(known, key=lambda candidate: candidate.cost) for some in (min, max))
-    return Verdict(swept, tuple(turns), best, worst, known[-1], (edges[0], edges[1]), _kind(known), _critical(known))
+    gaps = [Candidate((low + high) / 2, "gap", np.inf) for (_, low), (high, _) in itertools.pairwise(intervals)]
+    every = sorted([*known, *gaps], key=lambda candidate: candidate.at)
+    return Verdict(swept, tuple(turns), best, worst, known[-1], intervals, _kind(every), _critical(every))
 
 
 def _kind(known: Sequence[Candidate]) -> Effect:

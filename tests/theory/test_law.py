@@ -49,7 +49,9 @@ def test_law_at_very_large_dimension_is_the_leading_order():
     one, four = laws[1e14, 1], laws[1e14, 4]
     tau = float(one.tau)
     np.testing.assert_allclose(one.mean - laws[1e12, 1].mean, tau / 2 * np.log(100), rtol=1e-6)
-    np.testing.assert_allclose([one.std, four.std], tau / 2 * np.sqrt(special.polygamma(1, [0.5, 2])), rtol=1e-4)
+    leading = tau / 2 * np.sqrt(special.polygamma(1, [0.5, 2]))
+    np.testing.assert_allclose(one.std, leading[0], rtol=1e-4)
+    assert abs(four.std - leading[1]) < 3 * four.std_error < 0.01 * leading[1]
     shift = tau / 2 * (special.digamma(2) - special.digamma(0.5))
     np.testing.assert_allclose(one.mean - four.mean, shift, rtol=2e-2)  # spread over rows shifts the constant a little
     phase = search_phase(single())
@@ -65,7 +67,7 @@ FREE_AND_NOISY = dict(theta=20.0, normalized=False, noise=0.1, alignment=0.7)
         (single("He2", strength=0.3, theta=0.0), "plateau"),
         (single(strength=1.0), "gradient vanishes"),
         (single(lr_ratio=0.0), "not trained"),
-        (single("He3", strength=0.6, theta=0.4), "does not escape"),
+        (single("He3", strength=0.6, theta=0.4, eta=0.01), "does not escape"),
         (single(d=60.0, rank=8), "dimension is too small"),
         (single("relu", strength=0.1, d=2e3), "dimension is too small"),
         (single("linear", strength=0.1, eta=1.5), "learning rate is too large"),

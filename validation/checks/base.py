@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from odes import Escape, Overlaps, Problem
-from theory import escape_law, passage, patience, search_phase, shared_start
+from theory import passage, patience, search_phase, shared_start
 from validation.simulation.chain import affordable_chain
 from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation, even_steps
@@ -168,11 +168,6 @@ class Case:
         """When the flow escapes from `start`, according to theory; NaN if it does not."""
         horizon = patience(search_phase(self.theory))
         return float(passage(self.theory, start, self.escape, horizon, finite_steps=finite_steps).escape_time)
-
-    def time_scale(self, start: Overlaps) -> float:
-        """About when the flow escapes from `start`, a start on the unstable mode; NaN if it does not."""
-        law = escape_law(self.theory, self.escape)
-        return self.predicted_escape(start) if law.doubt else float(law.time(np.log(AMPLITUDE)))
 
     def no_escape(self, check: str) -> Note:
         """That a check is left out because nothing escapes."""

@@ -36,7 +36,7 @@ def confirmed_checkpoints(
 ) -> list[dict[str, float]]:
     """Theory and chain at the turns, the ends and some checkpoints between, where no run needs too many steps."""
     grid, rows = np.asarray(verdict.swept.time), []
-    if verdict.reached is None or verdict.last is None:
+    if verdict.last is None:
         return rows
     between = grid[np.linspace(0, grid.size - 1, _CONFIRMED).astype(int)]
     chosen = np.array(sorted({*between.tolist(), *(turn.at for turn in verdict.turns)}))

@@ -12,7 +12,7 @@ from validation.simulation.result import mean_and_error
 def approach(case: Case) -> Iterator[Result]:
     r"""The deviation of w·ω* from the limit falls like $d^{-1/2}$: the fitted exponent of its root mean square."""
     start = case.mode_start()
-    middle = case.time_scale(start)
+    middle = case.predicted_escape(start)
     if not np.isfinite(middle):
         yield case.no_escape("approach")
         return

@@ -13,7 +13,7 @@ def trajectory(case: Case) -> Iterator[Result]:
     """|m|, |u|, |s|, w·ω* and the loss at three times around the escape, from a start on the unstable mode."""
     case = case.at(dimension=case.effort.trajectory_dimension)
     start = case.mode_start()
-    end = case.time_scale(start)
+    end = case.predicted_escape(start)
     if not np.isfinite(end):
         yield case.no_escape("trajectory")
         return

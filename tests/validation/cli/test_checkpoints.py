@@ -14,7 +14,7 @@ def test_checkpoints_command(capsys, tmp_path):
     code, out, _ = run(capsys, "checkpoints", *flags, "--json", *files)
     first, second = json.loads(out)["cases"]
     assert code == 0 and first == second
-    assert first["verdict"] == "optimum" and first["reached"] == [0, 4]
+    assert first["verdict"] == "optimum" and first["reached"] == [[0, 4]]
     assert first["critical"] == first["best"]["pretraining_time"]
     point = first["checkpoints"][0]
     assert point["pretraining_time"] == 0 and point["alignment"] == pytest.approx(0.008)

@@ -1,6 +1,7 @@
 """`searchphase checkpoints`: which checkpoint of a pretraining run is fine-tuned fastest, and does more pretraining hurt?"""
 
 import dataclasses
+import itertools
 import json
 import math
 from typing import Any
@@ -180,12 +181,13 @@ def sentences(case: Judged) -> list[str]:
         arrives = f"takes {time:.4g}" if np.isfinite(time) else "does not reach the goal"
         return [f"pretraining time 0 means random weights: fine-tuning from them {arrives}"]
     lines = [f"verdict: {verdict.kind.name}: {verdict.kind.meaning}"]
-    if verdict.reached is None or not (verdict.best and verdict.worst and verdict.last):
+    if not (verdict.best and verdict.worst and verdict.last):
         return lines
-    first, end = verdict.reached
-    swept = np.asarray(verdict.swept.time)
+    swept, (first, end) = np.asarray(verdict.swept.time), (verdict.reached[0][0], verdict.reached[-1][1])
     if first > swept[0]:
         lines.append(f"from checkpoints before pretraining time {first:.4g} the goal is never reached")
+    for (_, low), (high, _) in itertools.pairwise(verdict.reached):
+        lines.append(f"from checkpoints between pretraining times {low:.4g} and {high:.4g} the goal is not reached")
     if end < swept[-1]:
         lines.append(f"from checkpoints after pretraining time {end:.4g} the goal is not reached")
     for turn in (verdict.best, verdict.worst):

@@ -19,7 +19,8 @@ from validation.figures.style import STRENGTH_LABEL, TAU_LABEL
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PLATEAU = ("up", "rate", "tau", "drift")
-_NO_LAW = {"mean": np.nan, "std": np.nan, "quantiles": None, "doubt": None}
+_MOMENTS = ("mean", "std", "mean_error", "std_error", "probability")
+_NO_LAW = dict.fromkeys(_MOMENTS, np.nan) | {"quantiles": None, "doubt": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
             settled(problem) if D < 0 else None for problem, D in zip(problems, columns["D"], strict=True)
         ]
         laws = [_NO_LAW if self.dim is None else law_of(problem, escape) for problem in problems]
-        columns |= {f"escape_time_{name}": [law[name] for law in laws] for name in _NO_LAW}
+        columns |= {_column(name): [law[name] for law in laws] for name in _NO_LAW}
         columns["largest_noise_scale"] = np.full(len(places), np.nan)
         if self.noise_limit:
             columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, escape) for p in problems])
@@ -89,7 +90,7 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
     def report(self, result: Found) -> None:
         hidden = {"escape_time_quantiles", "escape_time_doubt"}
         if self.dim is None:
-            hidden |= {"escape_time_mean", "escape_time_std"}
+            hidden |= {_column(name) for name in _MOMENTS}
         if not self.noise_limit:
             hidden.add("largest_noise_scale")
         if not any(point["plateau"] for point in result.points):
@@ -105,7 +106,8 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
                 print(f"no escape time at {place}: {point['escape_time_doubt']}")
             elif self.dim is not None:
                 spread = ", ".join(f"{level}: {time:.4g}" for level, time in point["escape_time_quantiles"].items())
-                print(f"quantiles of the escape time at {place}: {spread}")
+                met = " (w0 meets the goal)" if point["escape_time_std"] == 0 else ""
+                print(f"quantiles of the escape time at {place}: {spread}{met}")
         for zero in result.critical:
             family = "mixture mu" if zero["alignment"] is None else f"alignment {zero['alignment']:g}, strength"
             grows = f": tau ~ {zero['prefactor']:.4g} / (distance)^2" if np.isfinite(zero["prefactor"]) else ""
@@ -144,6 +146,11 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         return figure
 
 
+def _column(name: str) -> str:
+    """What a number of the law is called among the columns."""
+    return f"escape_{name}" if name == "probability" else f"escape_time_{name}"
+
+
 def settled(problem: Problem) -> dict[str, float] | None:
     """The plateau of a problem, None where there is none."""
     found = plateau(problem)
@@ -151,8 +158,9 @@ def settled(problem: Problem) -> dict[str, float] | None:
 
 
 def law_of(problem: Problem, escape: Criterion) -> dict[str, Any]:
-    """The law of the escape time: mean, std, quantiles, and why it is not given where it is not."""
+    """The law of the escape time: its moments, quantiles, and why it is not given where it is not."""
     law = jax.device_get(escape_law(problem, escape, adjoint=diffrax.ForwardMode()))
     times = np.asarray(law.quantile(np.array(_QUANTILES)))
     quantiles = dict(zip(map(str, _QUANTILES), times.tolist(), strict=True))
-    return {"mean": float(law.mean), "std": float(law.std), "quantiles": quantiles, "doubt": law.doubt or None}
+    moments = {name: float(getattr(law, name)) for name in _MOMENTS}
+    return moments | {"quantiles": quantiles, "doubt": law.doubt or None}

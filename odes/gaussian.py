@@ -269,6 +269,11 @@ def _relu_moments(p: Array, q: Array, c: Array) -> PairMoments:
     )
 
 
+def has_closed_form(f: Activation, h: Activation) -> bool:
+    """Whether the averages of two link functions are closed formulas, and not sums over thousands of nodes."""
+    return (f.hermite is not None and h.hermite is not None) or both_are(f, h, "erf") or both_are(f, h, "relu")
+
+
 def pair_moments(f: Activation, h: Activation, p: ScalarLike, q: ScalarLike, c: ScalarLike) -> PairMoments:
     r"""$E[f(x)h(y)]$, $E[f'(x)h'(y)]$, $E[f''(x)h(y)]$ for var x = p, var y = q, cov(x, y) = c; all arguments are scalars.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from odes import Escape, Problem, Solution, pretrained
 from odes.arguments import ArrayLike, real_array, require
-from odes.gaussian import safe_sqrt
+from odes.gaussian import has_closed_form, safe_sqrt
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
 from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals
@@ -22,8 +22,9 @@ r"""The law of the escape time at dimension d: not only how fast overlaps grow, 
 
 
 _ROWS = 1024
-_FEWEST, _MOST = 32, 128
-"""The flow is solved from random starts with so many rows together unless told otherwise, at least and at most so many of them."""
+_FEWEST, _MOST, _DEARER = 32, 128, 4
+"""The flow is solved from random starts with so many rows together unless told otherwise, at least and at most so many of them; a
+quarter where averages are sums over nodes."""
 
 _ESCAPING = 0.95
 """The law is given if at least this part of the starts escapes."""
@@ -113,14 +114,20 @@ def escape_law(
 
     What depends on the start beyond $\log a$ is $T + \tau\log a$: above all how the amplitude is split among the rows, which matters
     where SGD noise shrinks them, and what a second search finds when the first is over. Its mean and its covariance with $\log a$
-    are averages over the `starts` (128 up to rank 8, fewer above); the law of $\log a$ is known. Where the law holds is said by
+    are averages over the `starts` (128 up to rank 8, fewer above and where averages have no closed form); the law of $\log a$ is known. Where the law holds is said by
     [`theory.validity`][]. It assumes U = 0 at the start. `adjoint` says how derivatives pass through, as in [`odes.solve`][].
 
-    **Raises** ArgumentError unless the problem is single-index with pretrained weights, and for fewer than two starts.
+    **Raises** ArgumentError unless the problem is single-index with pretrained weights, for an adapter with rows at rest or weight
+    decay, and for fewer than two starts.
     """
     problem.require_single_index()
-    rank = problem.adapter.rank
-    starts = min(max(_ROWS // rank, _FEWEST), _MOST) if starts is None else starts
+    rank, adapter = problem.adapter.rank, problem.adapter
+    require("trained", adapter.trained, "1 for every row, as the theory of the search assumes", lambda x: x == 1)
+    require("weight_decay", adapter.weight_decay, "0, as the theory of the search assumes", lambda x: x == 0)
+    if starts is None:
+        starts = min(max(_ROWS // rank, _FEWEST), _MOST) // (
+            1 if has_closed_form(problem.student, problem.teacher) else _DEARER
+        )
     require("starts", starts, "at least 2", lambda n: n >= 2)
     normals = real_array(start_normals(starts, rank, problem.frame_size))
     return _law(problem, Escape() if escape is None else escape, normals, adjoint)
@@ -132,7 +139,7 @@ def _law(
 ) -> EscapeLaw:
     phase = search_phase(problem)
     mode, moving = unstable_mode(problem, phase), moves(problem, phase)
-    rank, eta = problem.adapter.rank, problem.sgd.learning_rate
+    rank = problem.adapter.rank
 
     def run(numbers: Array) -> tuple[Solution, Array]:
         drawn, amplitude = random_start(problem, phase, mode, numbers)
@@ -143,8 +150,7 @@ def _law(
 
     runs, amplitudes = jax.vmap(run)(normals)
     logs = jnp.log(amplitudes)
-    followed = 1 / (phase.rate - eta * phase.rate**2 / 2)
-    times = runs.escape_time + (followed - mode.tau) * logs  # from the growth of the flow to that of SGD
+    times = runs.escape_time + mode.lag * logs
     escaped = jnp.isfinite(times)
     number, every = jnp.sum(escaped), jnp.all(escaped)
     count = number.astype(times.dtype)
@@ -167,13 +173,14 @@ def _law(
         problem, escape, phase, mode, time=mean, reached=count >= _ESCAPING * escaped.size, crossing=crossing
     )
     valid = jnp.where(met, int(Validity.holds), valid)
-    numbers = (mean, std, mean_error, std_error)
-    numbers = (jnp.where(met, 0, jnp.where(valid == Validity.holds, x, jnp.nan)) for x in numbers)
+    mean, std, mean_error, std_error = (
+        jnp.where(met, 0, jnp.where(valid == Validity.holds, x, jnp.nan)) for x in (mean, std, mean_error, std_error)
+    )
     amplitude = jnp.sqrt(rank * mode.variance)
     radii = jnp.log(mode.variance) / 2 + jnp.asarray(np.log(chi_quantiles(rank, times.size)), times.dtype)
     offsets = times[order][::-1] + mode.tau * radii
     probability = jnp.where(met, 1, count / escaped.size)
-    return EscapeLaw(*numbers, probability, valid, mode.tau, amplitude, radii, offsets, rank)
+    return EscapeLaw(mean, std, mean_error, std_error, probability, valid, mode.tau, amplitude, radii, offsets, rank)
 
 
 def _grows(problem: Problem, phase: SearchPhase) -> Array:

@@ -105,6 +105,7 @@ class UnstableMode(eqx.Module):
 
     - `up`, `cross`: the unit right eigenvector $e \propto (\lambda_+, \kappa\sqrt G)$;
     - `rate`: $\log(1 + \eta\lambda_+)/\eta$, the rate of growth at the problem's learning rate; `tau` its inverse;
+    - `lag`: by how much longer the flow of finite steps takes for a growth by e, $1/(\lambda_+ - \eta\lambda_+^2/2)$ less `tau`;
     - `initial`: the variance of the mode's amplitude at random starts; `variance`: with what SGD noise feeds it later.
     """
 
@@ -112,6 +113,7 @@ class UnstableMode(eqx.Module):
     cross: Float[Array, ""]
     rate: Float[Array, ""]
     tau: Float[Array, ""]
+    lag: Float[Array, ""]
     initial: Float[Array, ""]
     variance: Float[Array, ""]
 
@@ -137,7 +139,8 @@ def unstable_mode(problem: Problem, phase: SearchPhase | None = None) -> Unstabl
     diffusion = (chi * kappa) ** 2 * problem.sgd.noise_scale * phase.noise
     fed = left_up**2 * diffusion / (2 * phase.rate + eta * phase.rate**2)
     rate = jnp.log1p(eta * phase.rate) / eta
+    lag = 1 / (phase.rate - eta * phase.rate**2 / 2) - 1 / rate
     initial, dimension = left_cross**2, problem.sgd.dimension
     return UnstableMode(
-        phase.rate / unit, slope / unit, rate, 1 / rate, initial / dimension, (initial + fed) / dimension
+        phase.rate / unit, slope / unit, rate, 1 / rate, lag, initial / dimension, (initial + fed) / dimension
     )

@@ -43,6 +43,16 @@ def shared_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
     return mode_start(problem, phase, unstable_mode(problem, phase), jnp.full(rank, amplitude / np.sqrt(rank)))
 
 
+def shared_equally(start: Overlaps) -> Overlaps:
+    """A start on a mode with the same total amplitude, which the rows of the adapter share equally."""
+
+    def shares(x: Array, axis: int) -> Array:
+        total = jnp.sqrt(jnp.sum(x**2, axis=axis, keepdims=True)) * jnp.sign(jnp.sum(x, axis=axis, keepdims=True))
+        return jnp.broadcast_to(total / np.sqrt(x.shape[axis]), x.shape)
+
+    return Overlaps(shares(start.up, 1), shares(start.cross, 0), start.down_gram)
+
+
 def resting_start(problem: Problem) -> Overlaps:
     r"""U = 0 and rows of V whose overlap with the gradient's direction at w0 is the typical $d^{-1/2}$."""
     rank, overlap = problem.adapter.rank, 1 / jnp.sqrt(problem.sgd.dimension)

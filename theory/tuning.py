@@ -11,11 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 from odes import Escape, Problem, self_moments
 from theory.passages import passage, patience
 from theory.search import search_phase, unstable_mode
-from theory.starts import moves, typical_amplitude, typical_start
+from theory.starts import moves, shared_equally, typical_amplitude, typical_start
 from theory.trust import Validity, validity
 
 _STEP = 1.5
 """The integrator's largest step in units of the fastest time scale, within the stability of the explicit solver."""
+
+_SPLIT = 0.03
+"""The time is trusted if that of a start which the rows share in another way differs by no more than this part."""
 
 
 class FineTuning(eqx.Module):
@@ -55,7 +58,8 @@ def fine_tuning(
     r"""How long fine-tuning takes to a goal (escape unless given), from a typical start of the search ([`theory.typical_start`][]).
 
     Since the time from amplitude a of the unstable mode is $T_0 - \tau\log a$ for small a, the flow of finite steps from the
-    amplitude whose logarithm is the mean one takes the mean time. Differentiable in everything that defines the problem, by
+    amplitude whose logarithm is the mean one takes the mean time, as long as it does not matter how the rows share it: that is
+    seen from the time of a start whose rows share it equally. Differentiable in everything that defines the problem, by
     `jax.grad`; by `jax.jvp` with `adjoint=diffrax.ForwardMode()`. After `max_steps` of the integrator it is given up.
 
     **Raises** ArgumentError unless the problem is single-index with pretrained weights.
@@ -63,19 +67,22 @@ def fine_tuning(
     goal = Escape() if goal is None else goal
     phase = search_phase(problem)
     mode, moving = unstable_mode(problem, phase), moves(problem, phase)
-    run = passage(
-        problem,
-        typical_start(problem, phase, mode),
-        goal,
-        jnp.where(moving, patience(phase), 1.0),
-        rtol=1e-7,
-        atol=1e-12,
-        adjoint=adjoint,
-        largest_step=stable_step(problem),
-        max_steps=max_steps,
+    options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": max_steps}
+    horizon, step = jnp.where(moving, patience(phase), 1.0), stable_step(problem)
+    typical = typical_start(problem, phase, mode)
+    starts = [typical, shared_equally(typical)][: problem.adapter.rank]
+    runs = jax.vmap(lambda start: passage(problem, start, goal, horizon, largest_step=step, **options))(
+        jax.tree.map(lambda *x: jnp.stack(x), *starts)
     )
-    time = jnp.where(moving | (run.escape_time == 0), run.escape_time, jnp.nan)
+    amplitude, found = typical_amplitude(problem, mode), runs.escape_time[0]
+    searched = moving & (phase.D > 0) & (found > 0)
+    time = found + jnp.where(searched, mode.lag * jnp.log(amplitude), 0)
+    time = jnp.where(moving | (found == 0), time, jnp.nan)
     what: tuple[Any, ...] = jax.lax.stop_gradient((problem, goal, phase, mode))
-    reached, crossing = jax.lax.stop_gradient((time, run.final))
+    reached, times, crossing = jax.lax.stop_gradient((time, runs.escape_time, jax.tree.map(lambda x: x[0], runs.final)))
     valid = validity(*what, time=reached, reached=jnp.isfinite(reached), crossing=crossing)
-    return FineTuning(time, phase.tau, phase.D, typical_amplitude(problem, mode), valid)
+    divided = ~(jnp.abs(times[-1] - times[0]) <= _SPLIT * times[0])
+    doubts = [times[0] == 0, valid != Validity.holds, phase.D <= 0, divided]
+    codes = [int(Validity.holds), valid, int(Validity.plateau), int(Validity.split)]
+    valid = jnp.select(doubts, [jnp.asarray(code) for code in codes], int(Validity.holds))
+    return FineTuning(time, phase.tau, phase.D, amplitude, valid)

@@ -59,7 +59,7 @@ Result = Check | Note
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much is simulated: numbers of seeds, and dimensions."""
+    """How much is simulated: numbers of seeds, dimensions, and how many samples each seed may take one by one."""
 
     trajectory_seeds: int
     trajectory_dimension: float
@@ -69,6 +69,7 @@ class Effort:
     approach: tuple[float, ...]
     log_dimension: tuple[float, ...]
     ranks: tuple[int, ...]
+    samples: float = 1e8
 
 
 _POWERS = tuple(10.0**k for k in range(2, 10))
@@ -150,8 +151,8 @@ class Case:
     def run(
         self, steps: np.ndarray, seeds: int, *, start: Overlaps | None = None, until: Escape | None = None
     ) -> Simulation:
-        """The exact chain, or the chain of normal batches where a seed would need more than 1e8 samples."""
-        simulator = affordable_chain(self.problem, steps, start=start)
+        """The exact chain, or the chain of normal batches where a seed would need more samples than the effort allows."""
+        simulator = affordable_chain(self.problem, steps, samples=self.effort.samples, start=start)
         return simulate(simulator, key=self.key, seeds=seeds, steps=steps, until=until)
 
     def escape_times(self, seeds: int, end: float, *, start: Overlaps | None = None) -> np.ndarray:

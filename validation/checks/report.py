@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 
 from validation.checks.base import LAW_ACCURACY, Check, Note, Result, z_limit
+from validation.checks.drawn import Tally
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The results of a validation: `checks`, and `notes` on what was not checked."""
+    """The results of a validation: `checks`, and `notes` on what was not checked.
+
+    Where settings were drawn at random, their `tally`, and for each disagreement the command of the simplest setting found that
+    still disagrees.
+    """
 
     checks: list[Check]
     notes: list[Note]
+    tally: Tally | None = None
+    simplest: Sequence[str] = ()
 
     @classmethod
     def of(cls, results: Sequence[Result]) -> "Report":

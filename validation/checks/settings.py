@@ -29,8 +29,9 @@ def mixture_place(mu: float) -> tuple[float, float]:
 class Setting:
     """A problem, its escape, and which checks are made of it; the fields are named like the flags.
 
-    `mixture` stands instead of strength and alignment; `noise_scale` is kept at every dimension that is simulated; `checks` are
-    made by a full validation, `quick` by a quick one.
+    `mixture` stands instead of strength and alignment; `noise_scale` is kept at every dimension that is simulated; trajectories and
+    the law are simulated at the dimension `dim`, the effort's unless given; `checks` are made by a full validation, `quick` by a
+    quick one.
 
     **Raises** ArgumentError for checks that there are not and for a negative or infinite noise scale.
     """
@@ -50,6 +51,7 @@ class Setting:
     label_noise: float = 0.0
     criterion: str = "loss"
     threshold: float = 0.5
+    dim: float | None = None
     checks: tuple[str, ...] = ("trajectory", "law")
     quick: tuple[str, ...] = ()
 
@@ -76,8 +78,22 @@ class Setting:
             values[key] = tuple(value) if several else value
         return cls(**values)
 
+    @property
+    def command(self) -> str:
+        """The command that checks the law of this setting."""
+        words = ["searchphase", "validate"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("name", "checks", "quick") and value != field.default:
+                flag = f"--{field.name.replace('_', '-')}"
+                text = f"{value:.17g}" if isinstance(value, float) else str(value)
+                words += [flag] if value is True else [flag, f"'{text}'" if "*" in text else text]
+        return " ".join([*words, "--checks", "law"])
+
     def case(self, effort: Effort, key: PRNGKeyArray) -> Case:
         """The setting as a case under test."""
+        if self.dim is not None:
+            effort = dataclasses.replace(effort, law_dimension=self.dim, trajectory_dimension=self.dim)
         theta, eta, dimension = self.noise_scale, self.learning_rate, effort.law_dimension
         batch = math.inf if theta == 0 else max(1.0, eta * dimension / theta)
         family = Family(

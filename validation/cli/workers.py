@@ -5,7 +5,7 @@ import functools
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -27,7 +27,7 @@ class Job(Protocol[Result]):
         ...
 
 
-def carry_out(jobs: Sequence[Job[Result]], *, unit: str) -> Iterator[Result]:
+def carry_out(jobs: Sequence[Job[Result]], *, unit: str) -> Generator[Result]:
     """The results of each job, in order, as they come, with a progress bar on standard error if that is a terminal.
 
     On a CPU four jobs or more are shared between two processes.
@@ -38,7 +38,10 @@ def carry_out(jobs: Sequence[Job[Result]], *, unit: str) -> Iterator[Result]:
         return
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_prepare) as pool:
-        yield from bar(pool.map(_run, jobs))
+        try:
+            yield from bar(pool.map(_run, jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _run(job: Job[Result]) -> Result:

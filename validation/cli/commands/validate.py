@@ -1,17 +1,22 @@
 """`searchphase validate`: theory against simulation, check by check."""
 
+import contextlib
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from odes.arguments import ArgumentError
-from validation.checks import FULL, QUICK, Check, Result
+from validation.checks import FULL, QUICK, Check, Effort, Result
+from validation.checks.drawn import Tally, Trial, shrunk
 from validation.checks.report import Report
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
 from validation.cli.options import EscapeOptions, ModelOptions
 from validation.cli.output import OutputOptions
 from validation.cli.report import table
-from validation.cli.values import OptionalPath
+from validation.cli.values import OptionalFloat, OptionalPath, check, check_seed, positive
 from validation.cli.workers import carry_out
 
 
@@ -19,7 +24,8 @@ from validation.cli.workers import carry_out
 class Validate(OutputOptions, EscapeOptions, ModelOptions):
     """Theory against the exact simulation: one setting if flags describe one, else a file of settings (exit code 1 if they disagree).
 
-    Compared are trajectories, the law of the escape time, the approach to the limit, and whatever else --checks names.
+    Compared are trajectories, the law of the escape time, the approach to the limit, and whatever else --checks names. With --random
+    the law and the time of fine-tuning are attacked in settings drawn from the whole input space.
     """
 
     settings: OptionalPath = None
@@ -36,13 +42,28 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
     """theta = eta * d / B of a single setting, kept at every dimension that is simulated."""
     label_noise: float = Setting.label_noise
     """Variance of the noise on the labels of a single setting."""
+    dim: OptionalFloat = None
+    """Dimension d at which trajectories and the law of a single setting are simulated (that of --quick or --full unless given)."""
+    random: int = 0
+    """Instead of settings that are given: draw so many from the whole input space, and count where nothing is claimed."""
+    minutes: OptionalFloat = None
+    """With --random: draw no more settings after so many minutes."""
     seed: int = 0
     """Seed of the random numbers."""
 
     def compute(self) -> Report:
         if self.quick and self.full:
             raise ArgumentError(None, "--quick and --full exclude each other")
+        check_seed(self.seed)
         effort = FULL if self.full else QUICK
+        check("random", self.random, "at least 0", self.random >= 0)
+        if self.minutes is not None:
+            check("minutes", self.minutes, "positive and finite", positive)
+            check("minutes", self.minutes, "given with --random", self.random > 0)
+        if self.random:
+            if self.settings is not None or self._describes_a_setting:
+                raise ArgumentError("random", "draws the settings: give no --settings and no flags that describe one")
+            return self._at_random(effort)
         if self.settings is not None or not self._describes_a_setting:
             settings = read_settings(Path(self.settings) if self.settings else SHIPPED)
         else:
@@ -53,6 +74,24 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
             if not self.json:
                 print_checks([result for result in some if isinstance(result, Check)])
         return Report.of(results)
+
+    def _at_random(self, effort: Effort) -> Report:
+        """The claims in settings drawn at random; those that disagree are made simpler one by one."""
+        trials = [Trial(effort, self.seed, number) for number in range(self.random)]
+        end, attempts = time.monotonic() + 60 * (np.inf if self.minutes is None else self.minutes), []
+        with contextlib.closing(carry_out(trials, unit="setting")) as results:
+            for attempt in results:
+                attempts.append(attempt)
+                if not self.json:
+                    print_checks(list(attempt.results))
+                if time.monotonic() > end:
+                    break
+        tally = Tally(attempts)
+        simplest = [
+            shrunk(trials[attempts.index(attempt)], attempt.setting, wrong, tally.limit).command
+            for attempt, wrong in tally.wrong
+        ]
+        return Report([claim for attempt in attempts for claim in attempt.results], [], tally, simplest)
 
     @property
     def _describes_a_setting(self) -> bool:
@@ -68,7 +107,10 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         return Setting(**own | place | {"name": "flags", "checks": checks, "quick": checks})
 
     def document(self, result: Report) -> dict[str, Any]:
-        verdict = {"agrees": result.agrees, "z_limit": result.limit}
+        verdict: dict[str, Any] = {"agrees": result.agrees, "z_limit": result.limit}
+        if result.tally is not None:
+            verdict |= {"settings": len(result.tally.attempts), "refused": result.tally.refused}
+            verdict |= {"reasons": result.tally.reasons, "disagreements": result.simplest}
         return verdict | {"checks": result.rows, "not_checked": result.skipped}
 
     def report(self, result: Report) -> None:
@@ -77,6 +119,13 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         if result.wrong:
             print("\nNO AGREEMENT:")
             print_checks(result.wrong)
+        for command in result.simplest:
+            print(f"the simplest setting found that disagrees: {command}")
+        if result.tally is not None:
+            print(table(result.tally.reasons))
+            print(
+                f"refused in {result.tally.refused:.0%} of the {result.tally.escaping} settings in which 95 % of the runs escape"
+            )
         count = len(result.checks)
         print(
             f"{count - len(result.wrong)} of {count} checks agree: |z| <= {result.limit:.2f} (one false alarm in 1000 reports), "
@@ -101,7 +150,7 @@ def _about(flags: Validate) -> list[dataclasses.Field]:
 
 def print_checks(checks: list[Check]) -> None:
     """A table for each setting, and an empty line after it."""
-    for setting in dict.fromkeys(check.setting for check in checks):
+    for setting in dict.fromkeys(claim.setting for claim in checks):
         names = ("name", "theory", "simulation", "standard_error", "z")
-        rows = [{name: getattr(check, name) for name in names} for check in checks if check.setting == setting]
+        rows = [{name: getattr(claim, name) for name in names} for claim in checks if claim.setting == setting]
         print(f"{setting}:\n{table(rows)}\n", flush=True)

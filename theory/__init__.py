@@ -13,9 +13,11 @@ from theory.search import SearchPhase, UnstableMode, escape_rate, noise_unit, se
 from theory.starts import (
     along_gradient,
     mode_start,
+    random_start,
     resting_start,
     shared_start,
     staged_start,
+    start_normals,
     typical_amplitude,
     typical_start,
     weights_start,

@@ -113,9 +113,10 @@ def escape_law(
       \mathrm{std}[t] = \tfrac{\tau}{2}\sqrt{\psi'(r/2)}.$$
 
     What depends on the start beyond $\log a$ is $T + \tau\log a$: above all how the amplitude is split among the rows, which matters
-    where SGD noise shrinks them, and what a second search finds when the first is over. Its mean and its covariance with $\log a$
-    are averages over the `starts` (128 up to rank 8, fewer above and where averages have no closed form); the law of $\log a$ is known. Where the law holds is said by
-    [`theory.validity`][]. It assumes U = 0 at the start. `adjoint` says how derivatives pass through, as in [`odes.solve`][].
+    where SGD noise shrinks them, and what a second search finds when the first is over. Its mean and its covariance with
+    $\log a$ are averages over the `starts` (128 up to rank 8, fewer above, and a quarter where Gaussian averages have no closed
+    form); the law of $\log a$ is known. Where the law holds is said by [`theory.validity`][]. It assumes U = 0 at the
+    start. `adjoint` says how derivatives pass through, as in [`odes.solve`][].
 
     **Raises** ArgumentError unless the problem is single-index with pretrained weights, for an adapter with rows at rest or weight
     decay, and for fewer than two starts.

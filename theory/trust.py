@@ -28,7 +28,7 @@ class Validity(Meaning):
 
     holds = ""
     still = "the gradient vanishes at w0, or U is not trained"
-    large_start = "the dimension is too small: the start is not a small perturbation (amplitude above 0.2; with kinks above 0.2 |w0|, from noise 0.05)"
+    large_start = "the dimension is too small: the start is no small perturbation (above 0.2; with kinks 0.2 |w0|, from noise 0.05 |w0|)"
     coarse = "the learning rate is too large for the search phase (eta * rate above 0.6 or eta * lr_ratio * kappa^2 * D above 1.25)"
     trapped = "SGD at this noise scale does not escape"
     up_noise = "the noise on U at the escape is too large for this dimension (above 1.5 % of |U|^2, or 2.5 % of the mean time ahead)"

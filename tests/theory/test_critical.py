@@ -23,6 +23,18 @@ def test_critical_strengths_are_all_real_roots(k):
     np.testing.assert_allclose(phases.G, polynomial(np.array([0.3, 0.8])) ** 2, rtol=1e-9)
 
 
+def test_zeros_where_all_terms_of_the_gradient_vanish():
+    """At alignment 0 an even link has C = 0, and the gradient vanishes with D: He2 at 1/sqrt(3), He4 where bracketing says."""
+    found = np.asarray(critical_points("He2", low=0.1, high=2.0, alignment=0.0).strength)
+    np.testing.assert_allclose(found[np.isfinite(found)], [3**-0.5], rtol=1e-9)
+    grid = np.linspace(0.1, 2, 400)
+    D = np.asarray(sweep("He4", strength=grid, alignment=0.0).D)
+    turns = np.flatnonzero(D[1:] * D[:-1] < 0)
+    found = np.asarray(critical_points("He4", low=0.1, high=2.0, alignment=0.0).strength)
+    found = found[np.isfinite(found)]
+    assert turns.size == found.size and np.all((grid[turns] < found) & (found < grid[turns + 1]))
+
+
 def test_he3_critical_strength():
     found = np.asarray(critical_points("He3", low=0.01, high=1.0).strength)
     np.testing.assert_allclose(found[:2], [HE3_CRITICAL, 1.0], atol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 
 from odes import SGD, Adapter, Escape, Family, Problem, gradient_at, pretrained
 from tests.problems import single
-from theory import escape_law, fine_tuning
+from theory import Validity, escape_law, fine_tuning
 
 
 @pytest.mark.parametrize("rank", [1, pytest.param(4, marks=pytest.mark.slow)])
@@ -56,3 +56,16 @@ def test_gradient_of_the_time_of_fine_tuning():
         numeric = (later - earlier) / (0.002 * point[i])
         np.testing.assert_allclose(exact[i], numeric, rtol=1e-4, err_msg=name)
         assert abs(float(exact[i] * point[i])) > 0.1
+
+
+def test_time_of_fine_tuning_is_not_trusted_where_no_start_is_typical():
+    """Where the split among the rows decides, where a plateau comes first, and where the learning rate is too large."""
+    split = single(strength=0.7, alignment=0.4, rank=4, d=4e3, eta=0.1, theta=4.0)
+    for problem, reason in (
+        (split, Validity.split),
+        (single("He2", strength=0.3, alignment=-0.7, eta=0.01, theta=0.0), Validity.plateau),
+        (single("linear", strength=0.1, eta=2.0, d=1e5), Validity.coarse),
+        (single("relu", strength=0.05, rank=4, d=1e4), Validity.large_start),
+    ):
+        tuning = fine_tuning(problem, Escape("loss", 0.1))
+        assert not bool(tuning.trusted) and int(tuning.validity) == reason

@@ -1,5 +1,6 @@
 """The law of the escape time: brute force, leading order, where it holds, the largest noise scale."""
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import special
 
+from odes import SGD, Adapter, Escape, Family, Overlaps, Problem, random_overlaps
+from odes.arguments import ArgumentError
 from tests.problems import single
-from theory import escape_law, largest_noise_scale, search_phase, unstable_mode
+from theory import escape_law, largest_noise_scale, random_start, search_phase, unstable_mode
 
 
 @pytest.mark.parametrize(
@@ -64,13 +67,15 @@ FREE_AND_NOISY = dict(theta=20.0, normalized=False, noise=0.1, alignment=0.7)
 @pytest.mark.parametrize(
     "problem, doubt",
     [
-        (single("He2", strength=0.3, theta=0.0), "plateau"),
+        (single("relu", strength=0.001, d=1e3, theta=0.4), "dimension is too small"),
         (single(strength=1.0), "gradient vanishes"),
         (single(lr_ratio=0.0), "not trained"),
         (single("He3", strength=0.6, theta=0.4, eta=0.01), "does not escape"),
         (single(d=60.0, rank=8), "dimension is too small"),
         (single("relu", strength=0.1, d=2e3), "dimension is too small"),
         (single("linear", strength=0.1, eta=1.5), "learning rate is too large"),
+        (single("linear", strength=0.1, eta=2.0, d=1e5), "learning rate is too large"),
+        (single("He2", strength=0.3, alignment=-0.7, eta=0.01, theta=0.0), ""),
         (single(d=2e3, **FREE_AND_NOISY), "noise on U"),
         (single("He3", strength=0.6, theta=0.1, eta=0.0025, d=2e4), "heavy tails"),
         (single(d=1e5), ""),
@@ -107,3 +112,97 @@ def test_largest_noise_scale_is_where_escape_ends(problem):
 def test_free_rows_bear_more_noise_and_plateaus_have_no_limit():
     assert largest_noise_scale(single(normalized=False)) > 10 * largest_noise_scale(single())
     assert np.isnan(largest_noise_scale(single("He2", strength=0.3)))
+
+
+def test_a_goal_that_w0_meets_takes_no_time():
+    problem = single(strength=0.7, alignment=0.6)
+    for goal in (Escape("absolute", 1.0), Escape("absolute", 0.3)):
+        law = escape_law(problem, goal)
+        numbers = [law.mean, law.std, *law.quantile(np.array([0.001, 0.5, 0.999])), law.cdf(-1e-9)]
+        assert law.doubt == "" and float(law.probability) == 1 and not np.any(numbers)
+        assert float(law.cdf(0.0)) == float(law.cdf(1.0)) == 1
+
+
+def test_the_law_does_not_depend_on_how_the_frame_is_written():
+    """Rows exchanged, and a target direction of length 2 with half its coefficient."""
+    problem = single(strength=0.6, alignment=0.5, rank=2)
+    gram, double = np.asarray(problem.frame_gram), np.diag([2.0, 1.0])
+    parts = {"adapter": problem.adapter, "sgd": problem.sgd}
+    exchanged = Problem(
+        "erf",
+        frame_gram=gram[::-1, ::-1],
+        directions=("pretrained", "target"),
+        frozen=[[1.0, 0.0]],
+        target=[[0.0, 1.0]],
+        **parts,
+    )
+    stretched = Problem(
+        "erf",
+        frame_gram=double @ gram @ double,
+        directions=("target", "pretrained"),
+        frozen=[[0.0, 1.0]],
+        target=[[0.5, 0.0]],
+        **parts,
+    )
+    for goal in (Escape(), Escape("overlap", 0.3)):
+        laws = [escape_law(some, goal) for some in (problem, exchanged, stretched)]
+        for law in laws[1:]:
+            np.testing.assert_allclose([law.mean, law.std], [laws[0].mean, laws[0].std], rtol=1e-6)
+
+
+def test_overlap_is_measured_in_units_of_the_target():
+    """A target of length 2 is learnt when w is the target, whose overlap is 4."""
+    gram = [[4.0, 0.6], [0.6, 0.25]]
+    parts = {"directions": ("target", "pretrained"), "frozen": [[0.0, 1.0]], "target": [[1.0, 0.0]]}
+    problem, goal = Problem("erf", frame_gram=gram, **parts), Escape("overlap", 0.5)
+    learnt = Overlaps(jnp.ones((1, 1)), jnp.array([[3.4, 0.35]]), jnp.eye(1))  # w = target: w.target = 0.6 + 3.4
+    np.testing.assert_allclose(goal.margin(problem, learnt, goal.reference(problem)), -0.5, rtol=1e-12)
+
+
+def test_adapters_that_the_theory_does_not_know_are_refused_by_name():
+    for name, adapter in (
+        ("trained", Adapter(2, trained=[1.0, 0.0])),
+        ("weight_decay", Adapter(2, weight_decay=0.1, normalized=False)),
+    ):
+        with pytest.raises(ArgumentError) as error:
+            escape_law(single().replace(adapter=adapter))
+        assert error.value.name == name
+
+
+def test_random_starts_are_exact_at_any_dimension():
+    """Their first and second moments against those of `random_overlaps`, at d = 12, and of the mode's amplitude."""
+    problem = single(d=12.0, alignment=0.3, rank=3, theta=0.0)
+    phase = search_phase(problem)
+    mode = unstable_mode(problem, phase)
+    normals = jnp.asarray(np.random.default_rng(1).normal(size=(20000, 3, 3 + 2 + 3)))
+    ours, amplitudes = jax.vmap(lambda z: random_start(problem, phase, mode, z))(normals)
+    theirs = jax.vmap(lambda key: random_overlaps(problem, key))(jax.random.split(jax.random.key(0), 20000))
+    for a, b in ((ours.cross, theirs.cross), (ours.down_gram, theirs.down_gram)):
+        for power in (1, 2, 4):
+            first, second = np.asarray(a) ** power, np.asarray(b) ** power
+            error = np.sqrt((first.var(axis=0) + second.var(axis=0)) / 20000)
+            assert np.all(np.abs(first.mean(axis=0) - second.mean(axis=0)) <= 4.5 * error + 1e-12)
+    square = np.asarray(amplitudes) ** 2
+    assert abs(square.mean() - 3 * float(mode.variance)) < 4.5 * square.std() / np.sqrt(20000)
+
+
+@pytest.mark.slow
+def test_gradient_of_the_law():
+    """Mean and spread at rank 2, against central differences with a relative step of 1e-3."""
+    names = ("overlap", "square", "scale", "lr_ratio", "learning_rate", "dimension")
+    point = jnp.array([0.45, 0.3, 2.6, 1.3, 0.1, 1e5])
+
+    @jax.jit
+    def moments(values):
+        overlap, square, scale, lr_ratio, learning_rate, dimension = values
+        adapter = Adapter(2, scale=scale, lr_ratio=lr_ratio)
+        sgd = SGD(learning_rate=learning_rate, dimension=dimension, batch_size=2e4)
+        problem = Family("erf", adapter=adapter, sgd=sgd).with_overlap(overlap, square)
+        law = escape_law(problem, adjoint=diffrax.ForwardMode())
+        return jnp.stack([law.mean, law.std])
+
+    exact = jax.jacfwd(moments)(point)
+    for i, name in enumerate(names):
+        later, earlier = (moments(point.at[i].mul(factor)) for factor in (1.001, 0.999))
+        numeric = (later - earlier) / (0.002 * point[i])
+        np.testing.assert_allclose(exact[:, i], numeric, rtol=2e-3, atol=1e-8, err_msg=name)

@@ -1,0 +1,88 @@
+"""Settings drawn at random: what they cover, what is made of them, and that a wrong theory is found out."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from theory import Validity
+from validation.checks import QUICK, Check
+from validation.checks.drawn import Attempt, Tally, Trial, drawn, shrunk
+from validation.checks.settings import SHIPPED, Setting, plan, read_settings
+
+HARD = SHIPPED.with_name("hard.toml")
+
+
+def test_settings_drawn_with_a_seed_are_the_same_and_cover_the_input_space():
+    settings = [drawn(5, number) for number in range(40)]
+    assert settings[7] == drawn(5, 7) != drawn(6, 7)
+    assert {1, 32} <= {setting.rank for setting in settings}
+    assert {-1.0, 0.0, 1.0} <= {setting.alignment for setting in settings}
+    assert {"loss", "overlap", "absolute"} == {setting.criterion for setting in settings}
+    assert any(setting.teacher for setting in settings) and any(setting.free_rows for setting in settings)
+    for setting in settings:
+        problem = setting.case(QUICK, jax.random.key(0)).problem
+        assert problem.sgd.batch_size >= 1 and 50 <= problem.sgd.dimension <= 1e6
+
+
+EASY = Setting(name="easy", mixture=0.5, rank=2, label_noise=0.01, learning_rate=0.2, dim=2e4, checks=("law",))
+FEW = dataclasses.replace(QUICK, law_seeds=100)
+
+
+def test_an_attempt_checks_what_is_claimed_and_counts_what_is_not():
+    attempt = Trial(FEW, 0, 1, EASY).run()
+    names = {check.name for check in attempt.results}
+    assert attempt.doubt == "" and attempt.escaped == 1 and not attempt.missed
+    assert {"escape time, mean", "escape time, std", "fine-tuning time, mean"} <= names
+    coarse = Trial(FEW, 0, 1, dataclasses.replace(EASY, learning_rate=3.0)).run()
+    assert coarse.doubt == "coarse" and coarse.missed and not coarse.results
+    tally = Tally([attempt, coarse])
+    assert tally.wrong == [] and tally.escaping == 2 and tally.refused == 0.5
+    assert [(row["law"], row["settings"]) for row in tally.reasons] == [("given", 1), ("coarse", 1)]
+
+
+def test_a_disagreement_is_shrunk_to_the_simplest_setting(monkeypatch):
+    """A trial that disagrees as long as there is label noise keeps that and loses everything else."""
+
+    def run(trial: Trial) -> Attempt:
+        setting = trial.setting
+        assert setting is not None
+        z = 10.0 if setting.label_noise else 0.0
+        return Attempt(setting, "", 1.0, (Check(setting.name, "mean", 1.0, 2.0, 0.1, z, 0.0, 1e4),))
+
+    monkeypatch.setattr(Trial, "run", run)
+    trial = Trial(FEW, 0, 0, dataclasses.replace(EASY, mixture=None, criterion="overlap", free_rows=True))
+    assert trial.setting is not None
+    (check,) = trial.run().results
+    simplest = shrunk(trial, trial.setting, check, 4.0)
+    assert (simplest.label_noise, simplest.rank, simplest.noise_scale, simplest.criterion) == (0.01, 1, 0.0, "loss")
+    words = "--rank 1" not in simplest.command and "--label-noise 0.01" in simplest.command
+    assert words and "--free-rows" not in simplest.command and simplest.command.endswith("--checks law")
+
+
+def test_a_wrong_law_is_found_out(monkeypatch):
+    """The law of half the noise scale, compared with the chain of the whole."""
+    from validation.checks import drawn as module
+
+    right = module.escape_law
+    monkeypatch.setattr(module, "escape_law", lambda problem, *rest: right(problem.replace(noise_scale=0.0), *rest))
+    attempt = Trial(FEW, 0, 2, dataclasses.replace(EASY, noise_scale=20.0, rank=8)).run()
+    assert not all(check.agrees(4.0) for check in attempt.results)
+
+
+@pytest.mark.slow
+def test_the_law_where_it_was_once_wrong():
+    """Every setting of the file against the exact chain; each failed, or was refused, before the law came from sampled starts."""
+    assert Path(HARD).exists()
+    results = [result for job in plan(read_settings(HARD), QUICK, 0, full=False) for result in job.run()]
+    assert all(isinstance(result, Check) for result in results)
+    checks = [result for result in results if isinstance(result, Check)]
+    assert len(checks) >= 4 * len(read_settings(HARD))
+    assert [check for check in checks if not check.agrees(4.5)] == []
+
+
+def test_every_reason_has_a_name_and_words():
+    assert all(Validity[name].meaning or name == "holds" for name in Validity.__members__)
+    assert np.unique([int(reason) for reason in Validity]).size == len(Validity)

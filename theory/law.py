@@ -24,7 +24,7 @@ r"""The law of the escape time at dimension d: not only how fast overlaps grow, 
 _ROWS = 1024
 _FEWEST, _MOST, _DEARER = 32, 128, 4
 """The flow is solved from random starts with so many rows together unless told otherwise, at least and at most so many of them; a
-quarter where averages are sums over nodes."""
+quarter, with a quarter of the steps, where averages are sums over nodes."""
 
 _ESCAPING = 0.95
 """The law is given if at least this part of the starts escapes."""
@@ -32,7 +32,7 @@ _ESCAPING = 0.95
 _FAR = 20.0
 """Amplitudes that differ from the sampled ones by more than this factor's logarithm do not occur."""
 
-_MOST_STEPS = 2**13
+_MOST_STEPS = 2**12
 """A run that takes more steps of the integrator is given up."""
 
 
@@ -126,12 +126,15 @@ def escape_law(
     require("trained", adapter.trained, "1 for every row, as the theory of the search assumes", lambda x: x == 1)
     require("weight_decay", adapter.weight_decay, "0, as the theory of the search assumes", lambda x: x == 0)
     if starts is None:
-        starts = min(max(_ROWS // rank, _FEWEST), _MOST) // (
-            1 if has_closed_form(problem.student, problem.teacher) else _DEARER
-        )
+        starts = min(max(_ROWS // rank, _FEWEST), _MOST) // _dearer(problem)
     require("starts", starts, "at least 2", lambda n: n >= 2)
     normals = real_array(start_normals(starts, rank, problem.frame_size))
     return _law(problem, Escape() if escape is None else escape, normals, adjoint)
+
+
+def _dearer(problem: Problem) -> int:
+    """By what factor less is computed since averages are sums over nodes."""
+    return 1 if has_closed_form(problem.student, problem.teacher) else _DEARER
 
 
 @eqx.filter_jit
@@ -146,7 +149,7 @@ def _law(
         drawn, amplitude = random_start(problem, phase, mode, numbers)
         start = jax.tree.map(lambda a, b: jnp.where(moving, a, b), drawn, pretrained(problem))
         horizon = patience(phase)
-        options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS}
+        options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS // _dearer(problem)}
         return passage(problem, start, escape, horizon, **options), amplitude
 
     runs, amplitudes = jax.vmap(run)(normals)

@@ -16,6 +16,7 @@ from odes.arguments import ArgumentError, require, require_known
 from theory.passages import passage
 from theory.search import noise_unit, search_phase, unstable_mode
 from theory.starts import typical_amplitude, typical_start, weights_start
+from theory.trust import Validity
 from theory.tuning import fine_tuning, stable_step
 
 _ROUNDS = 4
@@ -50,9 +51,10 @@ def samples(stages: Stages) -> Float[Array, ""]:
 class Remedy:
     """A way of training, with the settings of least samples.
 
-    `words` say what it is and `settings` which values were chosen. The last of its `stages` ends when the goal is reached
-    according to theory, its duration is NaN where that is never; `start` are the overlaps at the start where these are given
-    (weights that are trained themselves start at w0).
+    `words` say what it is and `settings` which values were chosen; `edge` names those that lie on the edge of what was searched. The
+    last of its `stages` ends when the goal is reached according to theory, its duration is NaN where that is never; `start` are
+    the overlaps at the start where these are given (weights that are trained themselves start at w0). `doubt` is why the time is
+    not a mean over starts and noise, in words, empty where it is.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Remedy:
     settings: dict[str, float]
     stages: Stages
     start: Overlaps | None = None
+    edge: tuple[str, ...] = ()
+    doubt: str = ""
 
     @property
     def time(self) -> float:
@@ -125,7 +129,8 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
     r"""Ways of training from the weights w0 of a single-index problem, each with its settings of least samples, as they are found.
 
     The samples per dimension are n/d = t/θ: small θ wastes samples, large θ ends in noise, so that every way has a best θ, which is
-    computed. The ways: as given; "noise", the best θ; "rank", four and sixteen times as large at the same κ; "lr-ratio", a larger
+    computed. LoRA is searched where the time is the mean over starts and noise ([`theory.validity`][]) and a batch has at least one
+    sample. The ways: as given; "noise", the best θ; "rank", four and sixteen times as large at the same κ; "lr-ratio", a larger
     learning rate of U (LoRA+); "scale", a larger α; "full", training the weights themselves; "curriculum", squared labels
     first, with U kept or restarted, at the best length of that stage, each at its best θ.
 
@@ -155,7 +160,10 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
 
         chosen, best = _searched(stages, ([*box[0], low], [*box[1], high]), 24 - 12 * bool(symbol), first)
         settings = {symbol: float(chosen[0])} if symbol else {}
-        return Remedy(name, words, settings | {"noise_scale": float(chosen[-1])}, best)
+        settings |= {"noise_scale": float(chosen[-1])}
+        ends = zip(settings, [*box[0], low], [*box[1], high], strict=True)
+        edge = tuple(key for key, *pair in ends if np.isclose(settings[key], pair, rtol=1e-6).any())
+        return Remedy(name, words, settings, best, edge=edge)
 
     plain = searched("noise scale", "best batch size", lambda _: problem)
     theta = plain.settings["noise_scale"]
@@ -182,9 +190,10 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
 
 
 def _tuned(name: str, problem: Problem, goal: Escape, max_steps: int) -> Stage:
-    """Fine-tuning to the goal, as long as theory says that it takes."""
-    time = fine_tuning(problem, goal, adjoint=diffrax.ForwardMode(), max_steps=max_steps).time
-    return _lasting(Stage(name, problem, 0.0), time)
+    """Fine-tuning to the goal, as long as theory says that it takes; never where that cannot be trusted or a batch is below one sample."""
+    tuning = fine_tuning(problem, goal, adjoint=diffrax.ForwardMode(), max_steps=max_steps)
+    sound = tuning.trusted & (problem.sgd.batch_size >= 1)
+    return _lasting(Stage(name, problem, 0.0), jnp.where(sound, tuning.time, jnp.nan))
 
 
 def _lasting(stage: Stage, time: Array) -> Stage:
@@ -193,8 +202,14 @@ def _lasting(stage: Stage, time: Array) -> Stage:
 
 
 def _as_given(problem: Problem, goal: Escape) -> Remedy:
-    stage = eqx.filter_jit(lambda p: _tuned("as given", p, goal, _PATIENT))(problem)
-    return Remedy("as given", "nothing changed", {"noise_scale": float(problem.sgd.noise_scale)}, (stage,))
+    options = {"adjoint": diffrax.ForwardMode(), "max_steps": _PATIENT}
+    tuning = eqx.filter_jit(lambda some: fine_tuning(some, goal, **options))(problem)
+    stage, settings = (
+        _lasting(Stage("as given", problem, 0.0), tuning.time),
+        {"noise_scale": problem.sgd.noise_scale.item()},
+    )
+    doubt = Validity(int(tuning.validity)).meaning
+    return Remedy("as given", "nothing changed", settings, (stage,), doubt=doubt)
 
 
 def _full(problem: Problem, goal: Escape) -> Remedy:

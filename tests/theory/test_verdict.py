@@ -22,8 +22,8 @@ from theory.verdict import _critical, _kind
         ([1, 1.005, 1], "indifferent", None),
         ([1, 2, 1.99], "hurts", 0),
         ([3, 1, 0], "helps", None),
-        ([2, np.inf, 2, 3], "both", 2),
-        ([2, 1, np.inf, 1.5], "both", 3),
+        ([2, np.inf, 2, 3], "barrier", 2),
+        ([2, 1, np.inf, 1.5], "both", None),
     ],
 )
 def test_kind_and_critical_time(costs, kind, critical):

@@ -1,7 +1,7 @@
 r"""Settings drawn at random over the whole input space: what theory claims there against the chain, and how often it claims nothing.
 
 The prior. Links: linear, He2, He3, He4, the sum He2 + He3/2, relu and erf; every fourth polynomial has another one as its
-teacher. In a tenth of the settings, which take longer, student and teacher are any two of these and of tanh, sigmoid and the
+teacher. In every twentieth setting, which takes longer, student and teacher are any two of these and of tanh, sigmoid and the
 square erf^2. Strength: log-uniform from 0.01 to 5. Alignment: 1 (a quarter), -1, 0, within 0.1 of 0 (a tenth each), else uniform.
 Rank: 1, 2, 3, 4, 8, 16 or 32; κ log-uniform from 1/4 to 4 and lr ratio from 1/4 to 16, each in half of the settings and else 1; a
 quarter with free rows. Dimension: log-uniform from 50 to a million. Learning rate: log-uniform from 0.01 to 1.5 of the time of
@@ -51,20 +51,20 @@ def drawn(seed: int, number: int) -> Setting:
     def spread(low: float, high: float) -> float:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-    slow, other = rng.uniform() < 0.1, rng.uniform() < 0.25
+    slow, other = rng.uniform() < 0.05, rng.uniform() < 0.25
     student = str(rng.choice(_OTHERS if slow else _LINKS))
     teacher = student
     if slow or (other and student in _POLYNOMIALS):
         teacher = str(rng.choice(_OTHERS if slow else _POLYNOMIALS))
-    strength, kind, sign = spread(0.01, 5), rng.uniform(), float(rng.choice([-1, 1]))
+    strength, kind, sign = spread(0.01, 5.0), rng.uniform(), float(rng.choice([-1, 1]))
     edges = np.array([0.25, 0.35, 0.45, 0.55])
     alignment = [1.0, -1.0, 0.0, sign * spread(1e-3, 0.1), float(rng.uniform(-1, 1))][int(np.sum(kind >= edges))]
     rank = int(rng.choice(_RANKS))
-    kappa = spread(0.25, 4) if rng.uniform() < 0.5 else 1.0
-    lr_ratio = spread(0.25, 16) if rng.uniform() < 0.5 else 1.0
-    free_rows, dim = bool(rng.uniform() < 0.25), float(round(spread(50, 1e6)))
-    speed, noise = spread(0.01, 1.5), spread(0.01, 30) * bool(rng.uniform() < 0.9)
-    label_noise = spread(0.01, 10) * bool(rng.uniform() < 0.4)
+    kappa = spread(0.25, 4.0) if rng.uniform() < 0.5 else 1.0
+    lr_ratio = spread(0.25, 16.0) if rng.uniform() < 0.5 else 1.0
+    free_rows, dim = bool(rng.uniform() < 0.25), float(round(spread(50.0, 1e6)))
+    speed, noise = spread(0.01, 1.5), spread(0.01, 30.0) * bool(rng.uniform() < 0.9)
+    label_noise = spread(0.01, 10.0) * bool(rng.uniform() < 0.4)
     criterion = str(rng.choice(["loss", "overlap", "absolute"], p=[0.7, 0.18, 0.12]))
     low, high = {"loss": (0.02, 0.95), "overlap": (0.1, 0.9), "absolute": (0.05, 1.3)}[criterion]
     threshold = float(rng.uniform(low, high))

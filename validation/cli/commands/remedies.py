@@ -16,6 +16,9 @@ from validation.cli.options import ConfirmOptions, EscapeOptions, ModelOptions
 from validation.cli.output import OutputOptions
 from validation.cli.report import table
 
+_WORDS = ("words", "settings", "edge", "doubt")
+"""What is told of a remedy beside its numbers."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
@@ -44,18 +47,24 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
         return {"remedies": result}
 
     def report(self, result: list[dict[str, Any]]) -> None:
-        print(table([{name: row[name] for name in row if name not in ("words", "settings")} for row in result]))
+        print(table([{name: row[name] for name in row if name not in _WORDS} for row in result]))
         for row in result:
             chosen = ", ".join(f"{name} {value:.4g}" for name, value in row["settings"].items())
             print(f"{row['remedy']}: {row['words']} ({chosen})")
+            if row["edge"]:
+                print(f"  on the edge of what was searched: {', '.join(row['edge'])}")
+            if row["doubt"]:
+                print(f"  not a mean time: {row['doubt']}")
 
     def dataset(self, result: list[dict[str, Any]]) -> Any:
         import xarray
 
-        names = [name for name in result[0] if name not in ("settings", "words")]
+        names = [name for name in result[0] if name not in _WORDS]
         columns = {name: ("remedy_number", np.array([row[name] for row in result])) for name in names}
-        chosen = {row["remedy"]: row["settings"] for row in result}
-        return xarray.Dataset(columns, attrs={"settings": json.dumps(chosen)})
+        told = {
+            name: json.dumps({row["remedy"]: row[name] for row in result}) for name in ("settings", "edge", "doubt")
+        }
+        return xarray.Dataset(columns, attrs=told)
 
     def draw(self, result: list[dict[str, Any]]) -> Any:
         """Samples of every remedy as bars, with the simulated ones as dots."""
@@ -88,4 +97,6 @@ def describe(remedy: Remedy, found: list[Remedy]) -> dict[str, Any]:
         "batch_size": float(sgd.batch_size),
         "words": remedy.words,
         "settings": remedy.settings,
+        "edge": list(remedy.edge),
+        "doubt": remedy.doubt,
     }

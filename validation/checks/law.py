@@ -30,7 +30,7 @@ def law_against(case: Case, law: EscapeLaw, times: np.ndarray, seeds: int, label
     """The law against the escape times of those of so many seeds that have escaped."""
     from scipy import stats
 
-    n, starts = times.size, law.log_radii.size
+    n = times.size
     yield _probability_check(case, f"fraction escaped{label}", law, n, seeds)
     if n < _FEWEST or law.std == 0:
         return
@@ -42,7 +42,7 @@ def law_against(case: Case, law: EscapeLaw, times: np.ndarray, seeds: int, label
     yield case.check(f"escape time, std{label}", law.std, times.std(ddof=1), error, accuracy=LAW_ACCURACY)
     centred = times - mean + float(law.mean)
     distance = stats.ks_1samp(centred, lambda t: np.asarray(law.cdf(t) / law.probability)).statistic  # pyright: ignore[reportAttributeAccessIssue]
-    together = round(n * starts / (n + starts))
+    together = round(n / (1 + n * float(law.mean_error / law.std) ** 2))  # the scatter of S counts as a sample's
     z = float(stats.norm.isf(stats.kstwo.sf(distance, together)))
     expected, spread = stats.kstwo.mean(together), stats.kstwo.std(together)
     yield case.check(f"escape time, KS distance about the mean{label}", expected, distance, spread, z=z)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Overlaps, Problem, flow, gradient_at, kurtosis_at, noise_at
+from odes import Escape, Overlaps, Problem, flow, gradient_at, kurtosis_at, noise_at, self_moments
 from theory.meanings import Meaning
 from theory.search import SearchPhase, UnstableMode
 from theory.starts import moves
@@ -29,7 +29,7 @@ class Validity(Meaning):
     holds = ""
     still = "the gradient vanishes at w0, or U is not trained"
     large_start = "the dimension is too small: the start is no small perturbation (above 0.2; with kinks 0.2 |w0|, from noise 0.05 |w0|)"
-    coarse = "the learning rate is too large for the search phase (eta * rate above 0.6 or eta * lr_ratio * kappa^2 * D above 1.25)"
+    coarse = "the learning rate is too large (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times D or E[f'^2] above 1.25)"
     trapped = "SGD at this noise scale does not escape"
     up_noise = "the noise on U at the escape is too large for this dimension (above 1.5 % of |U|^2, or 2.5 % of the mean time ahead)"
     heavy_tails = "the batches are too small for the gradient's heavy tails: they shrink the rows by 1 % less than the limit predicts"
@@ -51,8 +51,9 @@ def validity(
 
     The goal is `reached` at the overlaps `crossing`. The mean is given for amplitude $a_0 \le 0.2$ of the unstable mode at the start
     (links with a kink feel U as soon as it is like w0: $0.2|w_0|$, and $0.05|w_0|$ for the part that SGD noise feeds),
-    $\eta\lambda_+ \le 0.6$, $\eta\chi\kappa^2D \le 1.25$ and noise on U at the escape ([`up_noise`][]) of at most 1.5 % of $|U|^2$, a
-    head start of at most 2.5 % of the mean and a tail of at most 1 %; there it was found within 3 % of simulated means.
+    $\eta\lambda_+ \le 0.6$, $\eta\chi\kappa^2\max(D, E[\sigma'^2]) \le 1.25$ (at unit length, where training ends) and noise on U at
+    the escape ([`up_noise`][]) of at most 1.5 % of $|U|^2$, a head start of at most 2.5 % of the mean and a tail of at most 1 %; there
+    it was found within 3 % of simulated means.
     """
     noise = up_noise(problem, goal, phase, crossing)
     amplitude, fed = (jnp.sqrt(problem.adapter.rank * x) for x in (mode.variance, mode.variance - mode.initial))
@@ -71,9 +72,9 @@ def validity(
 
 
 def too_fast(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
-    """Whether the learning rate is too large for the flow of finite steps to describe the search: ηλ₊ > 0.6 or ηχκ²D > 1.25."""
+    """Whether the learning rate is too large for the flow of finite steps: ηλ₊ > 0.6, or ηχκ² times D or E[σ'^2] at unit length > 1.25."""
     eta, adapter = problem.sgd.learning_rate, problem.adapter
-    decay = eta * adapter.lr_ratio * adapter.kappa**2 * phase.D
+    decay = eta * adapter.lr_ratio * adapter.kappa**2 * jnp.maximum(phase.D, self_moments(problem.student, 1.0).cross)
     return (eta * phase.rate > _FASTEST_GROWTH) | (decay > _FASTEST_DECAY)
 
 

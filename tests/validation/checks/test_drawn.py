@@ -16,7 +16,7 @@ HARD = SHIPPED.with_name("hard.toml")
 
 
 def test_settings_drawn_with_a_seed_are_the_same_and_cover_the_input_space():
-    settings = [drawn(5, number) for number in range(40)]
+    settings = [drawn(5, number) for number in range(60)]
     assert settings[7] == drawn(5, 7) != drawn(6, 7)
     assert {1, 32} <= {setting.rank for setting in settings}
     assert {-1.0, 0.0, 1.0} <= {setting.alignment for setting in settings}

@@ -16,3 +16,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def key():
     return jax.random.key(20261122)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs():
+    """Programs of a file's tests are forgotten after it: every one takes places in memory, of which a process has 65530."""
+    yield
+    jax.clear_caches()

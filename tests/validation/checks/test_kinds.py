@@ -70,10 +70,10 @@ def test_flipped_sign_in_the_flow_is_caught(monkeypatch):
     assert not verdict("trajectory", own, own)
 
 
-def test_plateau_is_noted_not_checked():
-    plateau = single("He2", d=2e3, eta=0.01, theta=0.0, strength=0.3)
-    (note,) = CHECKS["law"](Case("test", plateau, plateau, EFFORT, jax.random.key(0)))
-    assert isinstance(note, Note) and "plateau" in note.reason
+def test_a_law_that_is_refused_is_noted_not_checked():
+    coarse = single("linear", d=2e3, eta=3.0, theta=0.0, strength=0.3)
+    (note,) = CHECKS["law"](Case("test", coarse, coarse, EFFORT, jax.random.key(0)))
+    assert isinstance(note, Note) and "learning rate is too large" in note.reason
 
 
 def test_false_alarm_rate():

@@ -36,7 +36,7 @@ def test_disagreement_is_exit_code_one(capsys, tmp_path):
     """A learning rate far too large for a theory of first order in it."""
     settings = tmp_path / "own.toml"
     settings.write_text(
-        '[[setting]]\nactivation = "He3"\nmixture = 0.5\nlearning_rate = 0.03\nnoise_scale = 0.005\nquick = ["trajectory"]'
+        '[[setting]]\nactivation = "He3"\nmixture = 0.5\nlearning_rate = 0.1\nnoise_scale = 0.005\nquick = ["trajectory"]'
     )
     code, out, _ = run(capsys, "validate", "--settings", str(settings))
     assert code == 1 and "NO AGREEMENT" in out

@@ -305,7 +305,7 @@ def pair_moments(f: Activation, h: Activation, p: ScalarLike, q: ScalarLike, c: 
 def self_moments(f: Activation, p: ScalarLike) -> PairMoments:
     r"""[`pair_moments`][] of f with itself at y = x: $E[f^2]$, $E[f'^2]$, $E[f'' f]$, for var x = p."""
     p = jnp.asarray(p, jnp.result_type(float))
-    if f.hermite is not None or both_are(f, f, "erf") or both_are(f, f, "relu"):
+    if has_closed_form(f, f):
         return pair_moments(f, f, p, p, p)
 
     def integrand(x):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odes import SGD, Adapter, Overlaps, Problem, Transfer
+from odes import SGD, Adapter, Family, Overlaps, Problem, Transfer
 
 
 def single(
@@ -30,6 +30,16 @@ def single(
     sgd = SGD(dimension=d, batch_size=batch, learning_rate=eta, label_noise=noise)
     adapter = Adapter(rank, **adapter)
     return Problem.single_index(link, strength=strength, alignment=alignment, teacher=teacher, adapter=adapter, sgd=sgd)
+
+
+PARAMETERS = {"overlap": 0.45, "square": 0.3, "scale": 2.6, "lr_ratio": 1.3, "learning_rate": 0.1, "dimension": 1e5}
+
+
+def of_parameters(values):
+    """An erf problem of rank 2 as a function of the numbers (6,) named in `PARAMETERS`, to be differentiated."""
+    overlap, square, scale, lr_ratio, learning_rate, dimension = values
+    sgd = SGD(learning_rate=learning_rate, dimension=dimension, batch_size=2e4)
+    return Family("erf", adapter=Adapter(2, scale=scale, lr_ratio=lr_ratio), sgd=sgd).with_overlap(overlap, square)
 
 
 def two_by_three(link, **options):

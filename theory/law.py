@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import digamma, gammaincc, polygamma
+from jax.scipy.special import gammaincc, polygamma
 from jaxtyping import Array, Float, Int
 
 from odes import Escape, Problem, Solution, pretrained
@@ -15,7 +15,7 @@ from odes.arguments import ArrayLike, real_array, require
 from odes.gaussian import has_closed_form, safe_sqrt
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
-from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals
+from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals, typical_amplitude
 from theory.trust import Validity, validity
 
 r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
@@ -41,7 +41,8 @@ class EscapeLaw(eqx.Module):
 
     - `mean`, `std`: of the runs that escape; 0 where w0 meets the goal already, NaN where the law does not hold;
     - `mean_error`, `std_error`: their standard errors, since they are averages over sampled starts;
-    - `probability`: of an escape within the horizon ([`theory.patience`][]);
+    - `probability`: of an escape within the horizon ([`theory.patience`][]); NaN where the law is refused for another reason than that
+        too few starts escape;
     - `validity`: why the law does not hold, a number of [`theory.Validity`][], 0 where it does;
     - `tau`: the time scale of growth at the problem's learning rate;
     - `amplitude`: $a_0 = \sqrt{r\,\mathrm{Var}}$, the root mean square amplitude of the unstable mode referred to the start;
@@ -165,7 +166,7 @@ def _law(
     half = jnp.asarray(rank / 2, logs.dtype)
     centre, middle = share @ values, share @ logs
     apart, beyond = values - centre, logs - middle
-    mean = centre - slope * (jnp.log(mode.variance) + digamma(half) + jnp.log(2.0)) / 2
+    mean = centre - slope * jnp.log(typical_amplitude(problem, mode))
     squares = apart**2 - 2 * slope * apart * beyond
     std = safe_sqrt(share @ squares + slope**2 * polygamma(1, half) / 4)
     mean_error = safe_sqrt(share @ apart**2 / count)
@@ -183,7 +184,8 @@ def _law(
     amplitude = jnp.sqrt(rank * mode.variance)
     radii = jnp.log(mode.variance) / 2 + jnp.asarray(np.log(chi_quantiles(rank, times.size)), times.dtype)
     offsets = times[order][::-1] + mode.tau * radii
-    probability = jnp.where(met, 1, count / escaped.size)
+    tried = (valid == Validity.holds) | (valid == Validity.trapped)
+    probability = jnp.where(met, 1, jnp.where(tried, count / escaped.size, jnp.nan))
     return EscapeLaw(mean, std, mean_error, std_error, probability, valid, mode.tau, amplitude, radii, offsets, rank)
 
 

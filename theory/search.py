@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-from odes import Activation, Family, Problem, gradient_at, noise_at, pretrained
+from odes import Activation, Family, Problem, gradient_at, noise_at, pretrained, self_moments
 from odes.arguments import ArrayLike
 
 
@@ -92,6 +92,12 @@ def sweep(family: str | Activation | Family, *, strength: ArrayLike, alignment: 
     return jax.vmap(lambda rho, cosine: search_phase(at(rho, cosine)))(
         *jnp.broadcast_arrays(jnp.asarray(strength), jnp.asarray(alignment))
     )
+
+
+def fastest_decay(problem: Problem, phase: SearchPhase) -> Float[Array, ""]:
+    r"""The fastest rate at which U relaxes, $\chi\kappa^2\max(D, E[\sigma'^2])$: D at w0, E[σ'^2] at unit length, where training ends."""
+    adapter = problem.adapter
+    return adapter.lr_ratio * adapter.kappa**2 * jnp.maximum(phase.D, self_moments(problem.student, 1.0).cross)
 
 
 def noise_unit(problem: Problem) -> Float[Array, ""]:

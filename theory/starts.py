@@ -43,16 +43,6 @@ def shared_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
     return mode_start(problem, phase, unstable_mode(problem, phase), jnp.full(rank, amplitude / np.sqrt(rank)))
 
 
-def shared_equally(start: Overlaps) -> Overlaps:
-    """A start on a mode with the same total amplitude, which the rows of the adapter share equally."""
-
-    def shares(x: Array, axis: int) -> Array:
-        total = jnp.sqrt(jnp.sum(x**2, axis=axis, keepdims=True)) * jnp.sign(jnp.sum(x, axis=axis, keepdims=True))
-        return jnp.broadcast_to(total / np.sqrt(x.shape[axis]), x.shape)
-
-    return Overlaps(shares(start.up, 1), shares(start.cross, 0), start.down_gram)
-
-
 def resting_start(problem: Problem) -> Overlaps:
     r"""U = 0 and rows of V whose overlap with the gradient's direction at w0 is the typical $d^{-1/2}$."""
     rank, overlap = problem.adapter.rank, 1 / jnp.sqrt(problem.sgd.dimension)
@@ -124,17 +114,17 @@ def typical_amplitude(problem: Problem, mode: UnstableMode) -> Float[Array, ""]:
     return jnp.exp((jnp.log(mode.variance) + digamma(half) + jnp.log(2.0)) / 2)
 
 
-def typical_start(problem: Problem, phase: SearchPhase, mode: UnstableMode) -> Overlaps:
+def typical_start(problem: Problem, phase: SearchPhase, mode: UnstableMode, *, equal: bool = False) -> Overlaps:
     r"""The start from which the flow takes the mean time, to leading order, from random starts with SGD noise.
 
     The rows of the adapter are on the unstable mode with the total amplitude of [`typical_amplitude`][], shared by them like
-    quantiles of a half-normal law. Where D <= 0 they have U = 0 instead and the total overlap $(r/d)^{1/2}$ with the
+    quantiles of a half-normal law, or in `equal` parts. Where D <= 0 they have U = 0 instead and the total overlap $(r/d)^{1/2}$ with the
     gradient's direction. Where nothing moves the start is w0 itself.
     """
     from scipy import special
 
     rank, moving, damped = problem.adapter.rank, moves(problem, phase), phase.D > 0
-    shares = special.ndtri((1 + (np.arange(rank) + 0.5) / rank) / 2)
+    shares = np.ones(rank) if equal else special.ndtri((1 + (np.arange(rank) + 0.5) / rank) / 2)
     rows = jnp.asarray(shares / np.linalg.norm(shares), mode.variance.dtype)
     amplitude = typical_amplitude(problem, mode)
     up = jnp.where(damped, mode.up * amplitude, 0)

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Overlaps, Problem, flow, gradient_at, kurtosis_at, noise_at, self_moments
+from odes import Escape, Overlaps, Problem, flow, gradient_at, kurtosis_at, noise_at
 from theory.meanings import Meaning
-from theory.search import SearchPhase, UnstableMode
+from theory.search import SearchPhase, UnstableMode, fastest_decay
 from theory.starts import moves
 
 _LARGEST_AMPLITUDE = 0.2
@@ -73,9 +73,8 @@ def validity(
 
 def too_fast(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
     """Whether the learning rate is too large for the flow of finite steps: ηλ₊ > 0.6, or ηχκ² times D or E[σ'^2] at unit length > 1.25."""
-    eta, adapter = problem.sgd.learning_rate, problem.adapter
-    decay = eta * adapter.lr_ratio * adapter.kappa**2 * jnp.maximum(phase.D, self_moments(problem.student, 1.0).cross)
-    return (eta * phase.rate > _FASTEST_GROWTH) | (decay > _FASTEST_DECAY)
+    eta = problem.sgd.learning_rate
+    return (eta * phase.rate > _FASTEST_GROWTH) | (eta * fastest_decay(problem, phase) > _FASTEST_DECAY)
 
 
 class UpNoise(eqx.Module):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Problem, self_moments
+from odes import Escape, Problem
 from theory.passages import passage, patience
-from theory.search import search_phase, unstable_mode
-from theory.starts import moves, shared_equally, typical_amplitude, typical_start
+from theory.search import fastest_decay, search_phase, unstable_mode
+from theory.starts import moves, typical_amplitude, typical_start
 from theory.trust import Validity, validity
 
 _STEP = 1.5
@@ -43,9 +43,8 @@ class FineTuning(eqx.Module):
 
 
 def stable_step(problem: Problem) -> Float[Array, ""]:
-    r"""The largest step for an explicit integrator whose derivatives matter: 1.5 over $\chi\kappa^2\max(D, E[\sigma'^2])$."""
-    steepest = jnp.maximum(search_phase(problem).D, self_moments(problem.student, 1.0).cross)
-    return _STEP / (problem.adapter.lr_ratio * problem.adapter.kappa**2 * steepest)
+    """The largest step for an explicit integrator whose derivatives matter: 1.5 over the fastest rate of decay."""
+    return _STEP / fastest_decay(problem, search_phase(problem))
 
 
 def fine_tuning(
@@ -69,8 +68,7 @@ def fine_tuning(
     mode, moving = unstable_mode(problem, phase), moves(problem, phase)
     options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": max_steps}
     horizon, step = jnp.where(moving, patience(phase), 1.0), stable_step(problem)
-    typical = typical_start(problem, phase, mode)
-    starts = [typical, shared_equally(typical)][: problem.adapter.rank]
+    starts = [typical_start(problem, phase, mode, equal=equal) for equal in (False, True)][: problem.adapter.rank]
     runs = jax.vmap(lambda start: passage(problem, start, goal, horizon, largest_step=step, **options))(
         jax.tree.map(lambda *x: jnp.stack(x), *starts)
     )

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import SGD, Adapter, Escape, Family, Problem, gradient_at, pretrained
-from tests.problems import single
+from odes import Escape, Problem, gradient_at, pretrained
+from tests.helpers import central_slopes
+from tests.problems import PARAMETERS, of_parameters, single
 from theory import Validity, escape_law, fine_tuning
 
 
@@ -39,23 +40,11 @@ def test_goals_that_are_met_and_goals_that_are_not():
 @pytest.mark.slow
 def test_gradient_of_the_time_of_fine_tuning():
     """Against central differences with a relative step of 1e-3, whose own error is 2e-5."""
-    names = ("overlap", "square", "scale", "lr_ratio", "learning_rate", "dimension")
-    point = jnp.array([0.45, 0.3, 2.6, 1.3, 0.1, 1e5])
-
-    @jax.jit
-    def time(values):
-        overlap, square, scale, lr_ratio, learning_rate, dimension = values
-        adapter = Adapter(2, scale=scale, lr_ratio=lr_ratio)
-        sgd = SGD(learning_rate=learning_rate, dimension=dimension, batch_size=2e4)
-        problem = Family("erf", adapter=adapter, sgd=sgd).with_overlap(overlap, square)
-        return fine_tuning(problem).time
-
+    point = jnp.array(list(PARAMETERS.values()))
+    time = jax.jit(lambda values: fine_tuning(of_parameters(values)).time)
     exact = jax.grad(time)(point)
-    for i, name in enumerate(names):
-        later, earlier = (time(point.at[i].mul(factor)) for factor in (1.001, 0.999))
-        numeric = (later - earlier) / (0.002 * point[i])
-        np.testing.assert_allclose(exact[i], numeric, rtol=1e-4, err_msg=name)
-        assert abs(float(exact[i] * point[i])) > 0.1
+    np.testing.assert_allclose(exact, central_slopes(time, point), rtol=1e-4, err_msg=str(list(PARAMETERS)))
+    assert float(np.abs(exact * point).min()) > 0.1
 
 
 def test_time_of_fine_tuning_is_not_trusted_where_no_start_is_typical():

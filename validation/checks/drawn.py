@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from odes import Problem, self_moments
-from theory import Validity, escape_law, fine_tuning, noise_unit, patience, search_phase
-from validation.checks.base import LAW_ACCURACY, Case, Check, Effort, Result, z_limit
-from validation.checks.law import law_against
+from theory import Validity, escape_law, fine_tuning, noise_unit, search_phase
+from validation.checks.base import LAW_ACCURACY, Case, Check, Effort
+from validation.checks.law import horizon, law_against
 from validation.checks.settings import Setting
 from validation.simulation.result import mean_and_error
 
@@ -132,29 +132,24 @@ class Trial:
         case = case.at(dimension=case.effort.law_dimension)
         law, tuning = escape_law(case.theory, case.escape), fine_tuning(case.theory, case.escape)
         doubt = Validity(int(law.validity)).name if law.doubt else ""
-        seeds, end = case.effort.law_seeds, float(patience(search_phase(case.theory)))
-        if not doubt and np.isfinite(last := 1.5 * float(law.quantile(1 - 1e-6))):
-            end = last
+        seeds, end = case.effort.law_seeds, horizon(case, law)
         if not _affordable(case, end, seeds):
             return Attempt(setting, doubt, math.nan, ())
         times = case.escape_times(seeds, end)
-        results: list[Result] = [] if doubt else list(law_against(case, law, times, seeds))
+        checks = [] if doubt else list(law_against(case, law, times, seeds))
         if bool(tuning.trusted) and times.size == seeds and times.std() > 0:
             mean, error = mean_and_error(times)
             name = "fine-tuning time, mean"
-            results.append(case.check(name, tuning.time, mean, error, accuracy=LAW_ACCURACY, runs=seeds))
-        checks = tuple(result for result in results if isinstance(result, Check))
-        return Attempt(setting, doubt, times.size / seeds, checks)
+            checks.append(case.check(name, tuning.time, mean, error, accuracy=LAW_ACCURACY, runs=seeds))
+        return Attempt(setting, doubt, times.size / seeds, tuple(checks))
 
 
 def _affordable(case: Case, end: float, seeds: int) -> bool:
-    """Whether the chain can be run to the time `end`, and there is room for it at the dimension."""
-    sgd, steps = case.problem.sgd, end / float(case.problem.sgd.learning_rate)
-    room = float(sgd.dimension) >= case.problem.adapter.rank + 4
-    batch = float(sgd.batch_size)
+    """Whether the chain of so many seeds can be run to the time `end`."""
+    batch, steps = float(case.problem.sgd.batch_size), end / float(case.problem.sgd.learning_rate)
     if case.effort.samples < batch * steps:
         batch = _AVERAGES
-    return bool(room and 1 <= steps <= _MOST_STEPS and steps * batch * seeds <= _MOST_SAMPLES)
+    return bool(1 <= steps <= _MOST_STEPS and steps * batch * seeds <= _MOST_SAMPLES)
 
 
 _SIMPLER: tuple[dict[str, Any], ...] = (
@@ -187,16 +182,6 @@ class Tally:
     """What came out in many settings."""
 
     attempts: Sequence[Attempt]
-
-    @property
-    def limit(self) -> float:
-        """The largest |z| of an agreement."""
-        return z_limit(sum(len(attempt.results) for attempt in self.attempts))
-
-    @property
-    def wrong(self) -> list[tuple[Attempt, Check]]:
-        """The disagreements, each with the attempt that it belongs to."""
-        return [(some, check) for some in self.attempts for check in some.results if not check.agrees(self.limit)]
 
     @property
     def escaping(self) -> int:

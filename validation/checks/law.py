@@ -21,12 +21,16 @@ def law_checks(case: Case, seeds: int, label: str = "") -> Iterator[Result]:
     if law.doubt:
         yield Note(case.name, f"law{label}: {law.doubt}")
         return
-    end = 1.5 * float(law.quantile(1 - 1e-6))
-    times = case.escape_times(seeds, end if np.isfinite(end) else float(patience(search_phase(case.theory))))
-    yield from law_against(case, law, times, seeds, label)
+    yield from law_against(case, law, case.escape_times(seeds, horizon(case, law)), seeds, label)
 
 
-def law_against(case: Case, law: EscapeLaw, times: np.ndarray, seeds: int, label: str = "") -> Iterator[Result]:
+def horizon(case: Case, law: EscapeLaw) -> float:
+    """How long seeds are followed: 1.5 times as long as practically all take by the law, to the end of all patience if some never do."""
+    last = 1.5 * float(law.quantile(1 - 1e-6))
+    return last if np.isfinite(last) else float(patience(search_phase(case.theory)))
+
+
+def law_against(case: Case, law: EscapeLaw, times: np.ndarray, seeds: int, label: str = "") -> Iterator[Check]:
     """The law against the escape times of those of so many seeds that have escaped."""
     from scipy import stats
 
@@ -81,7 +85,7 @@ def log_dimension(case: Case) -> Iterator[Result]:
         if expected.doubt:
             yield Note(case.name, f"log-dimension, d = {d:.0e}: {expected.doubt}")
             continue
-        times = there.escape_times(case.effort.sweep_seeds, 1.5 * float(expected.quantile(1 - 1e-6)))
+        times = there.escape_times(case.effort.sweep_seeds, horizon(there, expected))
         mean, error = mean_and_error(times)
         logs.append(np.log(d))
         means.append(mean)

@@ -15,8 +15,8 @@ from validation.checks.drawn import Tally
 class Report:
     """The results of a validation: `checks`, and `notes` on what was not checked.
 
-    Where settings were drawn at random, their `tally`, and for each disagreement the command of the simplest setting found that
-    still disagrees.
+    Where settings were drawn at random, their `tally`, and for each setting that disagrees the command of the simplest one found
+    that still does.
     """
 
     checks: list[Check]

@@ -1,13 +1,10 @@
 """Settings drawn at random: what they cover, what is made of them, and that a wrong theory is found out."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
-from theory import Validity
 from validation.checks import QUICK, Check
 from validation.checks.drawn import Attempt, Tally, Trial, drawn, shrunk
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
@@ -39,7 +36,8 @@ def test_an_attempt_checks_what_is_claimed_and_counts_what_is_not():
     coarse = Trial(FEW, 0, 1, dataclasses.replace(EASY, learning_rate=3.0)).run()
     assert coarse.doubt == "coarse" and coarse.missed and not coarse.results
     tally = Tally([attempt, coarse])
-    assert tally.wrong == [] and tally.escaping == 2 and tally.refused == 0.5
+    assert all(check.agrees(4.5) for check in attempt.results)
+    assert tally.escaping == 2 and tally.refused == 0.5
     assert [(row["law"], row["settings"]) for row in tally.reasons] == [("given", 1), ("coarse", 1)]
 
 
@@ -58,12 +56,13 @@ def test_a_disagreement_is_shrunk_to_the_simplest_setting(monkeypatch):
     (check,) = trial.run().results
     simplest = shrunk(trial, trial.setting, check, 4.0)
     assert (simplest.label_noise, simplest.rank, simplest.noise_scale, simplest.criterion) == (0.01, 1, 0.0, "loss")
-    words = "--rank 1" not in simplest.command and "--label-noise 0.01" in simplest.command
-    assert words and "--free-rows" not in simplest.command and simplest.command.endswith("--checks law")
+    assert simplest.command.startswith("searchphase validate ") and simplest.command.endswith("--checks law")
+    assert "--label-noise 0.01" in simplest.command
+    assert "--rank" not in simplest.command and "--free-rows" not in simplest.command
 
 
 def test_a_wrong_law_is_found_out(monkeypatch):
-    """The law of half the noise scale, compared with the chain of the whole."""
+    """The law without SGD noise, compared with a chain that has it."""
     from validation.checks import drawn as module
 
     right = module.escape_law
@@ -75,14 +74,8 @@ def test_a_wrong_law_is_found_out(monkeypatch):
 @pytest.mark.slow
 def test_the_law_where_it_was_once_wrong():
     """Every setting of the file against the exact chain; each failed, or was refused, before the law came from sampled starts."""
-    assert Path(HARD).exists()
     results = [result for job in plan(read_settings(HARD), QUICK, 0, full=False) for result in job.run()]
     assert all(isinstance(result, Check) for result in results)
     checks = [result for result in results if isinstance(result, Check)]
     assert len(checks) >= 4 * len(read_settings(HARD))
     assert [check for check in checks if not check.agrees(4.5)] == []
-
-
-def test_every_reason_has_a_name_and_words():
-    assert all(Validity[name].meaning or name == "holds" for name in Validity.__members__)
-    assert np.unique([int(reason) for reason in Validity]).size == len(Validity)

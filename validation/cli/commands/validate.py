@@ -76,7 +76,7 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         return Report.of(results)
 
     def _at_random(self, effort: Effort) -> Report:
-        """The claims in settings drawn at random; those that disagree are made simpler one by one."""
+        """The claims in settings drawn at random; the worst disagreement of each setting is made simpler."""
         trials = [Trial(effort, self.seed, number) for number in range(self.random)]
         end, attempts = time.monotonic() + 60 * (np.inf if self.minutes is None else self.minutes), []
         with contextlib.closing(carry_out(trials, unit="setting")) as results:
@@ -86,12 +86,13 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
                     print_checks(list(attempt.results))
                 if time.monotonic() > end:
                     break
-        tally = Tally(attempts)
-        simplest = [
-            shrunk(trials[attempts.index(attempt)], attempt.setting, wrong, tally.limit).command
-            for attempt, wrong in tally.wrong
-        ]
-        return Report([claim for attempt in attempts for claim in attempt.results], [], tally, simplest)
+        report = Report([claim for attempt in attempts for claim in attempt.results], [], Tally(attempts))
+        simplest = []
+        for trial, attempt in zip(trials, attempts, strict=False):
+            if wrong := [claim for claim in attempt.results if not claim.agrees(report.limit)]:
+                worst = max(wrong, key=lambda claim: abs(claim.z))
+                simplest.append(shrunk(trial, attempt.setting, worst, report.limit).command)
+        return dataclasses.replace(report, simplest=simplest)
 
     @property
     def _describes_a_setting(self) -> bool:
@@ -123,9 +124,10 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
             print(f"the simplest setting found that disagrees: {command}")
         if result.tally is not None:
             print(table(result.tally.reasons))
-            print(
-                f"refused in {result.tally.refused:.0%} of the {result.tally.escaping} settings in which 95 % of the runs escape"
-            )
+            if escaping := result.tally.escaping:
+                print(
+                    f"refused in {result.tally.refused:.0%} of the {escaping} settings in which 95 % of the runs escape"
+                )
         count = len(result.checks)
         print(
             f"{count - len(result.wrong)} of {count} checks agree: |z| <= {result.limit:.2f} (one false alarm in 1000 reports), "

@@ -2,6 +2,7 @@
 
 from odes.activations import Activation, activation
 from odes.equations import (
+    diffusion,
     flow,
     gradient_at,
     kurtosis_at,

@@ -137,3 +137,34 @@ def modified_flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -
 
     _, changes = jax.lax.scan(again, overlaps, length=2)  # twice the same code, compiled once
     return jax.tree.map(lambda x: x[-1], changes)
+
+
+def diffusion(problem: Problem, overlaps: Overlaps, slope: Overlaps) -> Overlaps:
+    r"""The covariance of SGD's noise on the overlaps per unit time, to leading order in 1/d, times a `slope`.
+
+    The batch's gradient fluctuates by $\xi$ (K x d), whose rows have the covariance $N/B$ in every direction; a step changes the
+    overlaps by $-\eta$ times
+
+    $$\delta U = \chi\kappa\,\xi V^T, \qquad \delta X = \kappa U^T\xi F^T, \qquad \delta R = \kappa(U^T\xi V^T + V\xi^TU),$$
+
+    of trained rows alone; normalised rows keep their lengths: with $h_a = \delta R_{aa}/2R_{aa}$, $\delta X_a \mathrel{-}= h_aX_a$ and
+    $\delta R_{ab} \mathrel{-}= (h_a + h_b)R_{ab}$. With $\delta = L\xi$ the result is $\tfrac\theta dL(N \otimes 1)L^T$ times the
+    slope, which is a gradient of something in the overlaps.
+    """
+    adapter, sgd, frame = problem.adapter, problem.sgd, problem.frame_size
+    step = adapter.kappa * overlaps.up * adapter.trained[None]
+
+    def kick(along: Array) -> Overlaps:
+        """L of noise with the given components (K, f + r) along the rows of F and V."""
+        up = adapter.lr_ratio * adapter.kappa * along[:, frame:] * adapter.trained[None]
+        half = step.T @ along
+        cross, gram = half[:, :frame], half[:, frame:]
+        if adapter.normalized:
+            growth = jnp.diagonal(gram) / jnp.diagonal(overlaps.down_gram)
+            cross, gram = cross - growth[:, None] * overlaps.cross, gram - growth[:, None] * overlaps.down_gram
+        return Overlaps(up, cross, gram + gram.T)
+
+    spans = jnp.block([[problem.frame_gram, overlaps.cross.T], [overlaps.cross, overlaps.down_gram]])
+    _, pull = jax.vjp(kick, jnp.zeros((problem.units[0], frame + adapter.rank), spans.dtype))
+    along = noise_at(problem, overlaps) @ pull(slope)[0] @ spans
+    return jax.tree.map(lambda x: sgd.noise_scale / sgd.dimension * x, kick(along))

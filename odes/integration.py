@@ -13,7 +13,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, Int, ScalarLike
 
 from odes.arguments import ArgumentError, ArrayLike, concrete, positive, real_array, require, together
-from odes.equations import flow, gradient_at, modified_flow
+from odes.equations import flow, gradient_at, mean_change, modified_flow
 from odes.escape import Escape
 from odes.gaussian import self_moments
 from odes.overlaps import Overlaps
@@ -164,6 +164,7 @@ def solve(
     until_escape: bool = False,
     dense: bool = False,
     finite_steps: bool = False,
+    iterated: bool = False,
     rtol: ScalarLike = 1e-8,
     atol: ScalarLike = 1e-10,
     solver: diffrax.AbstractSolver | None = None,
@@ -178,6 +179,8 @@ def solve(
         meets the criterion already has escape time 0 and is integrated to t1. It is measured from w0, or from `origin`.
     - `finite_steps`: integrate [`odes.modified_flow`][], which holds for a finite learning rate to first order, instead of
         the flow of its limit 0.
+    - `iterated`: iterate [`odes.mean_change`][] in steps of η instead: right at any learning rate, whatever it takes; the
+        overlaps are linear between two steps. An escape ends the run (`until_escape`).
     - `dense`: keep the interpolant for `Solution.evaluate`.
     - `rtol`, `atol`: tolerances of the adaptive step size (a PID controller, PI-tuned).
     - `solver`: a Diffrax solver, Tsit5 unless given (`diffrax.Kvaerno5()` where t1 is thousands of the fastest time
@@ -188,8 +191,8 @@ def solve(
     A failing integration does not raise: the solution says so and holds NaN where it did not get. Works under jit, vmap
     and grad; `escape_time` is differentiable by the implicit function theorem.
 
-    **Raises** ArgumentError for t1 <= 0, times outside [0, t1] or not increasing, and tolerances that the floating point
-    type cannot reach.
+    **Raises** ArgumentError for t1 <= 0, times outside [0, t1] or not increasing, tolerances that the floating point type
+    cannot reach, and steps that are to be iterated beyond the escape.
 
     >>> from odes import Escape, Problem, random_overlaps
     >>> problem = Problem.single_index("erf", strength=0.5)
@@ -207,6 +210,8 @@ def solve(
         end = np.asarray(t1)
         require("times", times, "a list of at least one number", lambda x: x.ndim == 1 and x.size > 0)
         require("times", times, inside, lambda x: (x[0] >= 0) & (x[-1] <= end) & np.all(np.diff(x) > 0))
+    if iterated and escape is not None:
+        require("until_escape", until_escape, "True where steps are iterated", bool)
     batch = problem.sgd.batch_size
     return _solve(
         problem,
@@ -218,9 +223,10 @@ def solve(
         (real_array(rtol), real_array(atol)),
         until_escape=until_escape,
         dense=dense,
-        field=modified_flow if finite_steps else flow,
+        field=mean_change if iterated else modified_flow if finite_steps else flow,
+        iterated=iterated,
         noise=not (concrete(batch) and np.all(np.isinf(np.asarray(batch)))),
-        solver=diffrax.Tsit5() if solver is None else solver,
+        solver=diffrax.Euler() if iterated else diffrax.Tsit5() if solver is None else solver,
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         largest_step=None if largest_step is None else real_array(largest_step),
         max_steps=max_steps,
@@ -234,6 +240,12 @@ class _Bisection(optx.Bisection):
 
     def terminate(self, fn, y, args, options, state, tags):
         return jnp.abs(state.upper - state.lower) <= self.rtol * jnp.abs(y), optx.RESULTS.successful
+
+
+def _size(error: Any) -> Array:
+    """The root mean square of the scaled errors; infinite if a step left the numbers, so that a shorter one is tried."""
+    size = optx.rms_norm(error)
+    return jnp.where(jnp.isnan(size), jnp.inf, size)
 
 
 class _Leg(eqx.Module):
@@ -261,19 +273,24 @@ def _solve(
     until_escape: bool,
     dense: bool,
     field: Callable[..., Overlaps],
+    iterated: bool,
     noise: bool,
     solver: diffrax.AbstractSolver,
     adjoint: diffrax.AbstractAdjoint,
     largest_step: Array | None,
     max_steps: int,
 ) -> Solution:
-    controller = diffrax.PIDController(
-        rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4, dtmax=largest_step
-    )
-    fastest = (
-        problem.adapter.kappa**2 * jnp.maximum(problem.adapter.lr_ratio, 1) * self_moments(problem.student, 1.0).cross
-    )
-    dt0 = jax.lax.stop_gradient(jnp.minimum(_FIRST_STEP / fastest, t1))
+    if iterated:
+        controller, dt0 = diffrax.ConstantStepSize(), problem.sgd.learning_rate
+    else:
+        controller = diffrax.PIDController(
+            rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4, dtmax=largest_step, norm=_size
+        )
+        adapter = problem.adapter
+        first = _FIRST_STEP / (
+            adapter.kappa**2 * jnp.maximum(adapter.lr_ratio, 1) * self_moments(problem.student, 1.0).cross
+        )
+        dt0 = jax.lax.stop_gradient(jnp.minimum(first, t1))
     zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
     reference, event = zero, None
     if escape is not None:

@@ -11,12 +11,12 @@ from jax.scipy.special import gammaincc, polygamma
 from jaxtyping import Array, Float, Int
 
 from odes import Escape, Problem, Solution, pretrained
-from odes.arguments import ArrayLike, real_array, require
+from odes.arguments import ArrayLike, concrete, real_array, require
 from odes.gaussian import has_closed_form, safe_sqrt
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
 from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals, typical_amplitude
-from theory.trust import Validity, validity
+from theory.trust import Validity, met, too_fast, validity
 
 r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
 
@@ -106,7 +106,8 @@ def escape_law(
     r"""The law of the escape time at the problem's dimension, batch size, learning rate and rank.
 
     The flow of finite steps ([`odes.modified_flow`][], with its noise term) is followed from random starts
-    ([`theory.random_start`][]), the same ones at every call. From amplitude a of the unstable mode it takes $T = T_0 - \tau\log a$ for
+    ([`theory.random_start`][]), the same ones at every call; where the learning rate is too large for it ([`theory.too_fast`][]) the
+    mean step itself is iterated, unless the problem is traced. From amplitude a of the unstable mode it takes $T = T_0 - \tau\log a$ for
     small a, with $\tau = \eta/\log(1 + \eta\lambda_+)$; the amplitudes of the r rows are Gaussian ([`unstable_mode`][]) and add in
     quadrature. To leading order therefore
 
@@ -114,9 +115,9 @@ def escape_law(
       \mathrm{std}[t] = \tfrac{\tau}{2}\sqrt{\psi'(r/2)}.$$
 
     What depends on the start beyond $\log a$ is $T + \tau\log a$: above all how the amplitude is split among the rows, which matters
-    where SGD noise shrinks them, and what a second search finds when the first is over. Its mean and its covariance with
-    $\log a$ are averages over the `starts` (128 up to rank 8, fewer above, and a quarter where Gaussian averages have no closed
-    form); the law of $\log a$ is known. Where the law holds is said by [`theory.validity`][]. It assumes U = 0 at the
+    where SGD noise shrinks them, and what a second search finds when the first is over. Averages over the `starts` (128 up to rank 8,
+    fewer above, and a quarter where Gaussian averages have no closed form) have $\log a$, whose law is known, as a control
+    variate with the slope of least squares. Where the law holds is said by [`theory.validity`][]. It assumes U = 0 at the
     start. `adjoint` says how derivatives pass through, as in [`odes.solve`][].
 
     **Raises** ArgumentError unless the problem is single-index with pretrained weights, for an adapter with rows at rest or weight
@@ -130,7 +131,9 @@ def escape_law(
         starts = min(max(_ROWS // rank, _FEWEST), _MOST) // _dearer(problem)
     require("starts", starts, "at least 2", lambda n: n >= 2)
     normals = real_array(start_normals(starts, rank, problem.frame_size))
-    return _law(problem, Escape() if escape is None else escape, normals, adjoint)
+    known = all(concrete(leaf) for leaf in jax.tree.leaves(problem))
+    iterated = known and bool(too_fast(problem, search_phase(problem)))
+    return _law(problem, Escape() if escape is None else escape, normals, adjoint, iterated)
 
 
 def _dearer(problem: Problem) -> int:
@@ -140,52 +143,56 @@ def _dearer(problem: Problem) -> int:
 
 @eqx.filter_jit
 def _law(
-    problem: Problem, escape: Escape, normals: Float[Array, "n r k"], adjoint: diffrax.AbstractAdjoint | None
+    problem: Problem,
+    escape: Escape,
+    normals: Float[Array, "n r k"],
+    adjoint: diffrax.AbstractAdjoint | None,
+    iterated: bool,
 ) -> EscapeLaw:
     phase = search_phase(problem)
     mode, moving = unstable_mode(problem, phase), moves(problem, phase)
-    rank = problem.adapter.rank
+    rank, lag = problem.adapter.rank, jnp.zeros(()) if iterated else mode.lag
 
     def run(numbers: Array) -> tuple[Solution, Array]:
         drawn, amplitude = random_start(problem, phase, mode, numbers)
         start = jax.tree.map(lambda a, b: jnp.where(moving, a, b), drawn, pretrained(problem))
         horizon = patience(phase)
         options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS // _dearer(problem)}
-        return passage(problem, start, escape, horizon, **options), amplitude
+        return passage(problem, start, escape, horizon, iterated=iterated, **options), amplitude
 
     runs, amplitudes = jax.vmap(run)(normals)
     logs = jnp.log(amplitudes)
-    times = runs.escape_time + mode.lag * logs
+    times = runs.escape_time + lag * logs
     escaped = jnp.isfinite(times)
     number, every = jnp.sum(escaped), jnp.all(escaped)
     count = number.astype(times.dtype)
     share = escaped.astype(times.dtype) / jnp.maximum(count, 1)
     known = jnp.where(escaped, times, 0)
-    slope = jnp.where(every, mode.tau, 0)  # log a as a control variate, whose law is known
-    values = known + slope * logs
     half = jnp.asarray(rank / 2, logs.dtype)
-    centre, middle = share @ values, share @ logs
-    apart, beyond = values - centre, logs - middle
-    mean = centre - slope * jnp.log(typical_amplitude(problem, mode))
-    squares = apart**2 - 2 * slope * apart * beyond
-    std = safe_sqrt(share @ squares + slope**2 * polygamma(1, half) / 4)
-    mean_error = safe_sqrt(share @ apart**2 / count)
-    std_error = safe_sqrt(share @ (squares - share @ squares) ** 2 / count) / (2 * std)
+    centre, middle = share @ known, share @ logs
+    late, large = jnp.where(escaped, times - centre, 0), logs - middle
+    slope = jnp.where(every, -(share @ (late * large)) / (share @ large**2), 0)
+    rest, spread = late + slope * large, polygamma(1, half) / 4  # what log a, whose law is known, does not explain
+    mean = centre + slope * (middle - jnp.log(typical_amplitude(problem, mode)))
+    variance = share @ rest**2
+    std = safe_sqrt(variance + slope**2 * spread)
+    mean_error = safe_sqrt(variance / count)
+    std_error = safe_sqrt((share @ (rest**2 - variance) ** 2 / 4 + slope**2 * spread * variance) / count) / std
     order = jnp.argsort(times)
     crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
-    met = escape.margin(problem, pretrained(problem), escape.reference(problem)) <= 0
-    valid = validity(
-        problem, escape, phase, mode, time=mean, reached=count >= _ESCAPING * escaped.size, crossing=crossing
-    )
-    valid = jnp.where(met, int(Validity.holds), valid)
+    coarse = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached) if iterated else too_fast(problem, phase)
+    reached = count >= _ESCAPING * escaped.size
+    valid = validity(problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse)
+    already = met(problem, escape)
     mean, std, mean_error, std_error = (
-        jnp.where(met, 0, jnp.where(valid == Validity.holds, x, jnp.nan)) for x in (mean, std, mean_error, std_error)
+        jnp.where(already, 0, jnp.where(valid == Validity.holds, x, jnp.nan))
+        for x in (mean, std, mean_error, std_error)
     )
     amplitude = jnp.sqrt(rank * mode.variance)
     radii = jnp.log(mode.variance) / 2 + jnp.asarray(np.log(chi_quantiles(rank, times.size)), times.dtype)
     offsets = times[order][::-1] + mode.tau * radii
     tried = (valid == Validity.holds) | (valid == Validity.trapped)
-    probability = jnp.where(met, 1, jnp.where(tried, count / escaped.size, jnp.nan))
+    probability = jnp.where(already, 1, jnp.where(tried, count / escaped.size, jnp.nan))
     return EscapeLaw(mean, std, mean_error, std_error, probability, valid, mode.tau, amplitude, radii, offsets, rank)
 
 

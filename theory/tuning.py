@@ -12,10 +12,13 @@ from odes import Escape, Problem
 from theory.passages import passage, patience
 from theory.search import fastest_decay, search_phase, unstable_mode
 from theory.starts import moves, typical_amplitude, typical_start
-from theory.trust import Validity, validity
+from theory.trust import Validity, kinked, met, too_fast, validity
 
 _STEP = 1.5
 """The integrator's largest step in units of the fastest time scale, within the stability of the explicit solver."""
+
+_LARGEST_AMPLITUDE = 0.2
+"""Of the start, or with kinks its ratio to |w0|: beyond this no start is typical."""
 
 _SPLIT = 0.03
 """The time is trusted if that of a start which the rows share in another way differs by no more than this part."""
@@ -73,14 +76,17 @@ def fine_tuning(
         jax.tree.map(lambda *x: jnp.stack(x), *starts)
     )
     amplitude, found = typical_amplitude(problem, mode), runs.escape_time[0]
-    searched = moving & (phase.D > 0) & (found > 0)
+    already, searched = met(problem, goal), moving & (phase.D > 0) & (found > 0)
     time = found + jnp.where(searched, mode.lag * jnp.log(amplitude), 0)
-    time = jnp.where(moving | (found == 0), time, jnp.nan)
+    time = jnp.where(already, 0, jnp.where(moving, time, jnp.nan))
     what: tuple[Any, ...] = jax.lax.stop_gradient((problem, goal, phase, mode))
     reached, times, crossing = jax.lax.stop_gradient((time, runs.escape_time, jax.tree.map(lambda x: x[0], runs.final)))
-    valid = validity(*what, time=reached, reached=jnp.isfinite(reached), crossing=crossing)
+    coarse = jax.lax.stop_gradient(too_fast(problem, phase))
+    valid = validity(*what, time=reached, reached=jnp.isfinite(reached), crossing=crossing, coarse=coarse)
+    whole = jnp.sqrt(problem.adapter.rank * mode.variance)
+    large = whole > _LARGEST_AMPLITUDE * jnp.where(kinked(problem), problem.strength, 1.0)
     divided = ~(jnp.abs(times[-1] - times[0]) <= _SPLIT * times[0])
-    doubts = [times[0] == 0, valid != Validity.holds, phase.D <= 0, divided]
-    codes = [int(Validity.holds), valid, int(Validity.plateau), int(Validity.split)]
+    doubts = [already, valid != Validity.holds, large, phase.D <= 0, divided]
+    codes = [int(Validity.holds), valid, int(Validity.large_start), int(Validity.plateau), int(Validity.split)]
     valid = jnp.select(doubts, [jnp.asarray(code) for code in codes], int(Validity.holds))
     return FineTuning(time, phase.tau, phase.D, amplitude, valid)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import odes
 from odes import (
@@ -56,6 +57,30 @@ def test_flow_is_gradient_flow_of_the_loss_in_weight_space(name, rank, key):
     V = V / jnp.linalg.norm(V, axis=1, keepdims=True)
     dU, dV = gradients(U, V)
     check(problem(), V, dU, dV - jnp.sum(dV * V, axis=1, keepdims=True) * V)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_diffusion_is_that_of_noise_on_every_weight(normalized, key):
+    """The overlaps after a step of white noise in d dimensions, by autodiff, rows at rest and rescaled ones included."""
+    options = dict(rank=3, scale=2.1, lr_ratio=1.7, normalized=normalized, trained=[1, 0, 1])
+    problem = single(alignment=0.3, theta=2.0, noise=0.1, d=50.0, **options)
+    keys = jax.random.split(key, 4)
+    F, V = frame_vectors(problem, 12, keys[0]), jax.random.normal(keys[1], (3, 12))
+    V = V / jnp.linalg.norm(V, axis=1, keepdims=True)
+    U, trained, kappa = jax.random.normal(keys[2], (1, 3)), problem.adapter.trained[None], problem.adapter.kappa
+
+    def moved(noise):
+        up, down = U - 1.7 * kappa * noise @ V.T * trained, V - kappa * (U * trained).T @ noise
+        if normalized:
+            down = down / jnp.linalg.norm(down, axis=1, keepdims=True)
+        return ravel_pytree(Overlaps(up, down @ F.T, down @ down.T))[0]
+
+    at = Overlaps(U, V @ F.T, V @ V.T)
+    flat, shaped = ravel_pytree(at)
+    slopes = jnp.linalg.qr(jax.random.normal(keys[3], (flat.size, flat.size)))[0]
+    ours = jax.vmap(lambda g: ravel_pytree(odes.diffusion(problem, at, shaped(g)))[0])(slopes)
+    jacobian = jax.jacobian(moved)(jnp.zeros((1, 12))).reshape(flat.size, -1)
+    close(ours, 2.0 / 50 * odes.noise_at(problem, at)[0, 0] * slopes @ jacobian @ jacobian.T, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("mu", [0.1, 0.5, 0.9])

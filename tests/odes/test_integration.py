@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from odes import Escape, Overlaps, Problem, log_times, pretrained, random_overlaps, solve
+from odes import Escape, Overlaps, Problem, log_times, mean_change, pretrained, random_overlaps, solve
+from odes.arguments import ArgumentError
 from tests.helpers import at, close
 from tests.problems import single
 from tests.reference import erf_trajectory
@@ -106,3 +107,37 @@ def test_print_says_what_happened(problem, start):
     assert "no escape criterion" in str(solve(problem, start, t1=1.0))
     assert "no escape;" in str(solve(problem, start, t1=1.0, escape=Escape()))
     assert str(solve(problem, pretrained(problem), t1=1.0)).startswith("Solution to t = 1: reached t1")
+
+
+def test_iterated_steps_are_the_mean_steps_at_any_learning_rate():
+    """A loop over the mean step, its escape linear between two steps; and the derivative in the learning rate."""
+    problem, goal = single("linear", strength=0.1, eta=1.5, theta=1.0), Escape("overlap", 0.5)
+    now, values = random_overlaps(problem, jax.random.key(1), up=0.1), []
+    start = now
+    for _ in range(40):
+        values.append(float(goal.margin(problem, now, goal.reference(problem))))
+        change = mean_change(problem, now)
+        now = jax.tree.map(lambda y, g: y + 1.5 * g, now, change)
+    first = next(i for i, value in enumerate(values) if value <= 0)
+    run = solve(problem, start, t1=60.0, times=[60.0], iterated=True)
+    close(run.final, now, rtol=1e-10, atol=1e-12)
+    run = solve(problem, start, t1=60.0, escape=goal, until_escape=True, iterated=True)
+    assert 1.5 * (first - 1) < float(run.escape_time) <= 1.5 * first
+
+    def time(eta):
+        sgd = problem.sgd.replace(learning_rate=eta, noise_scale=1.0)
+        return solve(
+            problem.replace(sgd=sgd), start, t1=60.0, escape=goal, until_escape=True, iterated=True
+        ).escape_time
+
+    np.testing.assert_allclose(jax.grad(time)(1.5), (time(1.5003) - time(1.4997)) / 6e-4, rtol=1e-4)
+    with pytest.raises(ArgumentError, match="until_escape"):
+        solve(problem, start, t1=1.0, escape=goal, iterated=True)
+
+
+def test_the_integrator_recovers_from_a_first_step_that_leaves_the_numbers():
+    """The curvature of He3 at 4.2 times its unit strength makes the usual first step ten thousand times too long."""
+    problem = single("He3", strength=4.2, scale=0.3, eta=2e-6, theta=2e-8, noise=3.5e5, d=1e3)
+    start = Overlaps(jnp.array([[0.002]]), jnp.array([[0.04, 0.17]]), jnp.eye(1))
+    run = solve(problem, start, t1=3e-3, escape=Escape("loss", 0.95), until_escape=True, finite_steps=True)
+    assert run.steps_rejected > 0 and 0 < float(run.escape_time) < 1e-3

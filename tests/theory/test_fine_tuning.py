@@ -48,13 +48,14 @@ def test_gradient_of_the_time_of_fine_tuning():
 
 
 def test_time_of_fine_tuning_is_not_trusted_where_no_start_is_typical():
-    """Where the split among the rows decides, where a plateau comes first, and where the learning rate is too large."""
+    """Where the split among the rows decides, a plateau comes first, the learning rate is too large, or the start."""
     split = single(strength=0.7, alignment=0.4, rank=4, d=4e3, eta=0.1, theta=4.0)
     for problem, reason in (
         (split, Validity.split),
         (single("He2", strength=0.3, alignment=-0.7, eta=0.01, theta=0.0), Validity.plateau),
         (single("linear", strength=0.1, eta=2.0, d=1e5), Validity.coarse),
-        (single("relu", strength=0.05, rank=4, d=1e4), Validity.large_start),
+        (single("relu", strength=0.05, rank=4, d=1e4), Validity.large_noise),
+        (single("relu", strength=0.05, rank=4, d=1e4, theta=0.0), Validity.large_start),
     ):
         tuning = fine_tuning(problem, Escape("loss", 0.1))
         assert not bool(tuning.trusted) and int(tuning.validity) == reason

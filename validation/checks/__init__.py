@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 
 from validation.checks.base import FULL, LAW_ACCURACY, QUICK, Case, Check, Effort, Note, Result, z_limit
 from validation.checks.comparison import Comparison, compare
+from validation.checks.confirm import remedy_checks
 from validation.checks.law import law, log_dimension, rank_law
-from validation.checks.limits import approach, learning_rate
-from validation.checks.stages import stages
-from validation.checks.trajectory import trajectory
+from validation.checks.limits import approach, learning_rate, noise_limit
+from validation.checks.stages import checkpoint_checks, stages
+from validation.checks.trajectory import mean_step, trajectory
 
 CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {
     "trajectory": trajectory,
@@ -17,5 +18,9 @@ CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {
     "rank": rank_law,
     "learning-rate": learning_rate,
     "stages": stages,
+    "noise-limit": noise_limit,
+    "mean-step": mean_step,
+    "checkpoints": checkpoint_checks,
+    "remedies": remedy_checks,
 }
 """The kinds of checks by name."""

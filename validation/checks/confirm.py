@@ -1,6 +1,7 @@
 """What theory says of checkpoints and of remedies, beside the same from the exact chain."""
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from odes import Escape, Stage, Transfer
-from theory import Remedy, Verdict, checkpoints
+from theory import Remedy, Verdict, checkpoints, remedies
+from validation.checks.base import LAW_ACCURACY, Case, Note, Result
 from validation.simulation.chain import chain_simulator
 from validation.simulation.ensemble import simulate_stages
 from validation.simulation.fine_tuning import simulated_fine_tuning
@@ -67,7 +69,7 @@ def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyAr
     sgd, longest = last.problem.sgd, _LONGER * float(last.duration)
     rate = float(sgd.learning_rate)
     samples = np.zeros(0)
-    if longest <= _MOST_REMEDY_STEPS * rate:
+    if _short(remedy):
         expected = remedy.time / rate * float(sgd.batch_size)
         *first, run = simulate_stages(
             [*before, Stage(last.name, last.problem, rate * last_step(longest, rate), restart=last.restart)],
@@ -86,8 +88,31 @@ def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyAr
     return {"chain_samples": mean, "standard_error": error, "reached": reached}
 
 
+def _short(remedy: Remedy) -> bool:
+    """Whether the chain is run long enough for the remedy."""
+    last = remedy.stages[-1]
+    return _LONGER * float(last.duration) <= _MOST_REMEDY_STEPS * float(last.problem.sgd.learning_rate)
+
+
 def _moments(values: np.ndarray) -> tuple[float, float, int]:
     """Mean and standard error of the finite values (NaN unless there are two), and how many there are."""
     values = values[np.isfinite(values)]
     mean, error = mean_and_error(values) if values.size > 1 else (np.nan, np.nan)
     return mean, error, values.size
+
+
+def remedy_checks(case: Case) -> Iterator[Result]:
+    """The samples that the best noise scale, alone and with the best scale, takes against those of the chain."""
+    if not np.isfinite(float(case.theory.sgd.batch_size)):
+        yield Note(case.name, "remedies: batches are infinite")
+        return
+    for remedy in remedies(case.theory, case.escape, ways=("noise", "scale")):
+        if remedy.doubt or not np.isfinite(remedy.samples):
+            yield Note(case.name, f"remedies: {remedy.name}: {remedy.doubt or 'the goal is not reached'}")
+            continue
+        if not _short(remedy):
+            yield Note(case.name, f"remedies: {remedy.name}: more than {_MOST_REMEDY_STEPS} steps")
+            continue
+        found = confirmed_remedy(remedy, case.escape, seeds=case.effort.trajectory_seeds, key=case.key)
+        name = f"samples per dimension, {remedy.name}"
+        yield case.check(name, remedy.samples, found["chain_samples"], found["standard_error"], accuracy=LAW_ACCURACY)

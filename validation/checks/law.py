@@ -47,7 +47,7 @@ def law_against(case: Case, law: EscapeLaw, times: np.ndarray, seeds: int, label
     centred = times - mean + float(law.mean)
     distance = stats.ks_1samp(centred, lambda t: np.asarray(law.cdf(t) / law.probability)).statistic  # pyright: ignore[reportAttributeAccessIssue]
     together = round(n / (1 + n * float(law.mean_error / law.std) ** 2))  # the scatter of S counts as a sample's
-    z = float(stats.norm.isf(stats.kstwo.sf(distance, together)))
+    z = max(float(stats.norm.isf(stats.kstwo.sf(distance, together))), 0.0)
     expected, spread = stats.kstwo.mean(together), stats.kstwo.std(together)
     yield case.check(f"escape time, KS distance about the mean{label}", expected, distance, spread, z=z)
 

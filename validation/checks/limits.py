@@ -1,12 +1,25 @@
-"""The limits of the theory: dimension to infinity, learning rate to 0."""
+"""The limits of the theory: dimension to infinity, learning rate to 0, and the noise scale at which escapes end."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 
 from odes import solve
-from validation.checks.base import Case, Result
+from theory import largest_noise_scale, patience, search_phase, shared_start, too_fast
+from validation.checks.base import Case, Note, Result
 from validation.simulation.result import mean_and_error
+
+HIGH_DIMENSION = 1e9
+"""Where the limit is checked: fluctuations are below a thousandth of what they are at a usual dimension."""
+
+_SIDE, _SEEDS = 1.2, 32
+"""The largest noise scale is checked with so many seeds at this factor above and below."""
+
+_SMALL = 0.01
+"""Amplitude of the unstable mode from which the largest noise scale is that of an escape."""
+
+_MOST_STEPS = 20_000
 
 
 def approach(case: Case) -> Iterator[Result]:
@@ -52,3 +65,24 @@ def learning_rate(case: Case) -> Iterator[Result]:
     (_, constant), covariance = np.polyfit(etas, means, 1, w=1 / np.array(errors), cov="unscaled")
     error = np.sqrt(covariance[1, 1])
     yield case.check("escape time from a given start, eta -> 0", limit, constant, error)
+
+
+def noise_limit(case: Case) -> Iterator[Result]:
+    """Most runs from a small start that all rows share equally escape below the largest noise scale, and few above."""
+    case = case.at(dimension=HIGH_DIMENSION)
+    phase = search_phase(case.theory)
+    if too_fast(case.theory, phase):
+        yield Note(case.name, "noise-limit: the learning rate is too large for the flow of finite steps")
+        return
+    limit, end = float(largest_noise_scale(case.theory, case.escape)), float(patience(phase))
+    if not (0 < limit < np.inf) or end > _MOST_STEPS * float(case.problem.sgd.learning_rate):
+        yield Note(case.name, f"noise-limit: it is {limit:g}, or patience takes more than {_MOST_STEPS} steps")
+        return
+    for number, (factor, expected) in enumerate(((1 / _SIDE, 1), (_SIDE, 0))):
+        problem = case.problem.replace(sgd=case.problem.sgd.whole_batches(factor * limit))
+        there = dataclasses.replace(case.stream(number), problem=problem)
+        escaped = there.escape_times(_SEEDS, end, start=shared_start(problem, _SMALL)).size / _SEEDS
+        z = abs(escaped - expected) * 2 * np.sqrt(_SEEDS) * (abs(escaped - expected) > 0.5)
+        yield there.check(
+            f"fraction escaped at {factor:.2f} of the largest noise scale", expected, escaped, np.nan, z=z
+        )

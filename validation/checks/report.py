@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from validation.checks.attack import Tally
 from validation.checks.base import LAW_ACCURACY, Check, Note, Result, z_limit
-from validation.checks.drawn import Tally
 
 
 @dataclasses.dataclass(frozen=True)

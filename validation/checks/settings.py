@@ -80,7 +80,7 @@ class Setting:
 
     @property
     def command(self) -> str:
-        """The command that checks the law of this setting."""
+        """The command that makes the checks of this setting."""
         words = ["searchphase", "validate"]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -88,7 +88,7 @@ class Setting:
                 flag = f"--{field.name.replace('_', '-')}"
                 text = f"{value:.17g}" if isinstance(value, float) else str(value)
                 words += [flag] if value is True else [flag, f"'{text}'" if "*" in text else text]
-        return " ".join([*words, "--checks", "law"])
+        return " ".join([*words, "--checks", *self.checks])
 
     def case(self, effort: Effort, key: PRNGKeyArray) -> Case:
         """The setting as a case under test."""

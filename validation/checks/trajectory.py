@@ -1,12 +1,20 @@
-"""Trajectories from a start on the unstable mode."""
+"""Trajectories from a start on the unstable mode: of the flow, and of the mean step iterated."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from odes import solve
+from odes import Overlaps, solve
+from theory import passage, patience, search_phase
 from validation.checks.base import Case, Result
+from validation.checks.limits import HIGH_DIMENSION
 from validation.simulation.result import mean_and_error, observables
+
+_MOST_STEPS = 20_000
+
+_NEXT_ORDER = 1e-3
+"""By so much the next orders in 1/d may change observables, relative to their largest values."""
 
 
 def trajectory(case: Case) -> Iterator[Result]:
@@ -17,14 +25,30 @@ def trajectory(case: Case) -> Iterator[Result]:
     if not np.isfinite(end):
         yield case.no_escape("trajectory")
         return
+    yield from _compared(case, end, start, finite_steps=True)
+
+
+def mean_step(case: Case) -> Iterator[Result]:
+    """The same at any learning rate, in so high a dimension that only the mean step is left, against that iterated."""
+    case = case.at(dimension=HIGH_DIMENSION)
+    start, eta = case.mode_start(), float(case.problem.sgd.learning_rate)
+    horizon = min(float(patience(search_phase(case.theory))), _MOST_STEPS * eta)
+    options = {"iterated": True, "max_steps": 2 * _MOST_STEPS}
+    end = float(passage(case.theory, start, case.escape, horizon, **options).escape_time)
+    yield from _compared(case, end if end > 0 else horizon / 10, start, beyond=_NEXT_ORDER, **options)
+
+
+def _compared(case: Case, end: float, start: Overlaps, *, beyond: float = 0.0, **options: Any) -> Iterator[Result]:
+    """Observables of the chain beside those of `solve` with some `options`, at three times around `end`."""
     steps = np.unique(np.round(np.array([0, 0.5, 1, 1.3]) * end / float(case.problem.sgd.learning_rate)).astype(int))
     run = case.run(steps, case.effort.trajectory_seeds, start=start)
-    theory = solve(case.theory, start, t1=run.t[-1], times=run.t, finite_steps=True)
+    theory = solve(case.theory, start, t1=run.t[-1], times=run.t, **options)
     simulated, predicted = observables(run), observables(theory)
     for name, values in simulated.items():
         if name == "s" and float(case.problem.alignment) > 1 - 1e-9:
             continue
         for i in range(1, run.t.size):
             mean, error = mean_and_error(values[:, i])
+            error = np.hypot(error, beyond * np.abs(predicted[name]).max())
             name_at = f"{name} at t = {float(run.t[i]):.4g}"
             yield case.check(name_at, predicted[name][i], mean, error, runs=values.shape[0])

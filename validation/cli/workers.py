@@ -27,10 +27,10 @@ class Job(Protocol[Result]):
         ...
 
 
-def carry_out(jobs: Sequence[Job[Result]], *, unit: str) -> Generator[Result]:
+def carry_out(jobs: Sequence[Job[Result]], *, unit: str, together: int = 1) -> Generator[Result]:
     """The results of each job, in order, as they come, with a progress bar on standard error if that is a terminal.
 
-    On a CPU four jobs or more are shared between two processes.
+    On a CPU four jobs or more are shared between two processes; one process does `together` jobs in a row.
     """
     bar = functools.partial(tqdm, total=len(jobs), unit=unit, disable=None)
     if len(jobs) < _WORTH_PROCESSES or jax.default_backend() != "cpu":
@@ -39,7 +39,7 @@ def carry_out(jobs: Sequence[Job[Result]], *, unit: str) -> Generator[Result]:
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn, initializer=_prepare) as pool:
         try:
-            yield from bar(pool.map(_run, jobs))
+            yield from bar(pool.map(_run, jobs, chunksize=together))
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -6,15 +6,19 @@ import jax
 import pytest
 
 from validation.checks import QUICK, Check
-from validation.checks.drawn import Attempt, Tally, Trial, drawn, shrunk
+from validation.checks.attack import Attempt, Tally, Trial, shrunk
+from validation.checks.drawn import drawn
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
 
 HARD = SHIPPED.with_name("hard.toml")
 
 
 def test_settings_drawn_with_a_seed_are_the_same_and_cover_the_input_space():
-    settings = [drawn(5, number) for number in range(60)]
-    assert settings[7] == drawn(5, 7) != drawn(6, 7)
+    settings = [drawn(5, 7 * number) for number in range(60)]
+    assert settings[7] == drawn(5, 49) != drawn(6, 49)
+    first, second = settings[0], drawn(5, 1)
+    assert (first.activation, first.rank, first.criterion) == (second.activation, second.rank, second.criterion)
+    assert first.strength != second.strength and {"law", "noise-limit"} == set(second.checks)
     assert {1, 32} <= {setting.rank for setting in settings}
     assert {-1.0, 0.0, 1.0} <= {setting.alignment for setting in settings}
     assert {"loss", "overlap", "absolute"} == {setting.criterion for setting in settings}
@@ -33,12 +37,12 @@ def test_an_attempt_checks_what_is_claimed_and_counts_what_is_not():
     names = {check.name for check in attempt.results}
     assert attempt.doubt == "" and attempt.escaped == 1 and not attempt.missed
     assert {"escape time, mean", "escape time, std", "fine-tuning time, mean"} <= names
-    coarse = Trial(FEW, 0, 1, dataclasses.replace(EASY, learning_rate=3.0)).run()
-    assert coarse.doubt == "coarse" and coarse.missed and not coarse.results
-    tally = Tally([attempt, coarse])
+    small = Trial(FEW, 0, 1, dataclasses.replace(EASY, dim=60.0)).run()
+    assert small.doubt == "fluctuations" and small.missed and not small.results
+    tally = Tally([attempt, small])
     assert all(check.agrees(4.5) for check in attempt.results)
     assert tally.escaping == 2 and tally.refused == 0.5
-    assert [(row["law"], row["settings"]) for row in tally.reasons] == [("given", 1), ("coarse", 1)]
+    assert [(row["law"], row["settings"]) for row in tally.reasons] == [("given", 1), ("fluctuations", 1)]
 
 
 def test_a_disagreement_is_shrunk_to_the_simplest_setting(monkeypatch):
@@ -63,7 +67,7 @@ def test_a_disagreement_is_shrunk_to_the_simplest_setting(monkeypatch):
 
 def test_a_wrong_law_is_found_out(monkeypatch):
     """The law without SGD noise, compared with a chain that has it."""
-    from validation.checks import drawn as module
+    from validation.checks import attack as module
 
     right = module.escape_law
     monkeypatch.setattr(module, "escape_law", lambda problem, *rest: right(problem.replace(noise_scale=0.0), *rest))

@@ -6,7 +6,7 @@ from scipy import special
 
 from odes import SGD, Adapter, Escape, Problem
 from tests.problems import single
-from theory import escape_law, mode_start, passage, patience, search_phase, unstable_mode, up_noise
+from theory import escape_law, fluctuations, mode_start, passage, patience, search_phase, unstable_mode
 from validation.simulation import even_steps, simulate_chain
 
 
@@ -20,12 +20,12 @@ def test_slow_crossing_gives_single_runs_a_head_start(key):
         mode = unstable_mode(problem, phase)
         start = mode_start(problem, phase, mode, law.amplitude[None])
         flow_run = passage(problem, start, escape, patience(phase))
-        ahead = float(up_noise(problem, escape, phase, flow_run.final).head_start)
+        ahead = float(fluctuations(problem, escape, phase, flow_run.final).head_start)
         run = simulate_chain(problem, key=key, seeds=200, steps=np.arange(0, 501), start=start, until=escape)
         times = np.asarray(run.escape_times(escape))
         error = times.std() / np.sqrt(times.size)
         assert abs(float(flow_run.escape_time) - times.mean() - ahead) < 0.35 * ahead + 3 * error
-        assert ("noise on U" in law.doubt) == refused
+        assert ("SGD noise at the escape" in law.doubt) == refused
 
 
 CHAIN_CASES = {

@@ -10,7 +10,8 @@ import numpy as np
 
 from odes.arguments import ArgumentError
 from validation.checks import FULL, QUICK, Check, Effort, Result
-from validation.checks.drawn import Tally, Trial, shrunk
+from validation.checks.attack import Tally, Trial, shrunk
+from validation.checks.drawn import ALIKE
 from validation.checks.report import Report
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
 from validation.cli.options import EscapeOptions, ModelOptions
@@ -35,7 +36,8 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
     full: bool = False
     """Under an hour: every setting, high dimension, many seeds."""
     checks: tuple[str, ...] = ()
-    """For a single setting: which of trajectory, law, approach, log-dimension, rank, learning-rate, stages (the first two unless given)."""
+    """For a single setting: which of trajectory, law, approach, log-dimension, rank, learning-rate, stages, noise-limit,
+    mean-step, checkpoints, remedies (the first two unless given)."""
     learning_rate: float = Setting.learning_rate
     """Learning rate eta of a single setting; should be small against the inverse of its fastest rate."""
     noise_scale: float = Setting.noise_scale
@@ -79,7 +81,7 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         """The claims in settings drawn at random; the worst disagreement of each setting is made simpler."""
         trials = [Trial(effort, self.seed, number) for number in range(self.random)]
         end, attempts = time.monotonic() + 60 * (np.inf if self.minutes is None else self.minutes), []
-        with contextlib.closing(carry_out(trials, unit="setting")) as results:
+        with contextlib.closing(carry_out(trials, unit="setting", together=ALIKE)) as results:
             for attempt in results:
                 attempts.append(attempt)
                 if not self.json:

@@ -1,0 +1,141 @@
+"""Settings under attack: what theory claims there against the chain, how often it claims nothing, and where it is wrong at its simplest."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from theory import Validity, escape_law, fine_tuning
+from validation.checks import CHECKS
+from validation.checks.base import LAW_ACCURACY, Case, Check, Effort
+from validation.checks.drawn import ALIKE, drawn
+from validation.checks.law import horizon, law_against
+from validation.checks.settings import Setting
+from validation.simulation.result import mean_and_error
+
+_MOST_STEPS = 20_000
+_MOST_SAMPLES = 3e8
+"""Settings in which the chain would need more steps, or more samples for all seeds, are not simulated."""
+
+_AVERAGES = 30.0
+"""So many samples cost as much as Gaussian averages instead of them."""
+
+_ESCAPING = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """What came out in a setting.
+
+    `doubt` is why the law is refused (a name of [`theory.Validity`][]), empty where it is given; `escaped` the fraction of the chain's
+    runs that escape within the horizon, NaN where the chain would take too long; `results` the checks of what is claimed.
+    """
+
+    setting: Setting
+    doubt: str
+    escaped: float
+    results: tuple[Check, ...]
+
+    @property
+    def missed(self) -> bool:
+        """Whether the law is refused although runs escape."""
+        return bool(self.doubt) and self.escaped >= _ESCAPING
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting to be tried, the drawn one of that number unless given; plain data, so that another process can do it."""
+
+    effort: Effort
+    seed: int
+    number: int
+    setting: Setting | None = None
+
+    def run(self) -> Attempt:
+        """What the theory says of the setting, and what the chain does."""
+        if self.number % ALIKE == 0:  # before there is no memory left for compiled programs
+            jax.clear_caches()
+        setting = drawn(self.seed, self.number) if self.setting is None else self.setting
+        effort = dataclasses.replace(self.effort, samples=_MOST_SAMPLES / self.effort.law_seeds)
+        case = setting.case(effort, jax.random.fold_in(jax.random.key(self.seed), self.number))
+        case = case.at(dimension=case.effort.law_dimension)
+        law, tuning = escape_law(case.theory, case.escape), fine_tuning(case.theory, case.escape)
+        doubt = Validity(int(law.validity)).name if law.doubt else ""
+        seeds, end = case.effort.law_seeds, horizon(case, law)
+        further = [result for kind in setting.checks if kind != "law" for result in CHECKS[kind](case)]
+        checks = [result for result in further if isinstance(result, Check)]
+        if not _affordable(case, end, seeds):
+            return Attempt(setting, doubt, math.nan, tuple(checks))
+        times = case.escape_times(seeds, end)
+        checks += [] if doubt else law_against(case, law, times, seeds)
+        if bool(tuning.trusted) and times.size == seeds and times.std() > 0:
+            mean, error = mean_and_error(times)
+            name = "fine-tuning time, mean"
+            checks.append(case.check(name, tuning.time, mean, error, accuracy=LAW_ACCURACY, runs=seeds))
+        return Attempt(setting, doubt, times.size / seeds, tuple(checks))
+
+
+def _affordable(case: Case, end: float, seeds: int) -> bool:
+    """Whether the chain of so many seeds can be run to the time `end`."""
+    batch, steps = float(case.problem.sgd.batch_size), end / float(case.problem.sgd.learning_rate)
+    if case.effort.samples < batch * steps:
+        batch = _AVERAGES
+    return bool(1 <= steps <= _MOST_STEPS and steps * batch * seeds <= _MOST_SAMPLES)
+
+
+_SIMPLER: tuple[dict[str, Any], ...] = (
+    {"label_noise": 0.0},
+    {"teacher": None},
+    {"free_rows": False},
+    {"lr_ratio": 1.0, "scale": None},
+    {"criterion": "loss", "threshold": 0.5},
+    {"rank": 1, "scale": None},
+    {"alignment": 1.0},
+    {"noise_scale": 0.0},
+)
+"""Steps towards simpler settings."""
+
+
+def shrunk(trial: Trial, setting: Setting, check: Check, limit: float) -> Setting:
+    """The simplest setting found in which a check that disagrees in a trial's `setting` still does."""
+    for changes in _SIMPLER:
+        simpler = dataclasses.replace(setting, **changes)
+        if simpler == setting:
+            continue
+        again = [some for some in dataclasses.replace(trial, setting=simpler).run().results if some.name == check.name]
+        if again and not again[0].agrees(limit):
+            setting = simpler
+    return setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What came out in many settings."""
+
+    attempts: Sequence[Attempt]
+
+    @property
+    def escaping(self) -> int:
+        """In how many settings at least 95 % of the chain's runs escape."""
+        return sum(attempt.escaped >= _ESCAPING for attempt in self.attempts)
+
+    @property
+    def refused(self) -> float:
+        """The part of these in which the law is refused; NaN if there are none."""
+        return sum(attempt.missed for attempt in self.attempts) / self.escaping if self.escaping else math.nan
+
+    @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """How often the law is given and refused for each reason, how often the chain was run, and how often it escapes."""
+        rows, counts = [], Counter(attempt.doubt for attempt in self.attempts)
+        for doubt, count in counts.most_common():
+            ran = [some for some in self.attempts if some.doubt == doubt and np.isfinite(some.escaped)]
+            escaping = sum(some.escaped >= _ESCAPING for some in ran)
+            rows.append(
+                {"law": doubt or "given", "settings": count, "simulated": len(ran), "95 % of runs escape": escaping}
+            )
+        return rows

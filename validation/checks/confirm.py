@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from odes import Escape, Stage, Transfer
 from theory import Remedy, Verdict, checkpoints, remedies
 from validation.checks.base import LAW_ACCURACY, Case, Note, Result
-from validation.simulation.chain import chain_simulator
+from validation.simulation.chain import affordable_chain
 from validation.simulation.ensemble import simulate_stages
 from validation.simulation.fine_tuning import simulated_fine_tuning
 from validation.simulation.result import last_step, mean_and_error
@@ -73,7 +73,9 @@ def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyAr
         expected = remedy.time / rate * float(sgd.batch_size)
         *first, run = simulate_stages(
             [*before, Stage(last.name, last.problem, rate * last_step(longest, rate), restart=last.restart)],
-            lambda problem, _: chain_simulator(problem, start=remedy.start),
+            lambda problem, steps: affordable_chain(
+                problem, steps, samples=_MOST_SAMPLES / _FEWEST_SEEDS, start=remedy.start
+            ),
             key=key,
             seeds=min(seeds, max(_FEWEST_SEEDS, int(_MOST_SAMPLES / expected))),
             records=[1] * len(before) + [_RECORDS],

@@ -25,8 +25,12 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
     """Rank what shortens fine-tuning from given weights by samples to escape: batch size, rank, LoRA+, scale, curriculum, full weights.
 
     The samples per dimension of a run of time t are t/theta; for every remedy the best noise scale theta is computed. The goal is
-    the escape unless --goal is given. About two minutes for all ways, half of them for the curriculum.
+    the escape unless --goal is given. The exact chain confirms what is found (--confirm 0: it does not). About three minutes for all
+    ways, half of them for the curriculum.
     """
+
+    confirm: int = 20
+    """Simulate the exact chain, with this many seeds, beside the theory (0: theory alone)."""
 
     ways: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WAY [WAY ...]", help_behavior_hint="")] = WAYS
     """Which ways to look into: noise, rank, lr-ratio, scale, full, curriculum (all unless given)."""

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Activation, Escape, Family, pretrained
+from odes import Activation, Escape, Family
 from odes.arguments import ArrayLike, require
 from theory.lanes import in_lanes
 from theory.meanings import Meaning
 from theory.search import search_phase
-from theory.trust import Validity, too_fast
+from theory.trust import Validity, met, too_fast
 from theory.tuning import fine_tuning
 
 
@@ -106,8 +106,7 @@ def _places(family: Family, goal: Escape, strengths: Array, alignments: Array) -
             has_aux=True,
         )
         damping = family.adapter.lr_ratio * family.adapter.kappa**2 * phase.D
-        met = goal.margin(problem, pretrained(problem), goal.reference(problem)) <= 0
-        return _Place(tau, slope, phase.D, tau * damping, too_fast(problem, phase), met)
+        return _Place(tau, slope, phase.D, tau * damping, too_fast(problem, phase), met(problem, goal))
 
     return jax.vmap(one)(strengths, alignments)
 

@@ -25,7 +25,10 @@ def verdict(kind, simulated, theory):
     return all(isinstance(x, Check) and x.agrees(z_limit(len(results))) for x in results)
 
 
-@pytest.mark.parametrize("kind", ["trajectory", "law", pytest.param("approach", marks=pytest.mark.slow)])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("approach", "noise-limit", "remedies")]
+
+
+@pytest.mark.parametrize("kind", ["trajectory", "law", "mean-step", *SLOW])
 def test_right_theory_agrees(kind):
     assert verdict(kind, problem(), problem())
 
@@ -38,11 +41,19 @@ def test_right_theory_agrees(kind):
         ("trajectory", problem(alignment=0.63)),
         ("law", problem(alignment=-0.6)),
         ("law", problem(rank=2)),  # degrees of freedom of the amplitude's chi law off by one
+        ("mean-step", problem(theta=2.0)),
         pytest.param("approach", problem(alignment=0.7), marks=pytest.mark.slow),
+        pytest.param("noise-limit", problem(alignment=0.9), marks=pytest.mark.slow),
     ],
 )
 def test_wrong_theory_is_caught(kind, wrong):
     assert not verdict(kind, problem(), wrong)
+
+
+@pytest.mark.slow
+def test_checkpoints_agree_and_a_wrong_cosine_is_caught():
+    right, wrong = (single(d=2e4, eta=0.05, alignment=alignment) for alignment in (0.6, 0.5))
+    assert verdict("checkpoints", right, right) and not verdict("checkpoints", right, wrong)
 
 
 @pytest.mark.slow

@@ -41,8 +41,9 @@ class EscapeLaw(eqx.Module):
 
     - `mean`, `std`: of the runs that escape; 0 where w0 meets the goal already, NaN where the law does not hold;
     - `mean_error`, `std_error`: their standard errors, since they are averages over sampled starts;
-    - `probability`: of an escape within the horizon ([`theory.patience`][]); NaN where the law is refused for another reason than that
-        too few starts escape;
+    - `probability`: of an escape within the horizon ([`theory.patience`][]), the part of the starts from which the flow escapes. Where
+        some do not, noise decides about those near the border, and the part of single runs may differ by a few tenths. NaN
+        where the law is refused for another reason than that too few starts escape;
     - `validity`: why the law does not hold, a number of [`theory.Validity`][], 0 where it does;
     - `tau`: the time scale of growth at the problem's learning rate;
     - `amplitude`: $a_0 = \sqrt{r\,\mathrm{Var}}$, the root mean square amplitude of the unstable mode referred to the start;

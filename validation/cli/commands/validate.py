@@ -21,6 +21,10 @@ from validation.cli.values import OptionalFloat, OptionalPath, check, check_seed
 from validation.cli.workers import carry_out
 
 
+_MOST_SHRUNK = 5
+"""So many settings that disagree are made simpler; the others are printed as they are."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validate(OutputOptions, EscapeOptions, ModelOptions):
     """Theory against the exact simulation: one setting if flags describe one, else a file of settings (exit code 1 if they disagree).
@@ -92,8 +96,10 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         simplest = []
         for trial, attempt in zip(trials, attempts, strict=False):
             if wrong := [claim for claim in attempt.results if not claim.agrees(report.limit)]:
-                worst = max(wrong, key=lambda claim: abs(claim.z))
-                simplest.append(shrunk(trial, attempt.setting, worst, report.limit).command)
+                worst, setting = max(wrong, key=lambda claim: abs(claim.z)), attempt.setting
+                if len(simplest) < _MOST_SHRUNK:
+                    setting = shrunk(trial, setting, worst, report.limit)
+                simplest.append(setting.command)
         return dataclasses.replace(report, simplest=simplest)
 
     @property

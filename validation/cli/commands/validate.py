@@ -20,7 +20,6 @@ from validation.cli.report import table
 from validation.cli.values import OptionalFloat, OptionalPath, check, check_seed, positive
 from validation.cli.workers import carry_out
 
-
 _MOST_SHRUNK = 5
 """So many settings that disagree are made simpler; the others are printed as they are."""
 

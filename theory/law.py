@@ -223,7 +223,8 @@ def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float
     The noise shrinks the overlaps of normalised rows at the rate $\tfrac12\theta\kappa^2(U^TNU)_{aa}$, which grows with U and can
     end the growth before the escape. The flow is started on the unstable mode, its amplitude shared by the rows equally, and counts
     as trapped if it has not escaped after 50 τ; θ is found by bisection between 1e-4 and 1e4, to 0.1 %. Infinite if 1e4
-    still escapes, 0 if not even 1e-4 does, NaN where D(w0) <= 0 or G = 0. At rank 1 it is sharp but for the fluctuations of
+    still escapes, 0 if not even 1e-4 does, NaN where D(w0) <= 0 or G = 0. It is a limit of the flow: rows that are not normalised
+    grow with the noise, and steps that are stable at w0 may become unstable before. At rank 1 it is sharp but for the fluctuations of
     single runs at finite dimension. At higher rank starts share the amplitude in other ways, which are trapped at other noise
     scales, often smaller ones: the probability of an escape there is `EscapeLaw.probability`.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from odes import solve
-from theory import largest_noise_scale, patience, search_phase, shared_start, too_fast
+from theory import fluctuations, largest_noise_scale, passage, patience, search_phase, shared_start, too_fast
 from validation.checks.base import Case, Note, Result
 from validation.simulation.result import mean_and_error
 
@@ -77,6 +77,11 @@ def noise_limit(case: Case) -> Iterator[Result]:
     limit, end = float(largest_noise_scale(case.theory, case.escape)), float(patience(phase))
     if not (0 < limit < np.inf) or end > _MOST_STEPS * float(case.problem.sgd.learning_rate):
         yield Note(case.name, f"noise-limit: it is {limit:g}, or patience takes more than {_MOST_STEPS} steps")
+        return
+    below = case.theory.replace(sgd=case.theory.sgd.whole_batches(limit / _SIDE))
+    crossing = passage(below, shared_start(below, _SMALL), case.escape, end).final
+    if not np.isfinite(fluctuations(below, case.escape, phase, crossing).relative):
+        yield Note(case.name, "noise-limit: the rows grow until the steps are unstable")
         return
     for number, (factor, expected) in enumerate(((1 / _SIDE, 1), (_SIDE, 0))):
         problem = case.problem.replace(sgd=case.problem.sgd.whole_batches(factor * limit))

@@ -282,6 +282,8 @@ def _solve(
 ) -> Solution:
     if iterated:
         controller, dt0 = diffrax.ConstantStepSize(), problem.sgd.learning_rate
+        rounding = 16 * jnp.finfo(t1.dtype).eps  # the controller divides the whole time by a whole number of steps
+        t1 = jax.lax.stop_gradient(jnp.ceil(t1 / dt0 * (1 - rounding))) * dt0 * (1 - rounding / 2)
     else:
         controller = diffrax.PIDController(
             rtol=tolerances[0], atol=tolerances[1], pcoeff=0.3, icoeff=0.4, dtmax=largest_step, norm=_size

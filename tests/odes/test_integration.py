@@ -127,7 +127,7 @@ def test_iterated_steps_are_the_mean_steps_at_any_learning_rate():
     def time(eta):
         sgd = problem.sgd.replace(learning_rate=eta, noise_scale=1.0)
         return solve(
-            problem.replace(sgd=sgd), start, t1=60.0, escape=goal, until_escape=True, iterated=True
+            problem.replace(sgd=sgd), start, t1=60.1, escape=goal, until_escape=True, iterated=True
         ).escape_time
 
     np.testing.assert_allclose(jax.grad(time)(1.5), (time(1.5003) - time(1.4997)) / 6e-4, rtol=1e-4)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaincc, polygamma
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Problem, Solution, pretrained
 from odes.arguments import ArrayLike, concrete, real_array, require
@@ -17,9 +17,6 @@ from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
 from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals, typical_amplitude
 from theory.trust import Validity, met, too_fast, validity
-
-r"""The law of the escape time at dimension d: not only how fast overlaps grow, but when they have grown."""
-
 
 _ROWS = 1024
 _FEWEST, _MOST, _DEARER = 32, 128, 4
@@ -132,9 +129,10 @@ def escape_law(
         starts = min(max(_ROWS // rank, _FEWEST), _MOST) // _dearer(problem)
     require("starts", starts, "at least 2", lambda n: n >= 2)
     normals = real_array(start_normals(starts, rank, problem.frame_size))
-    known = all(concrete(leaf) for leaf in jax.tree.leaves(problem))
-    iterated = known and bool(too_fast(problem, search_phase(problem)))
-    return _law(problem, Escape() if escape is None else escape, normals, adjoint, iterated)
+    phase = search_phase(problem)
+    fast = too_fast(problem, phase)
+    iterated = concrete(fast) and bool(fast)
+    return _law(problem, phase, fast, Escape() if escape is None else escape, normals, adjoint, iterated)
 
 
 def _dearer(problem: Problem) -> int:
@@ -145,12 +143,13 @@ def _dearer(problem: Problem) -> int:
 @eqx.filter_jit
 def _law(
     problem: Problem,
+    phase: SearchPhase,
+    fast: Bool[Array, ""],
     escape: Escape,
     normals: Float[Array, "n r k"],
     adjoint: diffrax.AbstractAdjoint | None,
     iterated: bool,
 ) -> EscapeLaw:
-    phase = search_phase(problem)
     mode, moving = unstable_mode(problem, phase), moves(problem, phase)
     rank, lag = problem.adapter.rank, jnp.zeros(()) if iterated else mode.lag
 
@@ -181,7 +180,7 @@ def _law(
     std_error = safe_sqrt((share @ (rest**2 - variance) ** 2 / 4 + slope**2 * spread * variance) / count) / std
     order = jnp.argsort(times)
     crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
-    coarse = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached) if iterated else too_fast(problem, phase)
+    coarse = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached) if iterated else fast
     reached = count >= _ESCAPING * escaped.size
     valid = validity(problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse)
     already = met(problem, escape)

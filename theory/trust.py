@@ -1,5 +1,7 @@
 r"""When the law is refused: one rule for mean times from random starts, in the law, fine-tuning, checkpoints and diagrams."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -128,8 +130,7 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
     adapter, sgd = problem.adapter, problem.sgd
     reference = escape.reference(problem)
 
-    def along(at: Overlaps) -> Overlaps:
-        return mean_change(problem, at)
+    along = functools.partial(mean_change, problem)
 
     def margin(at: Overlaps) -> Array:
         return escape.margin(problem, at, reference)
@@ -168,4 +169,4 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
 
 
 def _dot(a: Overlaps, b: Overlaps) -> Array:
-    return sum((jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.zeros(()))
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, a, b))

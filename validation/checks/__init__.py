@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 from validation.checks.base import FULL, LAW_ACCURACY, QUICK, Case, Check, Effort, Note, Result, z_limit
 from validation.checks.comparison import Comparison, compare
-from validation.checks.confirm import remedy_checks
+from validation.checks.confirm import checkpoint_checks, remedy_checks
 from validation.checks.law import law, log_dimension, rank_law
 from validation.checks.limits import approach, learning_rate, noise_limit
-from validation.checks.stages import checkpoint_checks, stages
+from validation.checks.stages import stages
 from validation.checks.trajectory import mean_step, trajectory
 
 CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {

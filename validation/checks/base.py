@@ -19,6 +19,9 @@ FALSE_ALARM = 1e-3
 LAW_ACCURACY = 0.03
 """The accuracy that the law of the escape time claims for means and standard deviations where it is given."""
 
+MOST_STEPS = 20_000
+"""Chains that would take more steps than this are not run in high dimension or at random settings."""
+
 AMPLITUDE = 0.3
 """Amplitude of the unstable mode at which trajectories start: the search is over, learning has begun."""
 
@@ -147,6 +150,13 @@ class Case:
             deviation = float(-np.sign(deviation) * special.ndtri(special.stdtr(runs - 1, -abs(deviation))))
         d = float(self.problem.sgd.dimension)
         return Check(self.name, name, theory, simulation, error, deviation if z is None else z, accuracy, d)
+
+    def arrivals(self, name: str, arrived: int, seeds: int, *, missing: float = 1e-6) -> Check:
+        """That all seeds arrive but a fraction `missing`: z is the deviate that is as improbable as how many do not."""
+        from scipy import stats
+
+        z = max(float(stats.norm.isf(stats.binom.sf(seeds - arrived - 1, seeds, missing))), 0.0)
+        return self.check(name, 1, arrived / seeds, np.nan, z=z)
 
     def run(
         self, steps: np.ndarray, seeds: int, *, start: Overlaps | None = None, until: Escape | None = None

@@ -54,12 +54,9 @@ def law_against(case: Case, law: EscapeLaw, times: np.ndarray, seeds: int, label
 
 def _probability_check(case: Case, name: str, law: EscapeLaw, escaped: int, seeds: int) -> Check:
     """The fraction of seeds that escape against that of starts, two binomial numbers; where all starts do, the seeds' alone."""
-    from scipy import stats
-
     probability = float(law.probability)
     if probability == 1:
-        z = max(float(stats.norm.isf(stats.binom.sf(seeds - escaped - 1, seeds, 1e-6))), 0.0)
-        return case.check(name, 1, escaped / seeds, np.nan, z=z)
+        return case.arrivals(name, escaped, seeds)
     error = np.sqrt(probability * (1 - probability) * (1 / seeds + 1 / law.log_radii.size))
     return case.check(name, probability, escaped / seeds, error)
 

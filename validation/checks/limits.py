@@ -7,7 +7,7 @@ import numpy as np
 
 from odes import solve
 from theory import fluctuations, largest_noise_scale, passage, patience, search_phase, shared_start, too_fast
-from validation.checks.base import Case, Note, Result
+from validation.checks.base import MOST_STEPS, Case, Note, Result
 from validation.simulation.result import mean_and_error
 
 HIGH_DIMENSION = 1e9
@@ -18,8 +18,6 @@ _SIDE, _SEEDS = 1.2, 32
 
 _SMALL = 0.01
 """Amplitude of the unstable mode from which the largest noise scale is that of an escape."""
-
-_MOST_STEPS = 20_000
 
 
 def approach(case: Case) -> Iterator[Result]:
@@ -75,8 +73,8 @@ def noise_limit(case: Case) -> Iterator[Result]:
         yield Note(case.name, "noise-limit: the learning rate is too large for the flow of finite steps")
         return
     limit, end = float(largest_noise_scale(case.theory, case.escape)), float(patience(phase))
-    if not (0 < limit < np.inf) or end > _MOST_STEPS * float(case.problem.sgd.learning_rate):
-        yield Note(case.name, f"noise-limit: it is {limit:g}, or patience takes more than {_MOST_STEPS} steps")
+    if not (0 < limit < np.inf) or end > MOST_STEPS * float(case.problem.sgd.learning_rate):
+        yield Note(case.name, f"noise-limit: it is {limit:g}, or patience takes more than {MOST_STEPS} steps")
         return
     below = case.theory.replace(sgd=case.theory.sgd.whole_batches(limit / _SIDE))
     crossing = passage(below, shared_start(below, _SMALL), case.escape, end).final

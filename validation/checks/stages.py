@@ -19,27 +19,21 @@ from odes import (
     solve_stages,
     target_overlap,
 )
-from theory import Validity, checkpoints, passage, patience, pretrained_until, search_phase, staged_start
-from validation.checks.base import AMPLITUDE, LAW_ACCURACY, Case, Note, Result
+from theory import passage, patience, search_phase, staged_start
+from validation.checks.base import AMPLITUDE, Case, Note, Result
 from validation.simulation.chain import chain_simulator
 from validation.simulation.direct import direct_simulator
 from validation.simulation.ensemble import simulate_stages
-from validation.simulation.fine_tuning import simulated_fine_tuning
 from validation.simulation.result import mean_and_error
 
 _DIRECT_DIMENSION, _DIRECT_SEEDS = 1000, 64
 """Of the direct simulator."""
 
-_LEARNT = 0.01
-"""Checkpoints are taken when the source loss has fallen to this fraction, and after twice that time."""
-
-_MOST_STEPS = 20_000
-
 _PATIENCE = 100
 """Pretraining is given so many units of 1/E[σ'^2]."""
 
 
-def _transfer(problem: Problem) -> Transfer:
+def transfer_of(problem: Problem) -> Transfer:
     """Pretraining on the direction of a setting's w0, by the same SGD, and fine-tuning as the setting says."""
     target, adapter, sgd = problem.teacher, problem.adapter, problem.sgd
     return Transfer(problem.student, cosine=problem.alignment, target=target, adapter=adapter, sgd=sgd)
@@ -69,7 +63,7 @@ def stages(case: Case) -> Iterator[Result]:
     Pretraining ends when its loss has fallen tenfold; compared are the border and three times about the escape.
     """
     here = case.at(dimension=case.effort.trajectory_dimension)
-    theory, eta = _transfer(here.theory), float(here.problem.sgd.learning_rate)
+    theory, eta = transfer_of(here.theory), float(here.problem.sgd.learning_rate)
     begin = staged_start(theory, theory.typical_start(), AMPLITUDE)
     longest = _PATIENCE / float(self_moments(theory.student, 1.0).cross)
     first = passage(theory.pretraining, begin, Escape("loss", 0.1), longest, origin=begin)
@@ -93,7 +87,7 @@ def stages(case: Case) -> Iterator[Result]:
         (chain_simulator, here, case.effort.trajectory_seeds),
         (direct_simulator, direct, _DIRECT_SEEDS),
     ):
-        transfer = _transfer(there.problem)
+        transfer = transfer_of(there.problem)
         _, run = simulate_stages(
             _stages(transfer, *durations),
             lambda problem, _, simulator=simulator: simulator(problem, start=start),
@@ -106,26 +100,3 @@ def stages(case: Case) -> Iterator[Result]:
                 when = "the border" if step == 0 else f"t = {step * eta:.4g} after it"
                 mean, error = mean_and_error(values[:, i])
                 yield there.check(f"{name} at {when}, {run.method}", predicted[name][i], mean, error, runs=seeds)
-
-
-def checkpoint_checks(case: Case) -> Iterator[Result]:
-    """Fine-tuning from two checkpoints of a pretraining on w0's direction, where its time is trusted, against the chain."""
-    transfer, seeds = _transfer(case.problem), case.effort.law_seeds
-    learnt = pretrained_until(_transfer(case.theory), fraction=_LEARNT)
-    if not np.isfinite(learnt.escape_time):
-        yield Note(case.name, "checkpoints: pretraining does not learn the source")
-        return
-    times = np.array([1.0, 2.0]) * float(learnt.escape_time)
-    tuning = checkpoints(_transfer(case.theory), times, case.escape).tuning
-    for number, at in enumerate(times):
-        expected, doubt = float(tuning.time[number]), int(tuning.validity[number])
-        longest = 1.5 * expected + 8 * float(tuning.tau[number])
-        if doubt or not 0 < longest < _MOST_STEPS * float(transfer.sgd.learning_rate):
-            yield Note(case.name, f"checkpoints: from t = {at:.4g} {Validity(doubt).meaning or 'it takes too long'}")
-            continue
-        key = case.stream(number).key
-        found = simulated_fine_tuning(transfer, at, case.escape, longest=longest, seeds=seeds, key=key)
-        found = found[np.isfinite(found)]
-        mean, error = mean_and_error(found) if found.size > 1 else (np.nan, np.nan)
-        name = f"fine-tuning time from the checkpoint at t = {at:.4g}"
-        yield case.check(name, expected, mean, error, accuracy=LAW_ACCURACY)

@@ -7,11 +7,9 @@ import numpy as np
 
 from odes import Overlaps, solve
 from theory import passage, patience, search_phase
-from validation.checks.base import Case, Result
+from validation.checks.base import MOST_STEPS, Case, Result
 from validation.checks.limits import HIGH_DIMENSION
 from validation.simulation.result import mean_and_error, observables
-
-_MOST_STEPS = 20_000
 
 _NEXT_ORDER = 1e-3
 """By so much the next orders in 1/d may change observables, relative to their largest values."""
@@ -32,8 +30,8 @@ def mean_step(case: Case) -> Iterator[Result]:
     """The same at any learning rate, in so high a dimension that only the mean step is left, against that iterated."""
     case = case.at(dimension=HIGH_DIMENSION)
     start, eta = case.mode_start(), float(case.problem.sgd.learning_rate)
-    horizon = min(float(patience(search_phase(case.theory))), _MOST_STEPS * eta)
-    options = {"iterated": True, "max_steps": 2 * _MOST_STEPS}
+    horizon = min(float(patience(search_phase(case.theory))), MOST_STEPS * eta)
+    options = {"iterated": True, "max_steps": 2 * MOST_STEPS}
     end = float(passage(case.theory, start, case.escape, horizon, **options).escape_time)
     yield from _compared(case, end if end > 0 else horizon / 10, start, beyond=_NEXT_ORDER, **options)
 

@@ -85,6 +85,7 @@ def fine_tuning(
     valid = validity(*what, time=reached, reached=jnp.isfinite(reached), crossing=crossing, coarse=coarse)
     whole = jnp.sqrt(problem.adapter.rank * mode.variance)
     large = whole > _LARGEST_AMPLITUDE * jnp.where(kinked(problem), problem.strength, 1.0)
+    large |= found == 0  # a start that meets the goal, though w0 does not
     divided = ~(jnp.abs(times[-1] - times[0]) <= _SPLIT * times[0])
     doubts = [already, valid != Validity.holds, large, phase.D <= 0, divided]
     codes = [int(Validity.holds), valid, int(Validity.large_start), int(Validity.plateau), int(Validity.split)]

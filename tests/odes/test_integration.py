@@ -136,7 +136,7 @@ def test_iterated_steps_are_the_mean_steps_at_any_learning_rate():
 
 
 def test_the_integrator_recovers_from_a_first_step_that_leaves_the_numbers():
-    """The curvature of He3 at 4.2 times its unit strength makes the usual first step ten thousand times too long."""
+    """The curvature of He3 at 4.2 times its unit strength makes the usual first step far too long."""
     problem = single("He3", strength=4.2, scale=0.3, eta=2e-6, theta=2e-8, noise=3.5e5, d=1e3)
     start = Overlaps(jnp.array([[0.002]]), jnp.array([[0.04, 0.17]]), jnp.eye(1))
     run = solve(problem, start, t1=3e-3, escape=Escape("loss", 0.95), until_escape=True, finite_steps=True)

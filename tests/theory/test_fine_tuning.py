@@ -59,3 +59,12 @@ def test_time_of_fine_tuning_is_not_trusted_where_no_start_is_typical():
     ):
         tuning = fine_tuning(problem, Escape("loss", 0.1))
         assert not bool(tuning.trusted) and int(tuning.validity) == reason
+
+
+def test_time_0_is_trusted_only_where_w0_itself_meets_the_goal():
+    """A goal a hair's breadth from w0, which the typical start has reached and many others have not."""
+    problem = single("linear", strength=0.3, alignment=0.5, d=400.0, theta=0.0, rank=4)
+    tuning = fine_tuning(problem, Escape("loss", 0.9999))
+    assert float(tuning.time) == 0 and int(tuning.validity) == Validity.large_start
+    tuning = fine_tuning(problem, Escape("absolute", 10.0))
+    assert float(tuning.time) == 0 and bool(tuning.trusted)

@@ -11,15 +11,14 @@ import numpy as np
 
 from theory import Validity, escape_law, fine_tuning
 from validation.checks import CHECKS
-from validation.checks.base import LAW_ACCURACY, Case, Check, Effort
+from validation.checks.base import LAW_ACCURACY, MOST_STEPS, Case, Check, Effort
 from validation.checks.drawn import ALIKE, drawn
 from validation.checks.law import horizon, law_against
 from validation.checks.settings import Setting
 from validation.simulation.result import mean_and_error
 
-_MOST_STEPS = 20_000
 _MOST_SAMPLES = 3e8
-"""Settings in which the chain would need more steps, or more samples for all seeds, are not simulated."""
+"""Settings in which the chain would need more samples for all seeds are not simulated."""
 
 _AVERAGES = 30.0
 """So many samples cost as much as Gaussian averages instead of them."""
@@ -72,6 +71,8 @@ class Trial:
             return Attempt(setting, doubt, math.nan, tuple(checks))
         times = case.escape_times(seeds, end)
         checks += [] if doubt else law_against(case, law, times, seeds)
+        if bool(tuning.trusted) and doubt:
+            checks.append(case.arrivals("fraction escaped, fine-tuning", times.size, seeds))
         if bool(tuning.trusted) and times.size == seeds and times.std() > 0:
             mean, error = mean_and_error(times)
             name = "fine-tuning time, mean"
@@ -84,10 +85,11 @@ def _affordable(case: Case, end: float, seeds: int) -> bool:
     batch, steps = float(case.problem.sgd.batch_size), end / float(case.problem.sgd.learning_rate)
     if case.effort.samples < batch * steps:
         batch = _AVERAGES
-    return bool(1 <= steps <= _MOST_STEPS and steps * batch * seeds <= _MOST_SAMPLES)
+    return bool(1 <= steps <= MOST_STEPS and steps * batch * seeds <= _MOST_SAMPLES)
 
 
 _SIMPLER: tuple[dict[str, Any], ...] = (
+    {"checks": ("law",)},
     {"label_noise": 0.0},
     {"teacher": None},
     {"free_rows": False},

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from odes import Escape, Stage, Transfer
-from theory import Remedy, Verdict, checkpoints, remedies
+from theory import FineTuning, Remedy, Validity, Verdict, checkpoints, pretrained_until, remedies
 from validation.checks.base import LAW_ACCURACY, Case, Note, Result
+from validation.checks.stages import transfer_of
 from validation.simulation.chain import affordable_chain
 from validation.simulation.ensemble import simulate_stages
 from validation.simulation.fine_tuning import simulated_fine_tuning
@@ -22,6 +23,12 @@ _CONFIRMED = 6
 
 _MOST_STEPS = 40_000
 """Fine-tuning from a checkpoint that would need more steps is not simulated."""
+
+_LEARNT = 0.01
+"""Checkpoints are checked when the source loss has fallen to this fraction, and after twice that time."""
+
+_RARE = 0.01
+"""So large a part of the runs may be later than the time that chains are given."""
 
 _RECORDS = 300
 _LONGER = 2.5
@@ -37,27 +44,64 @@ def confirmed_checkpoints(
     transfer: Transfer, goal: Escape, verdict: Verdict, *, seeds: int, key: PRNGKeyArray
 ) -> list[dict[str, float]]:
     """Theory and chain at the turns, the ends and some checkpoints between, where no run needs too many steps."""
-    grid, rows = np.asarray(verdict.swept.time), []
+    grid = np.asarray(verdict.swept.time)
     if verdict.last is None:
-        return rows
+        return []
     between = grid[np.linspace(0, grid.size - 1, _CONFIRMED).astype(int)]
     chosen = np.array(sorted({*between.tolist(), *(turn.at for turn in verdict.turns)}))
     tuning = checkpoints(transfer, chosen, goal).tuning
-    columns = (np.asarray(x).tolist() for x in (chosen, tuning.time, tuning.tau))
+    return _simulated(transfer, tuning, chosen, goal, seeds=seeds, key=key, progress=True)
+
+
+def _simulated(
+    transfer: Transfer,
+    tuning: FineTuning,
+    times: np.ndarray,
+    goal: Escape,
+    *,
+    seeds: int,
+    key: PRNGKeyArray,
+    progress: bool = False,
+) -> list[dict[str, float]]:
+    """Theory and chain of fine-tuning from the checkpoints at some `times`, where no run needs too many steps."""
+    rows, options = [], {"seeds": seeds, "progress": progress}
+    columns = (np.asarray(x).tolist() for x in (times, tuning.time, tuning.tau))
     for place, (at, expected, tau) in enumerate(zip(*columns, strict=True)):
         longest = 1.5 * expected + 8 * tau
         if not longest <= _MOST_STEPS * float(transfer.sgd.learning_rate):
             continue
         own = jax.random.fold_in(key, place)
-        times = simulated_fine_tuning(transfer, at, goal, longest=longest, seeds=seeds, key=own, progress=True)
-        mean, error, reached = _moments(times)
+        mean, error, reached = _moments(simulated_fine_tuning(transfer, at, goal, longest=longest, key=own, **options))
         row = {"pretraining_time": at, "theory": expected, "chain": mean, "standard_error": error, "reached": reached}
         rows.append(row)
     return rows
 
 
+def checkpoint_checks(case: Case) -> Iterator[Result]:
+    """Fine-tuning from two checkpoints of a pretraining on w0's direction, where its time is trusted, against the chain."""
+    theory, seeds = transfer_of(case.theory), case.effort.law_seeds
+    learnt = pretrained_until(theory, fraction=_LEARNT)
+    if not np.isfinite(learnt.escape_time):
+        yield Note(case.name, "checkpoints: pretraining does not learn the source")
+        return
+    times = np.array([1.0, 2.0]) * float(learnt.escape_time)
+    tuning = checkpoints(theory, times, case.escape).tuning
+    trusted = (np.asarray(tuning.validity) == Validity.holds) & (np.asarray(tuning.time) > 0)
+    tuning, chosen = jax.tree.map(lambda x: x[trusted], tuning), times[trusted]
+    rows = _simulated(transfer_of(case.problem), tuning, chosen, case.escape, seeds=seeds, key=case.key)
+    for row in rows:
+        where = f"from the checkpoint at t = {row['pretraining_time']:.4g}"
+        yield case.arrivals(f"fraction fine-tuned {where}", int(row["reached"]), seeds, missing=_RARE)
+        name = f"fine-tuning time {where}"
+        yield case.check(name, row["theory"], row["chain"], row["standard_error"], accuracy=LAW_ACCURACY)
+    if left := times.size - len(rows):
+        yield Note(case.name, f"checkpoints: the time from {left} of {times.size} is 0, not trusted, or too long")
+
+
 def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyArray) -> dict[str, Any]:
-    """The samples per dimension that the exact chain takes, with the standard error, and how many seeds got there.
+    """The samples per dimension that the chain takes, with the standard error, and how many seeds got there.
+
+    The chain is exact, or that of normal batches in a stage in which a seed would need more than 2.5e7 samples.
 
     The random numbers are those of `key` and of the remedy's name.
     """
@@ -108,6 +152,7 @@ def remedy_checks(case: Case) -> Iterator[Result]:
     if not np.isfinite(float(case.theory.sgd.batch_size)):
         yield Note(case.name, "remedies: batches are infinite")
         return
+    seeds = min(case.effort.trajectory_seeds, _FEWEST_SEEDS)
     for remedy in remedies(case.theory, case.escape, ways=("noise", "scale")):
         if remedy.doubt or not np.isfinite(remedy.samples):
             yield Note(case.name, f"remedies: {remedy.name}: {remedy.doubt or 'the goal is not reached'}")
@@ -115,6 +160,7 @@ def remedy_checks(case: Case) -> Iterator[Result]:
         if not _short(remedy):
             yield Note(case.name, f"remedies: {remedy.name}: more than {_MOST_REMEDY_STEPS} steps")
             continue
-        found = confirmed_remedy(remedy, case.escape, seeds=case.effort.trajectory_seeds, key=case.key)
+        found = confirmed_remedy(remedy, case.escape, seeds=seeds, key=case.key)
+        yield case.arrivals(f"fraction that arrives, {remedy.name}", found["reached"], seeds, missing=_RARE)
         name = f"samples per dimension, {remedy.name}"
         yield case.check(name, remedy.samples, found["chain_samples"], found["standard_error"], accuracy=LAW_ACCURACY)

@@ -27,19 +27,20 @@ _RANKS = (1, 1, 2, 3, 4, 8, 16, 32)
 ALIKE = 8
 """So many settings in a row are compiled once."""
 
-_FURTHER = {1: "noise-limit", 3: "mean-step", 5: "checkpoints", 7: "remedies"}
+_FURTHER = {1: ("noise-limit",), 3: ("mean-step",), 5: ("checkpoints",), 7: ("remedies",)}
 """What is checked besides the law in one setting of ten, by the last digit of its number."""
 
 
 def drawn(seed: int, number: int) -> Setting:
     """The setting of that number."""
-    rng = np.random.default_rng([seed, number // ALIKE, 0])
+    stream = [seed % 2**64, number // ALIKE]  # NumPy takes no negative numbers
+    rng = np.random.default_rng([*stream, 0])
     teacher = student = str(rng.choice(_LINKS))
     if student in _POLYNOMIALS and rng.uniform() < 0.25:
         teacher = str(rng.choice(_POLYNOMIALS))
     rank, free_rows = int(rng.choice(_RANKS)), bool(rng.uniform() < 0.25)
     criterion = str(rng.choice(["loss", "overlap", "absolute"], p=[0.7, 0.18, 0.12]))
-    rng = np.random.default_rng([seed, number // ALIKE, 1 + number % ALIKE])
+    rng = np.random.default_rng([*stream, 1 + number % ALIKE])
 
     def spread(low: float, high: float) -> float:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
@@ -82,5 +83,5 @@ def drawn(seed: int, number: int) -> Setting:
         criterion=criterion,
         threshold=threshold,
         dim=dim,
-        checks=("law", *filter(None, [_FURTHER.get(number % 10)])),
+        checks=("law", *_FURTHER.get(number % 10, ())),
     )

@@ -15,7 +15,7 @@ HARD = SHIPPED.with_name("hard.toml")
 
 def test_settings_drawn_with_a_seed_are_the_same_and_cover_the_input_space():
     settings = [drawn(5, 7 * number) for number in range(60)]
-    assert settings[7] == drawn(5, 49) != drawn(6, 49)
+    assert settings[7] == drawn(5, 49) != drawn(6, 49) and drawn(-1, 0) == drawn(-1, 0)
     first, second = settings[0], drawn(5, 1)
     assert (first.activation, first.rank, first.criterion) == (second.activation, second.rank, second.criterion)
     assert first.strength != second.strength and {"law", "noise-limit"} == set(second.checks)

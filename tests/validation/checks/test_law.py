@@ -33,7 +33,7 @@ CHAIN_CASES = {
     "mixture": Problem.mixture("erf", mu=0.5, sgd=SGD(dimension=2e3, batch_size=400)),
     "mixture, rank 8": Problem.mixture("erf", mu=0.5, adapter=Adapter(8), sgd=SGD(dimension=2e3, batch_size=400)),
     "LoRA+, label noise": single(
-        "relu", strength=0.4, alignment=0.7, theta=4.0, noise=0.3, lr_ratio=4.0, scale=0.7, d=6e3
+        "relu", strength=0.4, alignment=0.7, theta=4.0, noise=0.3, lr_ratio=4.0, scale=0.7, d=8e3
     ),
     "free rows, large noise": single(theta=5.0, normalized=False, d=2e4, noise=0.1, alignment=0.7),
 }

@@ -130,39 +130,36 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
     adapter, sgd = problem.adapter, problem.sgd
     reference = escape.reference(problem)
 
-    along = functools.partial(mean_change, problem)
-
     def margin(at: Overlaps) -> Array:
         return escape.margin(problem, at, reference)
 
-    def speed(at: Overlaps) -> Array:
-        return jax.jvp(margin, (at,), (along(at),))[1]
+    change, linear = jax.linearize(functools.partial(mean_change, problem), crossing)
+    slope, turned = jax.jvp(jax.grad(margin), (crossing,), (change,))
+    velocity, acceleration = _dot(slope, change), _dot(turned, change) + _dot(slope, linear(change))
 
     def variance(slope: Overlaps) -> tuple[Array, Array]:
         """Of the fluctuations along a gradient, and the rate at which they are forgotten."""
         kick = diffusion(problem, crossing, slope)
-        size, change = _dot(slope, kick), jax.jvp(along, (crossing,), (kick,))[1]
+        size = _dot(slope, kick)
         noisy = size > 0
-        forgotten = jnp.where(noisy, -_dot(slope, change) / jnp.where(noisy, size, 1), 0)
+        forgotten = jnp.where(noisy, -_dot(slope, linear(kick)) / jnp.where(noisy, size, 1), 0)
         decay = jnp.maximum(forgotten, 0)
         both = (2 - sgd.learning_rate * decay) * decay + 2 * phase.rate
         return jnp.where(both > 0, size / jnp.where(both > 0, both, 1), jnp.inf), decay + phase.rate
 
-    velocity, acceleration = jax.jvp(speed, (crossing,), (along(crossing),))
-    squared, rate = variance(jax.grad(margin)(crossing))
-    deviation = safe_sqrt(squared)
+    still = jax.tree.map(jnp.zeros_like, crossing)
+    each = jnp.eye(adapter.rank, dtype=slope.up.dtype)[:, None]
+    of_up = jax.vmap(lambda up: eqx.tree_at(lambda o: o.up, still, up))(each)
+    squares, rates = jax.vmap(variance)(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), slope, of_up))
+    deviation, rate, length = safe_sqrt(squares[0]), rates[0], jnp.sum(crossing.up**2)
     root = jnp.sqrt(jnp.maximum(velocity**2 + 2 * acceleration * deviation, 0))
     last = 2 * deviation / (jnp.abs(velocity) + root)
-    length = jnp.sum(crossing.up**2)
-    still = jax.tree.map(jnp.zeros_like, crossing)
-    each = jnp.eye(adapter.rank, dtype=length.dtype)[:, None]
-    spread, _ = jax.vmap(lambda up: variance(eqx.tree_at(lambda o: o.up, still, up)))(each)
     noise = noise_at(problem, crossing)[0, 0]
     tail = (
         (sgd.noise_scale * adapter.kappa) ** 2 * noise * length * kurtosis_at(problem, crossing) / (2 * sgd.dimension)
     )
     return Fluctuations(
-        relative=jnp.sum(spread) / length,
+        relative=jnp.sum(squares[1:]) / length,
         head_start=last**2 / (last + 1 / rate),
         tail=tail if adapter.normalized else jnp.zeros_like(tail),
     )

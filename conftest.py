@@ -8,7 +8,7 @@ import pytest
 from validation.cli.compilation import cache_folder, set_up
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder().with_name("tests")))
-set_up()
+set_up(hurry=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

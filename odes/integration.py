@@ -174,7 +174,7 @@ def solve(
 ) -> Solution:
     """Integrates the overlaps' closed equations ([`odes.flow`][]) from `start` at t = 0 to `t1`.
 
-    - `times` (T,): increasing output times in [0, t1]; 201 even ones unless given ([`odes.log_times`][] for others).
+    - `times` (T,): increasing output times in [0, t1], none if empty; 201 even ones unless given ([`odes.log_times`][] for others).
     - `escape`: locate the escape by root finding; the run goes on to t1, or ends there if `until_escape`. A start that
         meets the criterion already has escape time 0 and is integrated to t1. It is measured from w0, or from `origin`.
     - `finite_steps`: integrate [`odes.modified_flow`][], which holds for a finite learning rate to first order, instead of
@@ -208,8 +208,8 @@ def solve(
     if concrete(times) and concrete(t1):
         inside = "increasing, between 0 and t1"
         end = np.asarray(t1)
-        require("times", times, "a list of at least one number", lambda x: x.ndim == 1 and x.size > 0)
-        require("times", times, inside, lambda x: (x[0] >= 0) & (x[-1] <= end) & np.all(np.diff(x) > 0))
+        require("times", times, "a list of numbers", lambda x: x.ndim == 1)
+        require("times", times, inside, lambda x: np.all((x >= 0) & (x <= end)) & np.all(np.diff(x) > 0))
     if iterated and escape is not None:
         require("until_escape", until_escape, "True where steps are iterated", bool)
     batch = problem.sgd.batch_size
@@ -317,7 +317,11 @@ def _solve(
             y0=y0,
             args=(problem, reference, sought),
             saveat=diffrax.SaveAt(
-                subs=(diffrax.SubSaveAt(ts=jnp.clip(times, t0, t1)), diffrax.SubSaveAt(t1=True)), dense=dense
+                subs=[
+                    diffrax.SubSaveAt(t1=True),
+                    *([diffrax.SubSaveAt(ts=jnp.clip(times, t0, t1))] if times.size else []),
+                ],
+                dense=dense,
             ),
             stepsize_controller=controller,
             adjoint=adjoint,
@@ -327,9 +331,9 @@ def _solve(
         )
         assert solution.ts is not None and solution.ys is not None
         leg = _Leg(
-            saved=solution.ys[0],
-            end_time=solution.ts[1][0],
-            end=jax.tree.map(lambda y: y[0], solution.ys[1]),
+            saved=solution.ys[1] if times.size else jax.tree.map(lambda y: y[:0], solution.ys[0]),
+            end_time=solution.ts[0][0],
+            end=jax.tree.map(lambda y: y[0], solution.ys[0]),
             steps=solution.stats["num_steps"],
             rejected=solution.stats["num_rejected_steps"],
             result=solution.result,

@@ -3,6 +3,7 @@ r"""Passages: how long the flow takes from a start to a goal, within a horizon."
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
 from odes import Escape, Overlaps, Problem, Solution, solve
@@ -35,7 +36,13 @@ def passage(
     Its `escape_time` is the time that the passage takes, NaN if it takes longer than the horizon; its `final` are the
     overlaps there. `options` are those of [`odes.solve`][].
     """
-    end = real_array(horizon)
     return solve(
-        problem, start, t1=end, times=end[None], escape=goal, until_escape=True, finite_steps=finite_steps, **options
+        problem,
+        start,
+        t1=real_array(horizon),
+        times=np.zeros(0),
+        escape=goal,
+        until_escape=True,
+        finite_steps=finite_steps,
+        **options,
     )

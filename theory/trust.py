@@ -57,6 +57,7 @@ def validity(
     kink feel U as soon as it is like w0: $0.05|w_0|$), and [`fluctuations`][] about the flow at the escape are at most
     1.5 % of $|U|^2$, the head start 2.5 % of the mean and the tail 1 %; there it was found within 3 % of simulated means.
     """
+    problem, goal, phase, mode, time, crossing = jax.lax.stop_gradient((problem, goal, phase, mode, time, crossing))
     noise = fluctuations(problem, goal, phase, crossing)
     fed = jnp.sqrt(problem.adapter.rank * (mode.variance - mode.initial))
     doubts = {

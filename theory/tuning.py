@@ -1,7 +1,5 @@
 r"""Where the mean time of fine-tuning from given weights is computed, to leading order: one differentiable passage."""
 
-from typing import Any
-
 import diffrax
 import equinox as eqx
 import jax
@@ -79,14 +77,14 @@ def fine_tuning(
     already, searched = met(problem, goal), moving & (phase.D > 0) & (found > 0)
     time = found + jnp.where(searched, mode.lag * jnp.log(amplitude), 0)
     time = jnp.where(already, 0, jnp.where(moving, time, jnp.nan))
-    what: tuple[Any, ...] = jax.lax.stop_gradient((problem, goal, phase, mode))
-    reached, times, crossing = jax.lax.stop_gradient((time, runs.escape_time, jax.tree.map(lambda x: x[0], runs.final)))
-    coarse = jax.lax.stop_gradient(too_fast(problem, phase))
-    valid = validity(*what, time=reached, reached=jnp.isfinite(reached), crossing=crossing, coarse=coarse)
+    crossing, coarse = jax.tree.map(lambda x: x[0], runs.final), too_fast(problem, phase)
+    valid = validity(
+        problem, goal, phase, mode, time=time, reached=jnp.isfinite(time), crossing=crossing, coarse=coarse
+    )
     whole = jnp.sqrt(problem.adapter.rank * mode.variance)
     large = whole > _LARGEST_AMPLITUDE * jnp.where(kinked(problem), problem.strength, 1.0)
     large |= found == 0  # a start that meets the goal, though w0 does not
-    divided = ~(jnp.abs(times[-1] - times[0]) <= _SPLIT * times[0])
+    divided = ~(jnp.abs(runs.escape_time[-1] - found) <= _SPLIT * found)
     doubts = [already, valid != Validity.holds, large, phase.D <= 0, divided]
     codes = [int(Validity.holds), valid, int(Validity.large_start), int(Validity.plateau), int(Validity.split)]
     valid = jnp.select(doubts, [jnp.asarray(code) for code in codes], int(Validity.holds))

@@ -86,7 +86,7 @@ def test_bad_arguments_are_named(problem, start):
         (dict(t1=float("inf")), "`t1` must be positive and finite"),
         (dict(t1=1.0, times=[0.5, 2.0]), "`times` must be increasing, between 0 and t1"),
         (dict(t1=1.0, times=[0.5, 0.5]), "`times` must be increasing"),
-        (dict(t1=1.0, times=[]), "`times` must be a list of at least one number"),
+        (dict(t1=1.0, times=[[0.5]]), "`times` must be a list of numbers"),
         (dict(t1=1.0, rtol=1e-16), "`rtol` must be at least"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from validation.cli.commands import COMMANDS, command
 from validation.cli.compilation import set_up
 
 _FLAGS = {"dimension": "dim"}
 """Arguments whose flag has another name."""
+
+_LOOPS = ("simulate",)
+"""Commands whose time is in their loops, not in compiling them."""
 
 _INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
@@ -34,14 +38,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns the exit code: 0 done, 1 the check said no, 2 bad input, 130 interrupted.
     """
-    set_up()
+    args = list(sys.argv[1:] if args is None else args)
+    name = args[0] if args and args[0] in COMMANDS else None
+    set_up(hurry=name not in _LOOPS)
     import jax
 
     from odes.arguments import ArgumentError
-    from validation.cli.commands import COMMANDS
 
-    args = list(sys.argv[1:] if args is None else args)
-    name = args[0] if args and args[0] in COMMANDS else None
     code = 2
     try:
         return parsed(args).run()
@@ -68,7 +71,6 @@ def parsed(args: list[str]) -> Any:
     import tyro
 
     from odes.arguments import ArgumentError
-    from validation.cli.commands import COMMANDS, command
 
     config = (tyro.conf.FlagCreatePairsOff,)
     printed = io.StringIO()

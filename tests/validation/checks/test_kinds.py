@@ -50,6 +50,16 @@ def test_wrong_theory_is_caught(kind, wrong):
     assert not verdict(kind, problem(), wrong)
 
 
+def test_a_chaotic_mean_step_is_compared_until_seeds_scatter():
+    """Steps beyond what is stable: the mean of the seeds follows no equation once noise has grown."""
+    wild = single("He2+0.5*He3", strength=0.0188, alignment=1.0, rank=4, d=4158, eta=0.0157, theta=0.008, lr_ratio=8.28)
+    case = Case("test", wild, wild, EFFORT, jax.random.key(1), Escape("loss", 0.08))
+    results = list(CHECKS["mean-step"](case))
+    checks = [check for check in results if isinstance(check, Check)]
+    assert checks and all(check.agrees(z_limit(len(checks))) for check in checks)
+    assert any(isinstance(note, Note) and "scatter" in note.reason for note in results)
+
+
 @pytest.mark.slow
 def test_checkpoints_agree_and_a_wrong_cosine_is_caught():
     right, wrong = (single(d=2e4, eta=0.05, alignment=alignment) for alignment in (0.6, 0.5))

@@ -159,16 +159,17 @@ class Case:
         return self.check(name, 1, arrived / seeds, np.nan, z=z)
 
     def run(
-        self, steps: np.ndarray, seeds: int, *, start: Overlaps | None = None, until: Escape | None = None
+        self, steps: np.ndarray, seeds: int, *, start: Overlaps | None = None, until_escape: bool = False
     ) -> Simulation:
         """The exact chain, or the chain of normal batches where a seed would need more samples than the effort allows."""
         simulator = affordable_chain(self.problem, steps, samples=self.effort.samples, start=start)
-        return simulate(simulator, key=self.key, seeds=seeds, steps=steps, until=until)
+        escape = self.escape if until_escape else None
+        return simulate(simulator, key=self.key, seeds=seeds, steps=steps, escape=escape, until_escape=until_escape)
 
     def escape_times(self, seeds: int, end: float, *, start: Overlaps | None = None) -> np.ndarray:
         """Escape times of the seeds that escaped by `end`."""
         steps = even_steps(end, float(self.problem.sgd.learning_rate), 300)
-        times = self.run(steps, seeds, start=start, until=self.escape).escape_times(self.escape)
+        times = np.asarray(self.run(steps, seeds, start=start, until_escape=True).escape_times)
         return times[np.isfinite(times)]
 
     def mode_start(self) -> Overlaps:

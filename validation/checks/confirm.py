@@ -123,13 +123,13 @@ def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyAr
             key=key,
             seeds=min(seeds, max(_FEWEST_SEEDS, int(_MOST_SAMPLES / expected))),
             records=[1] * len(before) + [_RECORDS],
-            until=goal,
+            escape=goal,
+            until_escape=True,
             since=0,
             progress=True,
         )
-        times = run.escape_times(goal, [*first, run][0].start)
         spent = sum(float(one.problem.sgd.samples_per_dimension(one.t[-1])) for one in first)
-        samples = spent + times / float(sgd.noise_scale)
+        samples = spent + np.asarray(run.escape_times) / float(sgd.noise_scale)
     mean, error, reached = _moments(samples)
     return {"chain_samples": mean, "standard_error": error, "reached": reached}
 

@@ -74,7 +74,7 @@ class Work:
         """The escape times of seeds from random starts that are trained until `longest`; NaN for those that have not escaped."""
         steps = even_steps(longest, float(problem.sgd.learning_rate), records)
         run = self.direct(problem, steps, until=goal) if direct else self.chain(problem, steps, until=goal, seeds=seeds)
-        return run.escape_times(goal)
+        return np.asarray(run.escape_times)
 
     def fine_tuning(self, transfer: Transfer, time: float, goal: Escape, longest: float) -> tuple[float, float]:
         """The mean fine-tuning time of the chain after pretraining for `time`, and its standard error.
@@ -90,7 +90,8 @@ class Work:
     def _run(self, simulator: Simulator, steps: Any, until: Escape | None, seeds: int) -> Simulation:
         key, block = self.key(), simulator.seeds_at_once
         kept = None if self._parts is None else self._parts.kept(self._number, block)
-        return simulate(simulator, key=key, seeds=seeds, steps=steps, until=until, block=block, kept=kept)
+        stops = {"escape": until, "until_escape": until is not None}
+        return simulate(simulator, key=key, seeds=seeds, steps=steps, block=block, kept=kept, **stops)
 
 
 def sgd_at(learning_rate: Any, noise_scale: Any, dimension: Any) -> SGD:

@@ -1,5 +1,7 @@
-r"""Many seeds of a simulator, in blocks that fit into memory: stages, early stop, progress, blocks that are kept as they come."""
+r"""Many seeds of a simulator, in blocks that fit into memory: stages, escape times, progress, blocks that are kept as they come."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from tqdm import tqdm
 
 from odes import Escape, Overlaps, Problem, Stage, losses
 from odes.arguments import ArrayLike, require
+from odes.gaussian import has_closed_form
 from odes.stages import require_alike, require_stage
 from validation.simulation.result import Simulation, even_records, references
 from validation.simulation.simulator import Simulator
@@ -23,6 +26,61 @@ class Block(eqx.Module):
     overlaps: Overlaps
     loss: Float[np.ndarray, "seeds T"]
     recorded: Int[np.ndarray, " seeds"]
+    escape_times: Float[np.ndarray, " seeds"]
+
+
+class Criterion(eqx.Module):
+    """When a run escapes; `reference` (seeds,) is the criterion's value at every seed's w0, None for the frozen w0 of the problem."""
+
+    escape: Escape
+    reference: Array | None
+
+    def resolved(self, problem: Problem) -> "Criterion":
+        """The same with a reference in any case."""
+        reference = self.escape.reference(problem) if self.reference is None else self.reference
+        return Criterion(self.escape, reference)
+
+    def margin(self, problem: Problem, overlaps: Overlaps, loss: Array | None = None) -> Array:
+        """How far every seed is from escape; its loss, where that is what is looked at, is computed unless given."""
+        assert self.reference is not None
+        if self.escape.observable == "loss" and loss is None:
+            loss = losses(problem, overlaps)
+        return self.escape.distance(self.escape.value(problem, overlaps, loss), self.reference)
+
+
+class Watch(eqx.Module):
+    """What is known of the escape of every seed: its state when last looked at before, that step and margin, and when it met the criterion.
+
+    `met` is a number of steps, NaN as long as the criterion has not been met; the margin is infinite before the first look.
+    """
+
+    state: Any
+    step: Int[Array, " seeds"]
+    margin: Float[Array, " seeds"]
+    met: Float[Array, " seeds"]
+
+    def looked(self, at: Array, states: Any, margin: Array) -> "Watch":
+        """After a look at the step `at`; between two looks the margin is linear."""
+        first = jnp.isinf(self.margin)
+        before = jnp.where(first, 1, self.margin)
+        drop = before - margin
+        fraction = jnp.where(first, 1, before / jnp.where(drop > 0, drop, 1))
+        now = self.step.astype(margin.dtype) + fraction * (at - self.step).astype(margin.dtype)
+        met = jnp.where(jnp.isnan(self.met) & (margin <= 0), now, self.met)
+        going = jnp.isnan(met)
+        state = jax.tree.map(
+            lambda new, old: jnp.where(going.reshape(-1, *[1] * (new.ndim - 1)), new, old), states, self.state
+        )
+        return Watch(state, jnp.where(going, at, self.step), jnp.where(going, margin, self.margin), met)
+
+
+_LOOKS, _RARE_LOOKS = 8, 64
+"""After so many steps each run is looked at; more rarely where the loss is a sum over thousands of nodes."""
+
+
+def _between_looks(problem: Problem, escape: Escape) -> int:
+    cheap = escape.observable == "overlap" or has_closed_form(problem.student, problem.teacher)
+    return _LOOKS if cheap else _RARE_LOOKS
 
 
 Kept = Callable[[int, Callable[[], Block]], Block]
@@ -61,33 +119,69 @@ def _taken_over(simulator: Simulator, before: Simulator, states: Any, restart: b
     return eqx.tree_at(lambda s: s.up, states, states.up * kept[None, None])
 
 
+def _looked(simulator: Simulator, criterion: Criterion, at: Array, watch: Watch, states: Any) -> Watch:
+    margin = criterion.margin(simulator.problem, _overlaps(simulator, states))
+    return watch.looked(at.astype(watch.step.dtype), states, margin)
+
+
 @eqx.filter_jit
 def _advance(
     simulator: Simulator,
     states: Any,
+    watch: Watch | None,
     keys: Array,
+    passed: Array,
     first: Array,
     last: Array,
-    until: Escape | None,
-    reference: Array | None,
-) -> tuple[Any, Overlaps, Array, Array]:
-    """Every seed from step `first` to step `last`: states, overlaps, losses and whether the seed needs no more steps.
+    every: Array,
+    criterion: Criterion | None,
+) -> tuple[Any, Watch | None, Overlaps, Array, Array]:
+    """Every seed from step `first` to step `last`: states, the watch, overlaps, losses and whether the seed has escaped or diverged.
 
-    Draws depend on the seed's key and the step alone. `reference` (seeds,) is the criterion's value at every seed's w0,
-    None for the frozen w0 of the problem.
+    Draws depend on the seed's key and on the step alone, counted from `passed` (seeds,) on. While they are watched
+    for a `criterion`, they are looked at before every step whose number is a multiple of `every`.
     """
+    problem = simulator.problem
+    watched = None if criterion is None else criterion.resolved(problem)
 
-    def one_seed(state: Any, key: PRNGKeyArray) -> Any:
-        return jax.lax.fori_loop(first, last, lambda i, now: simulator.step(now, jax.random.fold_in(key, i)), state)
+    def advanced(i: Array, now: tuple[Any, Watch | None]) -> tuple[Any, Watch | None]:
+        states, watch = now
+        if watch is not None and watched is not None:
+            look = functools.partial(_looked, simulator, watched, i)
+            watch = jax.lax.cond(i % every == 0, look, lambda watch, _: watch, watch, states)
+        step = jax.vmap(lambda state, key, n: simulator.step(state, jax.random.fold_in(key, n + i)))
+        return step(states, keys, passed), watch
 
-    states = jax.vmap(one_seed)(states, keys)
-    overlaps, problem = _overlaps(simulator, states), simulator.problem
+    states, watch = jax.lax.fori_loop(first, last, advanced, (states, watch))
+    overlaps = _overlaps(simulator, states)
     loss = losses(problem, overlaps)
-    if until is None:
-        return states, overlaps, loss, jnp.zeros(loss.shape, bool)
-    at_w0 = until.reference(problem) if reference is None else reference
-    margin = until.distance(until.value(problem, overlaps, loss), at_w0)
-    return states, overlaps, loss, (margin <= 0) | ~jnp.isfinite(margin)
+    if watch is None or watched is None:
+        return states, watch, overlaps, loss, jnp.zeros(loss.shape, bool)
+    margin = watched.margin(problem, overlaps, loss)
+    return states, watch, overlaps, loss, jnp.isfinite(watch.met) | (margin <= 0) | ~jnp.isfinite(margin)
+
+
+def _unseen(states: Any) -> Watch:
+    """The watch of states that have not been looked at."""
+    seeds = jax.tree.leaves(states)[0].shape[0]
+    real = jnp.result_type(float)
+    nothing = np.zeros(seeds, jnp.result_type(int)), np.full(seeds, np.inf, real), np.full(seeds, np.nan, real)
+    return Watch(states, *jax.device_put(nothing))
+
+
+def _located(
+    simulator: Simulator, watch: Watch, keys: Array, passed: Array, every: Array, done: int, criterion: Criterion
+) -> Float[np.ndarray, " seeds"]:
+    """The numbers of steps, up to `done`, at which the seeds escape: all steps after the last look before are taken again."""
+    before = np.asarray(watch.step)
+    again = eqx.tree_at(
+        lambda w: (w.step, w.met), watch, jax.device_put((np.zeros_like(before), np.full(before.shape, np.nan)))
+    )
+    first, last, once = jax.device_put((np.asarray(0), np.asarray(int(every) + 1), np.asarray(1)))
+    _, found, *_ = _advance(simulator, watch.state, again, keys, passed + watch.step, first, last, once, criterion)
+    assert found is not None
+    met = before + np.asarray(found.met)
+    return np.where(met <= done, met, np.nan)
 
 
 def block_slices(seeds: int, at_once: int) -> list[slice]:
@@ -121,7 +215,8 @@ def simulate_stages(
     key: PRNGKeyArray,
     seeds: int,
     records: Sequence[int | ArrayLike],
-    until: Escape | None = None,
+    escape: Escape | None = None,
+    until_escape: bool = False,
     since: int | None = None,
     shared_start: bool = False,
     block: int | None = None,
@@ -136,9 +231,12 @@ def simulate_stages(
 
     - `simulator`: of a stage's problem, with its recorded steps; all of the same kind;
     - `records`: for every stage the recorded steps (increasing, to the last one), or how many there are, evenly, after the start;
-    - `until`: a block of seeds stops in the last stage once all its seeds have met this criterion or diverged to
-        infinity; its later records are NaN. It is relative to the frozen w0 or, where nothing is frozen, to the whole
-        student of every seed at the start of stage `since` (the last unless given);
+    - `escape`: find when every seed meets this criterion in the last stage. It is looked at every 8 steps (64 where the loss is a
+        sum over thousands of nodes), and at every step from the last look before it was met; between two steps it is linear. It is
+        relative to the frozen w0 or, where nothing is frozen, to the whole student of every seed at the start of stage
+        `since` (the last unless given);
+    - `until_escape`: a block of seeds stops in the last stage once all its seeds have met the criterion or diverged to
+        infinity; its later records are NaN;
     - `shared_start`: whether all seeds start alike, so that they differ by their data alone;
     - `block`: how many seeds may advance together; the simulators' `seeds_at_once` unless given. The same block gives the
         same numbers bit for bit, another one the same up to rounding;
@@ -152,7 +250,9 @@ def simulate_stages(
     steps = _checked(stages, records)
     since = len(stages) - 1 if since is None else since
     require_stage("since", since, stages)
-    from_start = until is not None and not stages[-1].problem.is_single_index
+    if until_escape:
+        require("escape", escape, "given where the run is to stop at it", lambda x: x is not None)
+    from_start = escape is not None and not stages[-1].problem.is_single_index
     simulators = [simulator(stage.problem, some) for stage, some in zip(stages, steps, strict=True)]
     at_once = min(some.seeds_at_once for some in simulators) if block is None else block
     require("block", at_once, "at least 1", lambda x: x >= 1)
@@ -169,12 +269,22 @@ def simulate_stages(
             def compute(chosen=chosen, count=part.stop - part.start) -> Block:
                 keys = seed_keys(key, jax.device_put(chosen), shared_start)
                 restarts = [stage.restart for stage in stages]
-                whole = _run_block(simulators, steps, restarts, *keys, until, since if from_start else None, bar.update)
+                goal = _Goal(escape, until_escape, since if from_start else None)
+                whole = _run_block(simulators, steps, restarts, *keys, goal, bar.update)
                 return jax.tree.map(lambda x: x[:count], whole)
 
             blocks.append(compute() if kept is None else kept(number, compute))
             bar.update((number + 1) * total - bar.n)
-    return _gathered(simulators, steps, blocks)
+    return _gathered(simulators, steps, blocks, escape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Goal:
+    """Which criterion is watched, whether it ends the run, and the stage whose start it is relative to, None for the frozen w0."""
+
+    escape: Escape | None
+    ends: bool
+    since: int | None
 
 
 def _run_block(
@@ -183,46 +293,54 @@ def _run_block(
     restarts: Sequence[bool],
     starts: Array,
     keys: Array,
-    until: Escape | None,
-    since: int | None,
+    goal: _Goal,
     advanced: Callable[[int], Any],
 ) -> Block:
-    """The records of the seeds with the given keys, stage after stage; after the early stop they are NaN."""
-    passed, reference = 0, None
+    """The records of the seeds with the given keys, stage after stage, and when they escape in the last; after the early stop NaN."""
+    passed, reference, watch, criterion = 0, None, None, None
+    every = jax.device_put(np.asarray(1))
     states = _starts(simulators[0], starts)
     records: list[tuple[Overlaps, np.ndarray]] = []
-    finished = np.zeros(keys.shape[0], bool)
+    finished, times = np.zeros(keys.shape[0], bool), np.full(keys.shape[0], np.nan)
     for number, (simulator, chosen, restart) in enumerate(zip(simulators, steps, restarts, strict=True)):
         if number or restart:
             states = _taken_over(simulator, simulators[max(number - 1, 0)], states, restart)
-        stop, done = until if number == len(simulators) - 1 else None, 0
-        if until is not None and number == since:
-            reference = references(until, simulators[-1].problem, _overlaps(simulator, states))
+        done = 0
+        if goal.escape is not None and number == goal.since:
+            reference = references(goal.escape, simulators[-1].problem, _overlaps(simulator, states))
+        if goal.escape is not None and number == len(simulators) - 1:
+            criterion, watch = Criterion(goal.escape, reference), _unseen(states)
+            every = jax.device_put(np.asarray(_between_looks(simulator.problem, goal.escape)))
+        offsets = jax.device_put(np.full(finished.shape, passed))
         for step in chosen:
-            if finished.all():
+            if goal.ends and finished.all():
                 break
-            ends = jax.device_put((np.asarray(passed + done), np.asarray(passed + step)))
-            states, *record, now = _advance(simulator, states, keys, *ends, stop, None if stop is None else reference)
+            begin, end = jax.device_put((np.asarray(done), np.asarray(step)))
+            states, watch, *record, now = _advance(
+                simulator, states, watch, keys, offsets, begin, end, every, criterion
+            )
             records.append(jax.tree.map(np.asarray, tuple(record)))
             finished |= np.asarray(now)
             advanced(int(step) - done)
             done = int(step)
         passed += done
+        if watch is not None and criterion is not None:
+            times = _located(simulator, watch, keys, offsets, every, done, criterion)
     taken = np.full(keys.shape[0], len(records))
     nothing = jax.tree.map(lambda x: np.full_like(x, np.nan), records[-1])
     records.extend([nothing] * (sum(chosen.size for chosen in steps) - len(records)))
     overlaps, loss = jax.tree.map(lambda *x: np.stack(x, axis=1), *records)
-    return Block(overlaps=overlaps, loss=loss, recorded=taken)
+    return Block(overlaps=overlaps, loss=loss, recorded=taken, escape_times=times)
 
 
 def _gathered(
-    simulators: Sequence[Simulator], steps: Sequence[np.ndarray], blocks: Sequence[Block]
+    simulators: Sequence[Simulator], steps: Sequence[np.ndarray], blocks: Sequence[Block], escape: Escape | None
 ) -> list[Simulation]:
-    """The [`validation.simulation.Simulation`][] of every stage that the blocks of its seeds make up."""
+    """The [`validation.simulation.Simulation`][] of every stage that the blocks of its seeds make up; the escape is in the last."""
     whole = jax.tree.map(lambda *x: np.concatenate(x), *blocks)
     simulations, first = [], 0
-    for simulator, chosen in zip(simulators, steps, strict=True):
-        part = slice(first, first + chosen.size)
+    for number, (simulator, chosen) in enumerate(zip(simulators, steps, strict=True), 1):
+        part, last = slice(first, first + chosen.size), number == len(simulators)
         rate = np.asarray(simulator.problem.sgd.learning_rate)
         simulations.append(
             Simulation(
@@ -230,6 +348,8 @@ def _gathered(
                 overlaps=jax.tree.map(lambda x, part=part: jax.device_put(x[:, part]), whole.overlaps),
                 loss=jax.device_put(whole.loss[:, part]),
                 recorded=jax.device_put(np.clip(whole.recorded - first, 0, chosen.size)),
+                escape_times=jax.device_put(rate * (whole.escape_times if last else np.nan * whole.escape_times)),
+                escape=escape if last else None,
                 problem=simulator.problem,
                 method=simulator.method,
                 dtype=simulator.dtype,

@@ -42,8 +42,9 @@ def simulated_fine_tuning(
         key=key,
         seeds=seeds,
         records=[1, _RECORDS],
-        until=goal,
+        escape=goal,
+        until_escape=True,
         progress=progress,
         kept=kept,
     )
-    return run.escape_times(goal, run.start)
+    return np.asarray(run.escape_times)

@@ -25,7 +25,8 @@ def simulate_points(
     key: PRNGKeyArray,
     seeds: int,
     steps: Sequence[np.ndarray],
-    until: Escape | None = None,
+    escape: Escape | None = None,
+    until_escape: bool = False,
     block: int | None = None,
     parts: Parts | None = None,
 ) -> list[Simulation]:
@@ -40,7 +41,7 @@ def simulate_points(
     if parts is not None:
         if (finished := _finished(parts)) is not None:
             parts.remove()
-            return from_dataset(finished, problems)
+            return from_dataset(finished, problems, escape)
         block = parts.block_size() or block
     block = simulators[0].seeds_at_once if block is None else block
     simulations = [
@@ -49,7 +50,8 @@ def simulate_points(
             key=key if len(problems) == 1 else jax.random.fold_in(key, number),
             seeds=seeds,
             steps=steps[number],
-            until=until,
+            escape=escape,
+            until_escape=until_escape,
             block=block,
             progress=True,
             kept=None if parts is None else parts.kept(number, block),
@@ -69,7 +71,7 @@ def _finished(parts: Parts) -> Any | None:
         return None
     try:
         dataset = parts.load(Path(parts.path))
-        if "point" not in dataset.dims:
+        if "point" not in dataset.dims or "escape_times" not in dataset:
             raise ArgumentError(None, f"{parts.path} was made by another version: remove it, or name another --output")
         return dataset
     except ArgumentError:
@@ -99,11 +101,11 @@ def to_dataset(simulations: Sequence[Simulation], places: Sequence[tuple[float, 
     return joined
 
 
-def from_dataset(dataset: Any, problems: Sequence[Problem]) -> list[Simulation]:
-    """The simulations of `problems` in a dataset that [`to_dataset`][] made."""
+def from_dataset(dataset: Any, problems: Sequence[Problem], escape: Escape | None) -> list[Simulation]:
+    """The simulations of `problems`, watched for an escape, in a dataset that [`to_dataset`][] made."""
     simulations = []
     for i, problem in enumerate(problems):
         point = dataset.isel(point=i)
         point = point.isel(record=np.isfinite(point["time"].values)).swap_dims(record="time")
-        simulations.append(Simulation.from_dataset(point, problem))
+        simulations.append(Simulation.from_dataset(point, problem, escape))
     return simulations

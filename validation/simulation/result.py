@@ -20,6 +20,7 @@ class Simulation(Trajectory):
     - `t` (T,): the recorded times, η * step; `overlaps`: an [`odes.Overlaps`][] with (seeds, T) in front of every shape;
     - `loss` (seeds, T): the population loss of the realised overlaps, NaN in records that an early stop left out;
     - `recorded` (seeds,): how many of the records were taken;
+    - `escape_times` (seeds,): when each seed met the criterion `escape`, found to the step; NaN where it did not or there is none;
     - `problem`; `method`: the simulator's name; `dtype`: the floating point type of its arithmetic.
     """
 
@@ -27,6 +28,8 @@ class Simulation(Trajectory):
     overlaps: Overlaps
     loss: Float[Array, "seeds T"]
     recorded: Int[Array, " seeds"]
+    escape_times: Float[Array, " seeds"]
+    escape: Escape | None
     problem: Problem
     method: str = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
@@ -42,38 +45,27 @@ class Simulation(Trajectory):
         taken = np.arange(self.t.size)[None] < np.asarray(self.recorded)[:, None]
         return np.asarray((taken & ~np.isfinite(self.loss)).any(axis=1))
 
-    def escape_times(self, escape: Escape | None = None, origin: Overlaps | None = None) -> Float[np.ndarray, " seeds"]:
-        """When each seed met the criterion, interpolated linearly between records; NaN where it did not.
-
-        It is measured from w0, or from every seed's `origin` (seeds in front of every shape).
-        """
-        margin = np.asarray(_margins(Escape() if escape is None else escape, self, origin))
-        out, t, rows = margin <= 0, np.asarray(self.t), np.arange(margin.shape[0])
-        after = np.argmax(out, axis=1)
-        before = np.maximum(after - 1, 0)
-        drop = margin[rows, before] - margin[rows, after]
-        fraction = np.where(drop > 0, margin[rows, before] / np.where(drop > 0, drop, 1), 0)
-        return np.where(out.any(axis=1), t[before] + fraction * (t[after] - t[before]), np.nan)
-
     def to_dataset(self):
         """Overlaps and loss of every seed as an `xarray.Dataset`."""
         import xarray
 
         return xarray.Dataset(
-            records_to_variables(self.overlaps, self.loss, self.recorded),
+            records_to_variables(self.overlaps, self.loss, self.recorded, self.escape_times),
             coords={"time": np.asarray(self.t)},
             attrs={"method": self.method, "simulation_dtype": self.dtype},
         )
 
     @classmethod
-    def from_dataset(cls, dataset, problem: Problem) -> "Simulation":
-        """The simulation of `problem` whose `to_dataset()` is `dataset`."""
-        overlaps, loss, recorded = records_from_variables(dataset)
+    def from_dataset(cls, dataset, problem: Problem, escape: Escape | None = None) -> "Simulation":
+        """The simulation of `problem`, watched for an `escape`, whose `to_dataset()` is `dataset`."""
+        overlaps, loss, recorded, escape_times = records_from_variables(dataset)
         return cls(
             t=jax.device_put(dataset["time"].values),
             overlaps=overlaps,
             loss=loss,
             recorded=recorded,
+            escape_times=escape_times,
+            escape=escape,
             problem=problem,
             method=dataset.attrs["method"],
             dtype=dataset.attrs["simulation_dtype"],
@@ -85,7 +77,8 @@ class Simulation(Trajectory):
         The problem, package versions, device and floating point type go with it, and `what` else the caller wants
         recorded.
         """
-        write_dataset(self.to_dataset(), path, kind="simulation", problem=self.problem.to_dict(), **what)
+        escape = None if self.escape is None else self.escape.to_dict()
+        write_dataset(self.to_dataset(), path, kind="simulation", problem=self.problem.to_dict(), escape=escape, **what)
 
     def plot(self, ax=None):
         """Draws the mean loss over the seeds that did not diverge on `ax` (a new one if None), nothing if all did.
@@ -115,15 +108,6 @@ def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Arra
     return escape.value(problem, origin, losses(problem, origin))
 
 
-@eqx.filter_jit
-def _margins(escape: Escape, simulation: Simulation, origin: Overlaps | None) -> Float[Array, "seeds T"]:
-    """How far from escape every seed is at every record."""
-    problem = simulation.problem
-    value = escape.value(problem, simulation.overlaps, simulation.loss)
-    reference = escape.reference(problem) if origin is None else references(escape, problem, origin)[:, None]
-    return escape.distance(value, reference)
-
-
 OBSERVABLES = ("loss", "target_overlap", "m", "u", "s")
 """What trajectories are compared by; m, u and s enter as lengths over the adapter's rows, blind to the symmetry (u, X) -> (-u, -X)."""
 
@@ -145,18 +129,25 @@ def mean_and_error(values: Any) -> tuple[Any, Any]:
     return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(values.shape[0])
 
 
-def records_to_variables(overlaps: Overlaps, loss: Any, recorded: Any) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """The records of some seeds as variables of an `xarray.Dataset`, with dimensions (seed, time, ...)."""
-    records = {"loss": (("seed", "time"), np.asarray(loss)), "recorded": (("seed",), np.asarray(recorded))}
-    return overlaps.variables("seed", "time") | records
+_OF_SEEDS = ("recorded", "escape_times")
 
 
-def records_from_variables(variables: Any) -> tuple[Overlaps, Array, Array]:
-    """Overlaps, loss and number of records of the seeds that [`records_to_variables`][] wrote."""
-    up, cross, down_gram, loss, recorded = (
-        jax.device_put(variables[name].values) for name in ("up", "cross", "down_gram", "loss", "recorded")
-    )
-    return Overlaps(up, cross, down_gram), loss, recorded
+def records_to_variables(
+    overlaps: Overlaps, loss: Any, *of_seeds: Any
+) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """The records of some seeds as variables of an `xarray.Dataset`, with dimensions (seed, time, ...).
+
+    `of_seeds` are how many records each has, and its escape time.
+    """
+    numbers = {name: (("seed",), np.asarray(values)) for name, values in zip(_OF_SEEDS, of_seeds, strict=True)}
+    return overlaps.variables("seed", "time") | {"loss": (("seed", "time"), np.asarray(loss))} | numbers
+
+
+def records_from_variables(variables: Any) -> tuple[Overlaps, Array, Array, Array]:
+    """Overlaps, loss, number of records and escape times of the seeds that [`records_to_variables`][] wrote."""
+    names = ("up", "cross", "down_gram", "loss", *_OF_SEEDS)
+    up, cross, down_gram, *others = (jax.device_put(variables[name].values) for name in names)
+    return Overlaps(up, cross, down_gram), *others
 
 
 def even_steps(t1: float, learning_rate: float, records: int) -> np.ndarray:

@@ -69,7 +69,9 @@ class Parts:
             if file.exists():
                 return Block(*jax.tree.map(np.asarray, records_from_variables(self.load(file))))
             block = compute()
-            records = xarray.Dataset(records_to_variables(block.overlaps, block.loss, block.recorded))
+            records = xarray.Dataset(
+                records_to_variables(block.overlaps, block.loss, block.recorded, block.escape_times)
+            )
             self.folder.mkdir(exist_ok=True)
             write_dataset(records, file, kind="block", command=self.flags, seeds_per_block=block_size)
             return block

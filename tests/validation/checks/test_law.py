@@ -21,8 +21,8 @@ def test_slow_crossing_gives_single_runs_a_head_start(key):
         start = mode_start(problem, phase, mode, law.amplitude[None])
         flow_run = passage(problem, start, escape, patience(phase))
         ahead = float(fluctuations(problem, escape, phase, flow_run.final).head_start)
-        run = simulate_chain(problem, key=key, seeds=200, steps=np.arange(0, 501), start=start, until=escape)
-        times = np.asarray(run.escape_times(escape))
+        run = simulate_chain(problem, key=key, seeds=200, steps=np.arange(0, 501), start=start, escape=escape)
+        times = np.asarray(run.escape_times)
         error = times.std() / np.sqrt(times.size)
         assert abs(float(flow_run.escape_time) - times.mean() - ahead) < 0.35 * ahead + 3 * error
         assert ("SGD noise at the escape" in law.doubt) == refused
@@ -46,7 +46,9 @@ def test_law_against_the_exact_chain(case, key):
     problem, escape = CHAIN_CASES[case], Escape("overlap", 0.4)
     law = escape_law(problem, escape)
     steps = even_steps(1.5 * float(law.quantile(1 - 1e-6)), 0.2, 300)
-    times = np.asarray(simulate_chain(problem, key=key, seeds=600, steps=steps, until=escape).escape_times(escape))
+    times = np.asarray(
+        simulate_chain(problem, key=key, seeds=600, steps=steps, escape=escape, until_escape=True).escape_times
+    )
     assert np.isfinite(times).all()
     error = times.std() / np.sqrt(times.size)
     assert abs(times.mean() - float(law.mean)) < max(3 * error, 0.03 * float(law.mean))

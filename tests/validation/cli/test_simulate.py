@@ -30,7 +30,7 @@ def same_file(one, other):
 def test_simulate_prints_the_contract_and_draws(capsys, tmp_path):
     words = "simulate --dim 60 --batch-size 30 --seeds 3 --t1 20 --records 5 --strength 0.2 --json".split()
     code, out, err = run(capsys, *words, "--plot", str(tmp_path / "p.png"), "--output", str(tmp_path / "p.nc"))
-    result = json.loads(out)
+    (result,) = json.loads(out)["points"]
     assert code == 0 and {"t", "m_mean", "m_std", "loss_mean", "escape_times"} <= set(result)
     assert len(result["t"]) == 6 and len(result["escape_times"]) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.nc", "p.png"]
@@ -61,10 +61,11 @@ def test_several_strengths_in_one_call(capsys, tmp_path):
         key=jax.random.fold_in(jax.random.key(0), 1),
         seeds=4,
         steps=(np.asarray(points[1]["t"]) / 0.2).round().astype(int),
-        until=Escape("loss", 0.9),
+        escape=Escape("loss", 0.9),
+        until_escape=True,
         block=2,
     )
-    same_bits(alone.escape_times(Escape("loss", 0.9)), np.asarray(points[1]["escape_times"], float))
+    same_bits(alone.escape_times, np.asarray(points[1]["escape_times"], float))
     stored = load(output)
     assert stored["cross"].dims == ("point", "seed", "record", "rank", "frame") and stored["time"].shape == (2, 11)
     same_bits(stored["loss"][1].values, alone.loss)

@@ -86,14 +86,14 @@ def test_escape_times_have_the_same_law(d, batch, eta, seeds, key):
     steps = np.arange(0, 60 / eta, 2).astype(int)
 
     def times(run):
-        found = np.asarray(run.escape_times())
+        found = np.asarray(run.escape_times)
         assert np.isfinite(found).mean() > 0.9
         return np.nan_to_num(found, nan=1e3)
 
-    direct, chain = map(times, pair(problem, seeds, steps, key, until=Escape()))
+    direct, chain = map(times, pair(problem, seeds, steps, key, escape=Escape(), until_escape=True))
     assert stats.ks_2samp(direct, chain).pvalue > TOO_SMALL
     for extra in (3, -3) if d == 20 else ():
-        wrong = times(simulate(WrongFreedom(problem, extra), key=key, seeds=seeds, steps=steps, until=Escape()))
+        wrong = times(simulate(WrongFreedom(problem, extra), key=key, seeds=seeds, steps=steps, escape=Escape()))
         assert stats.ks_2samp(direct, wrong).pvalue < 1e-6
 
 

@@ -108,14 +108,15 @@ def test_escape_times_from_the_origin_are_those_of_the_single_index_problem(key)
     transfer, steps = gradient_descent_first(np.inf), np.arange(0, 201, 4)
     _, run = staged(transfer, chain_simulator, key=key, seeds=4, records=[[0, 5], steps])
     origin = at(run.overlaps, slice(None), 0)
-    alone = []
-    for seed in range(4):
-        problem, start = fine_tuned(transfer, at(origin, seed))
-        alone.append(simulate(chain_simulator(problem, start=start), key=key, seeds=1, steps=steps))
-    np.testing.assert_allclose(run.loss, np.concatenate([one.loss for one in alone]), atol=1e-10)
     for escape in (Escape("loss", 0.5), Escape("loss", 0.2), Escape("absolute", 0.03)):
-        times = np.asarray(run.escape_times(escape, origin))
-        np.testing.assert_allclose(times, [float(one.escape_times(escape)[0]) for one in alone], rtol=1e-8)
+        _, run = staged(transfer, chain_simulator, key=key, seeds=4, records=[[0, 5], steps], escape=escape)
+        alone = []
+        for seed in range(4):
+            problem, start = fine_tuned(transfer, at(origin, seed))
+            alone.append(simulate(chain_simulator(problem, start=start), key=key, seeds=1, steps=steps, escape=escape))
+        np.testing.assert_allclose(run.loss, np.concatenate([one.loss for one in alone]), atol=1e-10)
+        times = np.asarray(run.escape_times)
+        np.testing.assert_allclose(times, [float(one.escape_times[0]) for one in alone], rtol=1e-8)
         assert np.all(times > 1) and len(set(times.round(3))) == 4
 
 
@@ -124,7 +125,7 @@ def test_escape_times_after_a_stage_have_the_law_of_a_start_there(key):
     """Gradient descent, then batches of 12: KS test of 1000 escape times against the single-index problem."""
     transfer, steps, escape = gradient_descent_first(12.0), np.arange(0, 301, 2), Escape()
     start = transfer.random_start(jax.random.key(8))
-    given = dict(start=start, seeds=SEEDS, records=[[0, 5], steps], until=escape)
+    given = dict(start=start, seeds=SEEDS, records=[[0, 5], steps], escape=escape)
     runs = staged(transfer, chain_simulator, key=key, **given)
     origin = at(runs[1].overlaps, slice(None), 0)
     problem, there = fine_tuned(transfer, at(origin, 0))
@@ -133,12 +134,13 @@ def test_escape_times_after_a_stage_have_the_law_of_a_start_there(key):
         key=jax.random.key(9),
         seeds=SEEDS,
         steps=steps,
-        until=escape,
+        escape=escape,
     )
-    one, two = np.asarray(runs[1].escape_times(escape, origin)), np.asarray(alone.escape_times(escape))
+    one, two = np.asarray(runs[1].escape_times), np.asarray(alone.escape_times)
     assert np.isfinite(one).mean() > 0.95 and np.isfinite(two).mean() > 0.95
     assert stats.ks_2samp(*(np.nan_to_num(x, nan=1e3) for x in (one, two))).pvalue > TOO_SMALL
-    without = np.nan_to_num(np.asarray(runs[1].escape_times(escape)), nan=1e3)
+    runs = staged(transfer, chain_simulator, key=key, **given, since=0)
+    without = np.nan_to_num(np.asarray(runs[1].escape_times), nan=1e3)
     assert stats.ks_2samp(without, np.nan_to_num(two, nan=1e3)).pvalue < 1e-6
 
 
@@ -148,14 +150,14 @@ def test_early_stop_is_in_the_last_stage_and_does_not_change_it(key):
     full = staged(small(), chain_simulator, **given)
     escape, stops = Escape("loss", 0.2), []
     for since in (0, 1):
-        first, second = staged(small(), chain_simulator, **given, until=escape, since=since)
+        watched = staged(small(), chain_simulator, **given, escape=escape, since=since)[1]
+        first, second = staged(small(), chain_simulator, **given, escape=escape, until_escape=True, since=since)
         same_bits((first.overlaps, first.loss, first.recorded), (full[0].overlaps, full[0].loss, full[0].recorded))
         taken = int(second.recorded[0])
         assert np.all(second.recorded == taken) and np.isnan(second.loss[:, taken:]).all()
         same_bits(second.loss[:, :taken], full[1].loss[:, :taken])
-        origin = at(full[since].overlaps, slice(None), 0)
-        times = second.escape_times(escape, origin)
-        same_bits(times, full[1].escape_times(escape, origin))
+        times = np.asarray(second.escape_times)
+        same_bits(times, watched.escape_times)
         assert float(second.t[taken - 2]) < float(times.max()) <= float(second.t[taken - 1])
         stops.append(taken)
     assert 1 < stops[0] < stops[1] < 21
@@ -172,9 +174,10 @@ def test_early_stop_is_in_the_last_stage_and_does_not_change_it(key):
 def test_one_stage_is_a_simulation(kind, until, key):
     """Bit for bit, also where it stops early."""
     one, steps = simulator(small(), kind), [0, 5, 20, 100, 400, 420]
-    alone = simulate(one, key=key, seeds=SEEDS, steps=steps, until=until)
+    stops = {"escape": until, "until_escape": until is not None}
+    alone = simulate(one, key=key, seeds=SEEDS, steps=steps, **stops)
     stage = Stage("only", one.problem, steps[-1] * float(one.problem.sgd.learning_rate))
-    (only,) = simulate_stages([stage], lambda *_: one, key=key, seeds=SEEDS, records=[steps], until=until)
+    (only,) = simulate_stages([stage], lambda *_: one, key=key, seeds=SEEDS, records=[steps], **stops)
     same_bits(eqx.filter(alone, eqx.is_array), eqx.filter(only, eqx.is_array))
     assert np.all(alone.recorded == 6) if until is None else np.all((alone.recorded > 1) & (alone.recorded < 6))
 

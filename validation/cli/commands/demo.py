@@ -48,12 +48,13 @@ class Demo:
             key=jax.random.key(self.seed),
             seeds=self.seeds,
             steps=even_steps(300.0, 0.2, 30),
+            escape=Escape(),
             shared_start=True,
             progress=True,
         )
         start = jax.tree.map(lambda x: x[0, 0], simulation.overlaps)
         solution = solve(problem, start, t1=300.0, escape=Escape())
-        simulated = simulation.escape_times()
+        simulated = np.asarray(simulation.escape_times)
         spread = np.nanstd(simulated, ddof=1) if self.seeds > 1 else np.nan
         print(f"Escape (loss halved): ODE t = {float(solution.escape_time):.1f}, ", end="")
         print(f"SGD t = {np.nanmean(simulated):.1f} +- {spread / np.sqrt(self.seeds):.1f} (standard error)")

@@ -47,7 +47,7 @@ class Simulate(RunOptions):
         if self.resume and self.output is None:
             raise ArgumentError("resume", "goes on with what --output stored: give both")
         self.check_start()
-        escape, problems = self.escape, self.problems(self.sgd)
+        problems = self.problems(self.sgd)
         return simulate_points(
             problems,
             self.simulator,
@@ -55,7 +55,8 @@ class Simulate(RunOptions):
             key=jax.random.key(self.seed),
             seeds=self.seeds,
             steps=[even_steps(self.end_time(problem), self.learning_rate, self.records) for problem in problems],
-            until=escape if self.until_escape else None,
+            escape=self.escape,
+            until_escape=self.until_escape,
             block=self.block,
             parts=None if self.output is None else Parts(self.output, dataclasses.asdict(self), self.resume),
         )
@@ -77,12 +78,11 @@ class Simulate(RunOptions):
         ]
 
     def document(self, result: list[Simulation]) -> dict[str, Any]:
-        points = [self.point(simulation) for simulation in result]
-        return {"points": self.placed(points)} if len(points) > 1 else points[0]
+        return {"points": self.placed([self.point(simulation) for simulation in result])}
 
     def point(self, simulation: Simulation) -> dict[str, Any]:
         """What is printed of one point: moments over the seeds that did not diverge, at every record, and escape times."""
-        times = {"escape_times": simulation.escape_times(self.escape), "diverged": int(simulation.diverged.sum())}
+        times = {"escape_times": simulation.escape_times, "diverged": int(simulation.diverged.sum())}
         return moments(simulation) | times
 
     def report(self, result: list[Simulation]) -> None:
@@ -102,7 +102,7 @@ class Simulate(RunOptions):
 
     def statistics(self, simulation: Simulation) -> dict[str, Any]:
         """How many seeds escaped, the mean of their escape times with its standard error, their standard deviation."""
-        times = simulation.escape_times(self.escape)
+        times = np.asarray(simulation.escape_times)
         times = times[np.isfinite(times)]
         mean = times.mean() if times.size else np.nan
         std = times.std(ddof=1) if times.size > 1 else np.nan

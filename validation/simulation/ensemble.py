@@ -49,9 +49,10 @@ class Criterion(eqx.Module):
 
 
 class Watch(eqx.Module):
-    """What is known of the escape of every seed: its state when last looked at before, that step and margin, and when it met the criterion.
+    """What is known of the escape of every seed: its state, step and margin at the last look before it, and when it `met` the criterion.
 
-    `met` is a number of steps, NaN as long as the criterion has not been met; the margin is infinite before the first look.
+    A look at a seed that has diverged does not count. `met` is a number of steps, NaN as long as the criterion has not been met;
+    the margin is infinite before the first look.
     """
 
     state: Any
@@ -67,15 +68,18 @@ class Watch(eqx.Module):
         fraction = jnp.where(first, 1, before / jnp.where(drop > 0, drop, 1))
         now = self.step.astype(margin.dtype) + fraction * (at - self.step).astype(margin.dtype)
         met = jnp.where(jnp.isnan(self.met) & (margin <= 0), now, self.met)
-        going = jnp.isnan(met)
+        going = jnp.isnan(met) & jnp.isfinite(margin)
         state = jax.tree.map(
             lambda new, old: jnp.where(going.reshape(-1, *[1] * (new.ndim - 1)), new, old), states, self.state
         )
         return Watch(state, jnp.where(going, at, self.step), jnp.where(going, margin, self.margin), met)
 
 
-_LOOKS, _RARE_LOOKS = 8, 64
-"""After so many steps each run is looked at; more rarely where the loss is a sum over thousands of nodes."""
+_LOOKS, _RARE_LOOKS = 1, 64
+"""After so many steps each run is looked at; more rarely where the loss is a sum over thousands of nodes.
+
+At learning rates beyond what is stable an escape may last for a step, and then the run diverges.
+"""
 
 
 def _between_looks(problem: Problem, escape: Escape) -> int:
@@ -231,10 +235,10 @@ def simulate_stages(
 
     - `simulator`: of a stage's problem, with its recorded steps; all of the same kind;
     - `records`: for every stage the recorded steps (increasing, to the last one), or how many there are, evenly, after the start;
-    - `escape`: find when every seed meets this criterion in the last stage. It is looked at every 8 steps (64 where the loss is a
-        sum over thousands of nodes), and at every step from the last look before it was met; between two steps it is linear. It is
-        relative to the frozen w0 or, where nothing is frozen, to the whole student of every seed at the start of stage
-        `since` (the last unless given);
+    - `escape`: find when every seed first meets this criterion in the last stage. It is looked at every step, and is linear
+        between two; where the loss is a sum over thousands of nodes only every 64 steps, and at every step between the
+        looks before and after. It is relative to the frozen w0 or, where nothing is frozen, to the whole student of every seed
+        at the start of stage `since` (the last unless given);
     - `until_escape`: a block of seeds stops in the last stage once all its seeds have met the criterion or diverged to
         infinity; its later records are NaN;
     - `shared_start`: whether all seeds start alike, so that they differ by their data alone;

@@ -16,7 +16,7 @@ from odes.gaussian import has_closed_form, safe_sqrt
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
 from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals, typical_amplitude
-from theory.trust import Validity, met, too_fast, validity
+from theory.trust import Validity, met, stretched, too_fast, validity
 
 _ROWS = 1024
 _FEWEST, _MOST, _DEARER = 32, 128, 4
@@ -180,7 +180,9 @@ def _law(
     std_error = safe_sqrt((share @ (rest**2 - variance) ** 2 / 4 + slope**2 * spread * variance) / count) / std
     order = jnp.argsort(times)
     crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
-    coarse = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached) if iterated else fast
+    coarse = fast | stretched(problem, phase, crossing)
+    if iterated:
+        coarse = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached)
     reached = count >= _ESCAPING * escaped.size
     valid = validity(problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse)
     already = met(problem, escape)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from odes import Escape, Overlaps, Solution, Transfer, gradient_at, modified_flow, self_moments, solve
+from odes import Escape, Overlaps, Solution, Transfer, gradient_at, self_moments, solve
 from odes.arguments import ArrayLike
 from theory.lanes import in_lanes
 from theory.trust import Validity
@@ -18,6 +18,9 @@ from theory.tuning import FineTuning, fine_tuning
 
 _HORIZON = 500.0
 """Pretraining is given so many units of 1/E[σ'^2] to learn the source."""
+
+_MOST_STEPS = 2**14
+"""Pretraining of so many steps at most is iterated step by step; longer ones, whose steps are short, are solved as a flow."""
 
 _NEVER = math.inf
 """At this fraction of the source loss the start counts as arrived, so that nothing stops pretraining before its end."""
@@ -51,10 +54,10 @@ def checkpoints(
 ) -> Checkpoints:
     r"""Fine-tuning from the weights at n pretraining `times`, with its derivative in the pretraining time.
 
-    Pretraining starts from [`odes.Transfer.typical_start`][] unless `start` is given. The flow of finite steps is solved once to the
-    last time; each checkpoint's w0 makes a single-index problem ([`odes.Transfer.fine_tuning`][]) whose time is a function of
-    $w\cdot\omega^*$ and $|w|^2$, and the chain rule with their velocities gives the slope. Time 0 is a random w0. Looks at its
-    numbers, and so does not work under jit or vmap.
+    Pretraining starts from [`odes.Transfer.typical_start`][] unless `start` is given and is solved once to the last time
+    ([`pretrained_until`][]); each checkpoint's w0 makes a single-index problem ([`odes.Transfer.fine_tuning`][]) whose time is a
+    function of $w\cdot\omega^*$ and $|w|^2$, and the chain rule with their velocities gives the slope. Time 0 is a random w0.
+    Looks at its numbers, and so does not work under jit or vmap.
     """
     grid = np.asarray(times, jnp.result_type(float))
     run = pretrained_until(transfer, float(grid.max()), start=start)
@@ -64,15 +67,19 @@ def checkpoints(
 def pretrained_until(
     transfer: Transfer, end: float | None = None, *, fraction: float = 1e-3, start: Overlaps | None = None
 ) -> Solution:
-    """The flow of pretraining, to be evaluated at any time until `end`, or until the source loss is `fraction` of its start.
+    """Pretraining, to be evaluated at any time until `end`, or until the source loss is `fraction` of its start.
 
-    Where it does not get there (searching, or kept from it by noise) it goes on for 500 units of 1/E[σ'^2].
+    Where it does not get there (searching, or kept from it by noise) it goes on for 500 units of 1/E[σ'^2]. As long as that takes
+    at most 16384 steps the mean step is iterated, and the weights' overlaps are linear between two steps: how close the
+    weights come to the source, and hence how long fine-tuning takes, depends on the learning rate more than the flow of
+    finite steps knows.
     """
+    rate = float(transfer.pretraining_sgd.learning_rate)
     if end is None:
         end = _HORIZON / float(self_moments(transfer.student, 1.0).cross)
     else:
-        fraction = _NEVER
-    return _pretrained(transfer, start, jnp.asarray(end if end > 0 else 1.0), jnp.asarray(fraction))
+        end, fraction = (end if end > 0 else 1.0) + rate, _NEVER  # to the end of a step, at last
+    return _pretrained(transfer, start, jnp.asarray(end), jnp.asarray(fraction), iterated=end <= _MOST_STEPS * rate)
 
 
 def _weights_alone(transfer: Transfer) -> Transfer:
@@ -81,7 +88,7 @@ def _weights_alone(transfer: Transfer) -> Transfer:
 
 
 @eqx.filter_jit
-def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction: Array) -> Solution:
+def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction: Array, *, iterated: bool) -> Solution:
     alone = _weights_alone(transfer)
     start = (
         alone.typical_start() if start is None else Overlaps(start.up[:, :2], start.cross[:2], start.down_gram[:2, :2])
@@ -90,14 +97,15 @@ def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction
         alone.pretraining,
         start,
         t1=end,
-        times=end[None],
+        times=np.zeros(0),
         escape=Escape("loss", fraction),
         origin=start,
         until_escape=True,
         dense=True,
         finite_steps=True,
+        iterated=iterated,
         adjoint=diffrax.ForwardMode(),
-        max_steps=2**14,
+        max_steps=_MOST_STEPS + 1,
     )
 
 
@@ -119,8 +127,7 @@ def _tuned_from(transfer: Transfer, run: Solution, times: Float[Array, " n"], go
     safe = alone.typical_start()
 
     def one(time: Array) -> Checkpoints:
-        overlaps = run.evaluate(time)
-        velocity = modified_flow(alone.pretraining, overlaps)
+        overlaps, velocity = jax.jvp(run.evaluate, (time,), (jnp.ones_like(time),))
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((overlaps, velocity))]).all()
         sound = finite & (overlaps.down_gram[0, 0] > 0) & (time <= run.t_final)
         at = jax.tree.map(lambda x, safe: jnp.where(sound, x, safe), overlaps, safe)

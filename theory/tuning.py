@@ -10,7 +10,7 @@ from odes import Escape, Problem
 from theory.passages import passage, patience
 from theory.search import fastest_decay, search_phase, unstable_mode
 from theory.starts import moves, typical_amplitude, typical_start
-from theory.trust import Validity, kinked, met, too_fast, validity
+from theory.trust import Validity, kinked, met, stretched, too_fast, validity
 
 _STEP = 1.5
 """The integrator's largest step in units of the fastest time scale, within the stability of the explicit solver."""
@@ -77,7 +77,8 @@ def fine_tuning(
     already, searched = met(problem, goal), moving & (phase.D > 0) & (found > 0)
     time = found + jnp.where(searched, mode.lag * jnp.log(amplitude), 0)
     time = jnp.where(already, 0, jnp.where(moving, time, jnp.nan))
-    crossing, coarse = jax.tree.map(lambda x: x[0], runs.final), too_fast(problem, phase)
+    crossing = jax.tree.map(lambda x: x[0], runs.final)
+    coarse = too_fast(problem, phase) | stretched(problem, phase, crossing)
     valid = validity(
         problem, goal, phase, mode, time=time, reached=jnp.isfinite(time), crossing=crossing, coarse=coarse
     )

@@ -61,6 +61,18 @@ def test_time_of_fine_tuning_is_not_trusted_where_no_start_is_typical():
         assert not bool(tuning.trusted) and int(tuning.validity) == reason
 
 
+def test_rows_that_grow_with_the_noise_and_few_heavy_tailed_samples_are_refused():
+    """Settings drawn at random in which half of the chains diverge where free rows are six times as long, or kurtosis decides."""
+    grown = single("linear", strength=0.02155, alignment=-1.0, rank=3, normalized=False, d=795608, eta=0.3, theta=8.5)
+    tuning = fine_tuning(grown, Escape("loss", 0.202))
+    assert int(tuning.validity) == Validity.coarse
+    assert bool(fine_tuning(grown.replace(noise_scale=0.5), Escape("loss", 0.202)).trusted)
+    few = single("He4", strength=0.6406, alignment=-1.0, rank=8, scale=2.009, d=60, eta=0.00746, batch=1024)
+    few, goal = few.replace(normalized=False), Escape("loss", 0.1286)
+    assert int(escape_law(few, goal).validity) == Validity.heavy_tails
+    assert int(escape_law(few.replace(batch_size=2**16), goal).validity) == Validity.holds
+
+
 def test_time_0_is_trusted_only_where_w0_itself_meets_the_goal():
     """A goal a hair's breadth from w0, which the typical start has reached and many others have not."""
     problem = single("linear", strength=0.3, alignment=0.5, d=400.0, theta=0.0, rank=4)

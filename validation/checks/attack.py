@@ -76,7 +76,7 @@ class Trial:
         if bool(tuning.trusted) and times.size == seeds and times.std() > 0:
             mean, error = mean_and_error(times)
             name = "fine-tuning time, mean"
-            checks.append(case.check(name, tuning.time, mean, error, accuracy=LAW_ACCURACY, runs=seeds))
+            checks.append(case.check(name, tuning.time, mean, case.known(error), accuracy=LAW_ACCURACY, runs=seeds))
         return Attempt(setting, doubt, times.size / seeds, tuple(checks))
 
 

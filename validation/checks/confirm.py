@@ -84,7 +84,8 @@ def checkpoint_checks(case: Case) -> Iterator[Result]:
     if not np.isfinite(learnt.escape_time):
         yield Note(case.name, "checkpoints: pretraining does not learn the source")
         return
-    times = np.array([1.0, 2.0]) * float(learnt.escape_time)
+    rate = float(theory.pretraining_sgd.learning_rate)
+    times = rate * np.unique(np.maximum(np.round(np.array([1.0, 2.0]) * float(learnt.escape_time) / rate), 1))
     tuning = checkpoints(theory, times, case.escape).tuning
     trusted = (np.asarray(tuning.validity) == Validity.holds) & (np.asarray(tuning.time) > 0)
     tuning, chosen = jax.tree.map(lambda x: x[trusted], tuning), times[trusted]

@@ -39,11 +39,11 @@ def law_against(case: Case, law: EscapeLaw, times: np.ndarray, seeds: int, label
     if n < _FEWEST or law.std == 0:
         return
     mean, error = mean_and_error(times)
-    error = np.hypot(error, law.mean_error)
+    error = np.hypot(case.known(error), law.mean_error)
     yield case.check(f"escape time, mean{label}", law.mean, mean, error, accuracy=LAW_ACCURACY, runs=n)
     levels = np.asarray(law.quantile((np.arange(_LEVELS) + 0.5) / _LEVELS * law.probability))
     error = np.hypot(law.std * np.sqrt((stats.kurtosis(levels, nan_policy="omit") + 2) / (4 * n)), law.std_error)
-    yield case.check(f"escape time, std{label}", law.std, times.std(ddof=1), error, accuracy=LAW_ACCURACY)
+    yield case.check(f"escape time, std{label}", law.std, times.std(ddof=1), case.known(error), accuracy=LAW_ACCURACY)
     centred = times - mean + float(law.mean)
     distance = stats.ks_1samp(centred, lambda t: np.asarray(law.cdf(t) / law.probability)).statistic  # pyright: ignore[reportAttributeAccessIssue]
     together = round(n / (1 + n * float(law.mean_error / law.std) ** 2))  # the scatter of S counts as a sample's

@@ -154,7 +154,7 @@ class Case:
         d = float(self.problem.sgd.dimension)
         return Check(self.name, name, theory, simulation, error, deviation if z is None else z, accuracy, d)
 
-    def known(self, error: Any) -> np.ndarray:
+    def known(self, error: Any) -> Any:
         """The error of an escape time whose standard error is `error`: within a step it is a matter of definition."""
         return np.hypot(error, _WITHIN_A_STEP * float(self.problem.sgd.learning_rate))
 

@@ -180,9 +180,8 @@ def _law(
     std_error = safe_sqrt((share @ (rest**2 - variance) ** 2 / 4 + slope**2 * spread * variance) / count) / std
     order = jnp.argsort(times)
     crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
-    coarse = fast | stretched(problem, phase, crossing)
-    if iterated:
-        coarse = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached)
+    given_up = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached)
+    coarse = given_up if iterated else fast | stretched(problem, phase, crossing)
     reached = count >= _ESCAPING * escaped.size
     valid = validity(problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse)
     already = met(problem, escape)

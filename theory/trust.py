@@ -30,7 +30,10 @@ class Validity(Meaning):
     holds = ""
     still = "the gradient vanishes at w0, or U is not trained"
     large_noise = "the batches are too small for this dimension: SGD noise feeds the start by more than 0.07, or with kinks 0.05 |w0|"
-    coarse = "the learning rate is too large (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times a curvature above 1.25)"
+    coarse = (
+        "the learning rate is too large (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times a curvature, "
+        "and times the squared length of free rows at the escape, above 1.25)"
+    )
     trapped = "SGD at this noise scale does not escape"
     fluctuations = "SGD noise at the escape is too large for this dimension (above 1.5 % of |U|^2, or 2.5 % of the mean time ahead)"
     heavy_tails = "too few samples for the gradient's heavy tails: they shrink the rows by 1 % less than predicted, or a few decide"

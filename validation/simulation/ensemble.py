@@ -30,15 +30,19 @@ class Block(eqx.Module):
 
 
 class Criterion(eqx.Module):
-    """When a run escapes; `reference` (seeds,) is the criterion's value at every seed's w0, None for the frozen w0 of the problem."""
+    """When a run escapes, and after how many steps each it is looked at.
+
+    `reference` (seeds,) is the criterion's value at every seed's w0, None for the frozen w0 of the problem.
+    """
 
     escape: Escape
     reference: Array | None
+    every: Int[Array, ""]
 
     def resolved(self, problem: Problem) -> "Criterion":
         """The same with a reference in any case."""
         reference = self.escape.reference(problem) if self.reference is None else self.reference
-        return Criterion(self.escape, reference)
+        return Criterion(self.escape, reference, self.every)
 
     def margin(self, problem: Problem, overlaps: Overlaps, loss: Array | None = None) -> Array:
         """How far every seed is from escape; its loss, where that is what is looked at, is computed unless given."""
@@ -63,9 +67,7 @@ class Watch(eqx.Module):
     def looked(self, at: Array, states: Any, margin: Array) -> "Watch":
         """After a look at the step `at`; between two looks the margin is linear."""
         first = jnp.isinf(self.margin)
-        before = jnp.where(first, 1, self.margin)
-        drop = before - margin
-        fraction = jnp.where(first, 1, before / jnp.where(drop > 0, drop, 1))
+        fraction = jnp.where(first, 1, self.margin / (self.margin - margin))
         now = self.step.astype(margin.dtype) + fraction * (at - self.step).astype(margin.dtype)
         met = jnp.where(jnp.isnan(self.met) & (margin <= 0), now, self.met)
         going = jnp.isnan(met) & jnp.isfinite(margin)
@@ -137,13 +139,12 @@ def _advance(
     passed: Array,
     first: Array,
     last: Array,
-    every: Array,
     criterion: Criterion | None,
 ) -> tuple[Any, Watch | None, Overlaps, Array, Array]:
     """Every seed from step `first` to step `last`: states, the watch, overlaps, losses and whether the seed has escaped or diverged.
 
     Draws depend on the seed's key and on the step alone, counted from `passed` (seeds,) on. While they are watched
-    for a `criterion`, they are looked at before every step whose number is a multiple of `every`.
+    for a `criterion`, they are looked at before every step whose number is a multiple of its `every`.
     """
     problem = simulator.problem
     watched = None if criterion is None else criterion.resolved(problem)
@@ -152,7 +153,7 @@ def _advance(
         states, watch = now
         if watch is not None and watched is not None:
             look = functools.partial(_looked, simulator, watched, i)
-            watch = jax.lax.cond(i % every == 0, look, lambda watch, _: watch, watch, states)
+            watch = jax.lax.cond(i % watched.every == 0, look, lambda watch, _: watch, watch, states)
         step = jax.vmap(lambda state, key, n: simulator.step(state, jax.random.fold_in(key, n + i)))
         return step(states, keys, passed), watch
 
@@ -174,15 +175,16 @@ def _unseen(states: Any) -> Watch:
 
 
 def _located(
-    simulator: Simulator, watch: Watch, keys: Array, passed: Array, every: Array, done: int, criterion: Criterion
+    simulator: Simulator, watch: Watch, keys: Array, passed: Array, done: int, criterion: Criterion
 ) -> Float[np.ndarray, " seeds"]:
     """The numbers of steps, up to `done`, at which the seeds escape: all steps after the last look before are taken again."""
     before = np.asarray(watch.step)
     again = eqx.tree_at(
         lambda w: (w.step, w.met), watch, jax.device_put((np.zeros_like(before), np.full(before.shape, np.nan)))
     )
-    first, last, once = jax.device_put((np.asarray(0), np.asarray(int(every) + 1), np.asarray(1)))
-    _, found, *_ = _advance(simulator, watch.state, again, keys, passed + watch.step, first, last, once, criterion)
+    first, last, once = jax.device_put((np.asarray(0), np.asarray(int(criterion.every) + 1), np.asarray(1)))
+    closely = Criterion(criterion.escape, criterion.reference, once)
+    _, found, *_ = _advance(simulator, watch.state, again, keys, passed + watch.step, first, last, closely)
     assert found is not None
     met = before + np.asarray(found.met)
     return np.where(met <= done, met, np.nan)
@@ -302,7 +304,6 @@ def _run_block(
 ) -> Block:
     """The records of the seeds with the given keys, stage after stage, and when they escape in the last; after the early stop NaN."""
     passed, reference, watch, criterion = 0, None, None, None
-    every = jax.device_put(np.asarray(1))
     states = _starts(simulators[0], starts)
     records: list[tuple[Overlaps, np.ndarray]] = []
     finished, times = np.zeros(keys.shape[0], bool), np.full(keys.shape[0], np.nan)
@@ -313,23 +314,21 @@ def _run_block(
         if goal.escape is not None and number == goal.since:
             reference = references(goal.escape, simulators[-1].problem, _overlaps(simulator, states))
         if goal.escape is not None and number == len(simulators) - 1:
-            criterion, watch = Criterion(goal.escape, reference), _unseen(states)
             every = jax.device_put(np.asarray(_between_looks(simulator.problem, goal.escape)))
+            criterion, watch = Criterion(goal.escape, reference, every), _unseen(states)
         offsets = jax.device_put(np.full(finished.shape, passed))
         for step in chosen:
             if goal.ends and finished.all():
                 break
             begin, end = jax.device_put((np.asarray(done), np.asarray(step)))
-            states, watch, *record, now = _advance(
-                simulator, states, watch, keys, offsets, begin, end, every, criterion
-            )
+            states, watch, *record, now = _advance(simulator, states, watch, keys, offsets, begin, end, criterion)
             records.append(jax.tree.map(np.asarray, tuple(record)))
             finished |= np.asarray(now)
             advanced(int(step) - done)
             done = int(step)
         passed += done
         if watch is not None and criterion is not None:
-            times = _located(simulator, watch, keys, offsets, every, done, criterion)
+            times = _located(simulator, watch, keys, offsets, done, criterion)
     taken = np.full(keys.shape[0], len(records))
     nothing = jax.tree.map(lambda x: np.full_like(x, np.nan), records[-1])
     records.extend([nothing] * (sum(chosen.size for chosen in steps) - len(records)))

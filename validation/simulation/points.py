@@ -70,10 +70,7 @@ def _finished(parts: Parts) -> Any | None:
     if not parts.resume or not Path(parts.path).exists():
         return None
     try:
-        dataset = parts.load(Path(parts.path))
-        if "point" not in dataset.dims or "escape_times" not in dataset:
-            raise ArgumentError(None, f"{parts.path} was made by another version: remove it, or name another --output")
-        return dataset
+        return parts.load(Path(parts.path))
     except ArgumentError:
         if parts.block_size() is None:
             raise

@@ -103,6 +103,8 @@ class Parts:
             raise ArgumentError(
                 None, f"{file} was made with {what}: --resume takes the same again, or name another --output"
             )
+        if "escape_times" not in dataset:
+            raise ArgumentError(None, f"{file} was made by another version: remove it, or name another --output")
         return dataset
 
 

@@ -130,6 +130,9 @@ def test_a_finished_run_is_printed_again_or_refused(capsys, tmp_path):
     assert (tmp_path / "run.nc").stat().st_mtime_ns == stamp and os.listdir(tmp_path) == ["run.nc"]
     code, _, err = run(capsys, *words, "--resume", "--dtype", "float64", "--block", "1")
     assert code == 2 and "made with --dtype float32 (now float64), --block not given (now 1)" in err
+    load(tmp_path / "run.nc").drop_vars("escape_times").to_netcdf(tmp_path / "run.nc", engine="h5netcdf")
+    code, _, err = run(capsys, *words, "--resume")
+    assert code == 2 and err.count("\n") == 1 and "run.nc was made by another version" in err
     assert run(capsys, "escape", "--output", str(tmp_path / "run.nc"))[0] == 0
     code, _, err = run(capsys, *words, "--resume")
     assert code == 2 and err.count("\n") == 1 and "run.nc was made with" in err

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
 
-from odes.arguments import ArgumentError, nearest
+from odes.arguments import ArgumentError, nearest, require
+from odes.quadrature import gaussian_average, line_rule, plane_rule
 
 MAX_DEGREE = 20
 """The largest k for which the Hermite polynomial He_k has a name."""
@@ -60,34 +61,54 @@ class Activation(eqx.Module):
 
     - `name`: what the user called it.
     - `function`: the elementwise JAX function; its derivative is taken by JAX.
-    - `kinked`: whether f or one of its derivatives jumps at x = 0 (as relu does). Kinks elsewhere are not
-        resolved by the Gaussian averages.
+    - `kinks`: the places where a derivative of f jumps, as that of relu does at 0.
     - `growth`: the power of |x| with which f grows at infinity at most; Gaussian averages reach as far as it needs.
     - `hermite`: (a_0, ..., a_n) with f = sum_k a_k He_k if f is a polynomial, else None.
     """
 
     name: str = eqx.field(static=True)
     function: Callable = eqx.field(static=True)
-    kinked: bool = eqx.field(static=True, default=False)
+    kinks: tuple[float, ...] = eqx.field(static=True, default=())
     growth: int = eqx.field(static=True, default=1)
     hermite: tuple[float, ...] | None = eqx.field(static=True, default=None)
 
     @classmethod
     def from_function(
-        cls, function: Callable, *, name: str | None = None, kinked: bool = False, growth: int = 1
+        cls, function: Callable, *, name: str | None = None, kinks: Sequence[float | int] = (), growth: int = 1
     ) -> "Activation":
-        """Makes an activation of your own elementwise JAX function.
+        """Makes an activation of your own elementwise JAX function, whose derivative jumps at the `kinks` and nowhere else.
 
         >>> gelu = Activation.from_function(jax.nn.gelu)
         >>> gelu.name
         'gelu'
+        >>> clipped = Activation.from_function(lambda x: jnp.clip(x, -1, 1), name="hard tanh", kinks=(-1, 1))
 
-        **Raises** ArgumentError if the function is not elementwise.
+        **Raises** ArgumentError if the function is not elementwise, and where its Gaussian averages are off by more than 1e-6
+        (a thousand roundings in single precision): if it jumps, has a kink that is not among the `kinks`, or changes on too
+        short a scale ([`averaging_errors`][]).
         """
-        probe = jax.eval_shape(function, jax.ShapeDtypeStruct((3,), jnp.zeros(()).dtype))
-        if getattr(probe, "shape", None) != (3,):
-            raise ArgumentError("function", "must be elementwise: it must map shape (3,) to shape (3,)")
-        return cls(name or getattr(function, "__name__", "custom"), function, kinked, growth)
+        made = cls(name or getattr(function, "__name__", "custom"), function, tuple(sorted(map(float, kinks))), growth)
+        _require_elementwise(function)
+        require("kinks", made.kinks, "finite numbers", np.isfinite)
+        require("growth", growth, "a whole number of at least 0", lambda x: (x >= 0) & (x == np.round(x)))
+        most = max(_LARGEST_ERROR, 1e3 * float(jnp.finfo(jnp.result_type(float)).eps))
+        for why, error in averaging_errors(made).items():
+            if not error <= most:
+                raise ArgumentError("function", f"cannot be averaged accurately: {why}; off by {error:.1e}")
+        return made
+
+    @property
+    def kinked(self) -> bool:
+        """Whether f has kinks, so that averages are not differentiated by Price's theorem."""
+        return bool(self.kinks)
+
+    @property
+    def known(self) -> bool:
+        """Whether the name alone says what f is, as [`activation`][] reads it."""
+        try:
+            return activation(self.name).function == self.function
+        except ArgumentError:
+            return False
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """f(x), elementwise."""
@@ -106,7 +127,68 @@ class Activation(eqx.Module):
         name = f"{self.name}^2" if self.name in ATOMS else f"({self.name})^2"
         if self.hermite is not None:
             return _polynomial(name, hermite_e.hermemul(self.hermite, self.hermite))
-        return Activation(name, Square(self.function), self.kinked, 2 * self.growth)
+        return Activation(name, Square(self.function), self.kinks, 2 * self.growth)
+
+
+_LARGEST_ERROR = 1e-6
+"""Of the averages of a user's function, relative to their root mean squares."""
+
+_TRIED = (0.1, 1.0, 4.0)
+"""The variances at which its averages are tried."""
+
+
+def _require_elementwise(function: Callable) -> None:
+    """Raises ArgumentError unless a JAX function maps every number by itself."""
+    x = jnp.linspace(-2.9, 3.1, 7)
+    try:
+        whole = function(x)
+        alike = np.shape(whole) == x.shape and jnp.allclose(
+            whole, jnp.concatenate([function(x[i : i + 1]) for i in range(7)])
+        )
+        jax.eval_shape(function, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError("function", f"must be an elementwise function of JAX arrays, but fails: {reason}") from None
+    if not alike:
+        raise ArgumentError(
+            "function", "must be elementwise: the value at x must depend on x alone, and on nothing else"
+        )
+
+
+def averaging_errors(f: Activation) -> dict[str, float]:
+    r"""By how much Gaussian averages of f and its derivative are off, at the worst of some variances, by what is the matter.
+
+    Averages of $f^2$, $f'^2$ and of $f(x)f(y)$, $f'(x)f'(y)$ at correlation ½ are compared with those by a rule of twice the nodes.
+    Stein's lemma, $E[xf] = pE[f']$, fails where f jumps, $E[xf'] = pE[f'']$ where f has a kink that it does not declare. All errors
+    are relative to $E[f^2]$ and $E[f'^2]$, or to their roots.
+    """
+
+    def along(x: Array) -> Array:
+        image, slope = f(x), f.derivative(x)
+        bend = jax.jvp(f.derivative, (x,), (jnp.ones_like(x),))[1]
+        return jnp.stack([image**2, slope**2, x * image, slope, x * slope, bend])
+
+    def across(x: Array, y: Array) -> Array:
+        return jnp.stack([f(x) * f(y), f.derivative(x) * f.derivative(y)])
+
+    @jax.jit
+    @jax.vmap
+    def errors(p: Array) -> Array:
+        degree = 2 * f.growth
+        lines = [gaussian_average(along, p, rule=line_rule(degree, f.kinks, n), smooth=False) for n in (1, 2)]
+        rules = [plane_rule(degree, f.kinks, f.kinks, n) for n in (1, 2)]
+        pairs = [gaussian_average(across, p, p, p / 2, rule=rule, smooth=False) for rule in rules]
+        usual, sizes = lines[0], jnp.where(lines[1][:2] > 0, lines[1][:2], 1)
+        unresolved = jnp.abs(jnp.stack([usual[:2] - lines[1][:2], pairs[0] - pairs[1]])) / sizes[None]
+        stein = jnp.abs(jnp.stack([usual[2] - p * usual[3], usual[4] - p * usual[5]])) / jnp.sqrt(p * sizes)
+        return jnp.stack([unresolved.max(), stein[0], 0 if f.kinks else stein[1]])
+
+    unresolved, jump, kink = np.asarray(errors(jnp.asarray(_TRIED))).max(axis=0)
+    return {
+        "it changes too fast, or has a kink or a jump between the nodes (declare kinks=(x1, x2, ...))": unresolved.item(),
+        "it jumps, and a jump has no gradient that SGD could follow": jump.item(),
+        "its derivative jumps (declare kinks=(x1, x2, ...))": kink.item(),
+    }
 
 
 def _relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -120,7 +202,7 @@ def _polynomial(name: str, coefficients) -> Activation:
 
 ATOMS: dict[str, Activation] = {
     "linear": _polynomial("linear", (0, 1)),
-    "relu": Activation("relu", _relu, kinked=True),
+    "relu": Activation("relu", _relu, kinks=(0.0,)),
     "erf": Activation("erf", jax.scipy.special.erf),
     "sigmoid": Activation("sigmoid", jax.nn.sigmoid),
     "tanh": Activation("tanh", jnp.tanh),
@@ -213,7 +295,8 @@ def _combination(terms: list[tuple[float, Activation]]) -> Activation:
             total = hermite_e.hermeadd(total, c * np.asarray(f.hermite))
         return _polynomial(name, total)
     combination = LinearCombination(tuple((c, f.function) for c, f in terms))
-    return Activation(name, combination, any(f.kinked for _, f in terms), max(f.growth for _, f in terms))
+    kinks = sorted({kink for _, f in terms for kink in f.kinks})
+    return Activation(name, combination, tuple(kinks), max(f.growth for _, f in terms))
 
 
 def activation(name: str | Activation) -> Activation:

@@ -5,8 +5,6 @@ preactivations are jointly Gaussian with covariances $Q = \langle\lambda\lambda^
 $M = \langle\lambda\lambda^{*T}\rangle$ (K x P), $P = \langle\lambda^*\lambda^{*T}\rangle$ (P x P).
 """
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,9 +13,10 @@ from jaxtyping import Array, Float, ScalarLike
 
 from odes.activations import Activation, both_are
 from odes.arguments import require_shape
-from odes.gaussian import Nodes, PairMoments, gaussian_average, pair_moments, polar_rule, self_moments, tensor_rule
+from odes.gaussian import PairMoments, pair_moments, pair_rule, self_moments
 from odes.overlaps import Covariances
 from odes.problem import Problem
+from odes.quadrature import gaussian_average
 
 
 class PopulationGradient(eqx.Module):
@@ -85,19 +84,13 @@ class NoiseMoments(eqx.Module):
     slope: Float[Array, ""]
 
 
-def _plane_rule(student: Activation, teacher: Activation, growth: int) -> Callable[[Array, Array, Array], Nodes]:
-    """The quadrature rule for functions of two link functions that grow with the given power: exact for polynomials."""
-    polynomials = student.hermite is not None and teacher.hermite is not None
-    return tensor_rule(growth) if polynomials else polar_rule(growth)
-
-
 def noise_moments(
     student: Activation, teacher: Activation, q: ScalarLike, m: ScalarLike, p: ScalarLike
 ) -> NoiseMoments:
     r"""The [`NoiseMoments`][] at var λ = q, cov(λ, λ*) = m, var λ* = p.
 
     Closed forms for erf (the factor σ'^2 tilts the Gaussian: $\Sigma^{-1} \to \Sigma^{-1} + 4 e e^T$) and for relu; exact
-    quadrature for polynomials, the polar rule otherwise.
+    quadrature for polynomials, the rule that resolves the kinks otherwise.
     """
     q, m, p = (jnp.asarray(a, jnp.result_type(float)) for a in (q, m, p))
     if both_are(student, teacher, "erf"):
@@ -115,7 +108,7 @@ def noise_moments(
         return jnp.stack([image**2 * slope, image * target * slope, target**2 * slope, slope])
 
     growth = 2 * max(student.growth, teacher.growth) + 2 * max(student.growth - 1, 0)
-    rule = _plane_rule(student, teacher, growth)
+    rule = pair_rule(student, teacher, growth)
     smooth = not (student.kinked or teacher.kinked)
     return NoiseMoments(*gaussian_average(integrand, q, p, m, rule=rule, smooth=smooth))
 
@@ -158,6 +151,6 @@ def kurtosis_of(problem: Problem, covariance: Covariances) -> Float[Array, ""]:
         return jnp.stack([(square + noise) * slope, noisy * slope**2])
 
     growth = 4 * (max(student.growth, teacher.growth) + max(student.growth - 1, 0))
-    rule = _plane_rule(student, teacher, growth)
+    rule = pair_rule(student, teacher, growth)
     second, fourth = gaussian_average(integrand, q, p, m, rule=rule, smooth=False)
     return fourth / second**2

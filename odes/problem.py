@@ -215,7 +215,8 @@ class Problem(eqx.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that defines the problem, as plain lists, numbers and names that JSON can hold."""
-        values: dict[str, Any] = {"student": self.student.name, "teacher": self.teacher.name}
+        links = {"student": self.student, "teacher": self.teacher}
+        values: dict[str, Any] = {name: f.name if f.known else {"custom": f.name} for name, f in links.items()}
         values["directions"] = list(self.directions)
         for field in ("frame_gram", "frozen", "target", "readout", "teacher_readout"):
             values[field] = np.asarray(getattr(self, field)).tolist()
@@ -225,17 +226,26 @@ class Problem(eqx.Module):
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Problem":
-        """The problem that `to_dict` described; activations of your own are not known by name.
+    def from_dict(cls, values: dict[str, Any], **links: Activation) -> "Problem":
+        """The problem that `to_dict` described; `student` and `teacher` among the `links` stand for functions of your own.
 
         >>> problem = Problem.mixture("erf", mu=0.3, sgd=SGD(label_noise=0.1))
         >>> Problem.from_dict(problem.to_dict()).to_dict() == problem.to_dict()
         True
+
+        **Raises** ArgumentError where the problem has a link function of the user's own that is not given.
         """
-        names = ("frame_gram", "directions", "frozen", "target", "teacher", "readout", "teacher_readout")
+        names = ("frame_gram", "directions", "frozen", "target", "readout", "teacher_readout")
+        for name in ("student", "teacher"):
+            link = links.get(name, values[name])
+            if isinstance(link, dict):
+                raise ArgumentError(
+                    name, f"must be given: {link['custom']!r} is a function of the user's own, which is not stored"
+                )
+            links[name] = link
         adapter, sgd = ({f.name: values[f.name] for f in dataclasses.fields(part)} for part in (Adapter, SGD))
         fields: dict[str, Any] = {name: values.get(name) for name in names}
-        return cls(values["student"], **fields, adapter=Adapter(**adapter), sgd=SGD(**sgd))
+        return cls(**links, **fields, adapter=Adapter(**adapter), sgd=SGD(**sgd))
 
 
 class Family(eqx.Module):

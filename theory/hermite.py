@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, ScalarLike
 from odes import Activation, activation, gaussian_average
 from odes.activations import HermiteSeries
 from odes.arguments import ArgumentError
-from odes.gaussian import line_rule, mean_derivatives
+from odes.gaussian import mean_derivatives
+from odes.quadrature import line_rule
 
 
 def hermite_coefficients(
@@ -35,8 +36,8 @@ def hermite_coefficients(
         means = jnp.concatenate([means, jnp.zeros(order + 1 - means.size, means.dtype)])
         return means * jnp.sqrt(variance) ** jnp.arange(order + 1.0) / factorials
     basis = [HermiteSeries(tuple(np.eye(order + 1)[k] / factorials[k])) for k in range(order + 1)]
-    z, weights = line_rule(f.growth + order)(jnp.ones_like(variance))
-    image = f(jnp.sqrt(variance) * z)
+    x, weights = line_rule(f.growth + order, f.kinks)(variance)
+    z, image = x / jnp.sqrt(variance), f(x)
     return jnp.stack([jnp.sum(weights * image * polynomial(z)) for polynomial in basis])
 
 
@@ -50,7 +51,7 @@ def information_exponent(name: str | Activation, *, max_order: int = 20, toleran
     (3, 1, 2)
     """
     f = activation(name)
-    norm = np.sqrt(float(gaussian_average(lambda x: f(x)[None] ** 2, 1.0, rule=line_rule(2 * f.growth))[0]))
+    norm = np.sqrt(float(gaussian_average(lambda x: f(x)[None] ** 2, 1.0, rule=line_rule(2 * f.growth, f.kinks))[0]))
     coefficients = np.asarray(hermite_coefficients(f, max_order))
     sizes = np.abs(coefficients) * np.sqrt(np.cumprod(np.concatenate([[1.0], np.arange(1.0, max_order + 1)])))
     if tolerance is None:

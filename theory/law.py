@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Problem, Solution, pretrained
 from odes.arguments import ArrayLike, concrete, real_array, require
-from odes.gaussian import has_closed_form, safe_sqrt
+from odes.gaussian import has_closed_form
+from odes.quadrature import safe_sqrt
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
 from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals, typical_amplitude

@@ -9,8 +9,8 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from odes import Overlaps, Problem, Transfer, pretrained
-from odes.gaussian import safe_sqrt
 from odes.overlaps import rows_of_length
+from odes.quadrature import safe_sqrt
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
 
 _SPANS = 1e-10

@@ -7,6 +7,7 @@ import pytest
 
 from odes import Activation, activation
 from odes.activations import MAX_DEGREE
+from odes.arguments import ArgumentError
 from tests.reference import FUNCTIONS
 
 X = np.linspace(-3, 3, 41) + 0.01
@@ -81,8 +82,33 @@ def test_bad_names_are_refused_with_a_reason(text, hint):
         activation(text)
 
 
-def test_own_function_must_be_elementwise():
+def test_own_function_is_passed_through():
     softplus = Activation.from_function(jax.nn.softplus)
     assert activation(softplus) is softplus
-    with pytest.raises(ValueError, match="elementwise"):
-        Activation.from_function(jnp.sum)
+
+
+@pytest.mark.parametrize(
+    "function, kinks, reason",
+    [
+        (jnp.sum, (), "elementwise"),
+        (jax.nn.softmax, (), "elementwise"),
+        (np.tanh, (), "of JAX arrays"),
+        (jnp.sign, (0,), "it jumps"),
+        (jnp.sign, (), "it jumps"),
+        (lambda x: jnp.where(x > 1, 1.0, 0.0), (1,), "it jumps"),
+        (lambda x: jnp.where(x > 1, 1.0, 0.0), (), "between the nodes"),
+        (lambda x: jnp.sin(10 * x), (), "too fast.*off by"),
+        (jax.nn.relu, (), "its derivative jumps.*off by"),
+        (lambda x: jax.nn.relu(x - 1), (), r"kinks=\(x1"),
+        (jax.nn.hard_tanh, (), r"kinks=\(x1"),
+        (jax.nn.relu, (float("nan"),), "finite numbers"),
+    ],
+)
+def test_own_functions_that_cannot_be_averaged_are_refused(function, kinks, reason):
+    with pytest.raises(ArgumentError, match=reason):
+        Activation.from_function(function, kinks=kinks)
+
+
+def test_known_is_what_the_name_alone_says():
+    assert activation("He2+0.5*erf").known
+    assert not Activation.from_function(lambda x: x**3, name="erf").known

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from odes import Activation, activation, noise_moments, pair_moments, self_moments
-from odes.gaussian import gaussian_average, polar_rule, tensor_rule
+from odes.quadrature import gaussian_average, polar_rule, tensor_rule
 from tests.reference import FUNCTIONS, pair_average
 
 COVARIANCES = [
@@ -109,7 +109,7 @@ def test_noise_moments_match_independent_quadrature(f, h):
 @pytest.mark.parametrize("name", ["erf", "relu", "He5", "He2+0.5*He4"])
 def test_closed_forms_match_the_polar_rule(name):
     known = activation(name)
-    unknown = Activation.from_function(lambda x: known(x), name="unknown", kinked=known.kinked, growth=known.growth)
+    unknown = Activation.from_function(lambda x: known(x), name="unknown", kinks=known.kinks, growth=known.growth)
     polar = jax.jit(functools.partial(both, unknown, unknown))
     for covariance in [(0.25, 1.0, 0.5), (0.7, 1.3, -0.2), (1.0, 1.0, 1.0)]:
         for closed, numeric in zip(moments(name, name)(covariance)[:2], polar(covariance), strict=True):
@@ -207,3 +207,55 @@ def test_polar_rule_weights_sum_to_one():
     for covariance in [(1.0, 2.0, 0.3), (1.0, 1.0, 1.0), (1.0, 1.0, -1.0)]:
         *_, weights = polar_rule(0)(*(jnp.asarray(x) for x in covariance))
         np.testing.assert_allclose(weights.sum(), 1, rtol=1e-13)
+
+
+def shifted_relu_moments(k, p, q, c):
+    """E[relu(x - k) relu(y - k)], E[1(x > k) 1(y > k)] and E[1(x > k) x relu(y - k)], by conditioning on x in mpmath."""
+    mpmath.mp.dps = 20
+    root, rest, steep = mpmath.sqrt(p), mpmath.sqrt(q - c**2 / p), c / mpmath.sqrt(p)
+    low, turn = k / root, k / steep
+    ends = sorted({low, mpmath.mpf(9), *(min(max(turn + n * rest / abs(steep), low), 9) for n in (-6, -2, 0, 2, 6))})
+
+    def average(function):
+        return float(mpmath.quad(lambda s: mpmath.npdf(s) * function(s, steep * s - k), ends))
+
+    def above(m):
+        return m * mpmath.ncdf(m / rest) + rest * mpmath.npdf(m / rest)
+
+    return (
+        average(lambda s, m: (root * s - k) * above(m)),
+        average(lambda s, m: mpmath.ncdf(m / rest)),
+        average(lambda s, m: root * s * above(m)),
+    )
+
+
+@pytest.mark.parametrize("p, q, c", [(1, 1, 0.5), (1, 1, 0.999), (0.25, 1, -0.3), (30, 20, 24.4)])
+def test_kinks_anywhere_match_mpmath(p, q, c):
+    shifted = Activation.from_function(lambda x: jax.nn.relu(x - 1), kinks=(1,))
+    ours = jax.jit(lambda: pair_moments(shifted, shifted, p, q, c))()
+    value, cross, stein = shifted_relu_moments(1, p, q, c)
+    scale = float(self_moments(shifted, max(p, q)).value)
+    assert abs(float(ours.value) - value) <= 1e-10 * scale
+    assert abs(float(ours.cross) - cross) <= 1e-10
+    assert abs(float(ours.curvature) - (stein - c * cross) / p) <= 1e-10
+
+
+def test_kinks_of_a_sum_are_those_of_its_terms_and_its_averages_those_of_its_terms():
+    both = Activation.from_function(lambda x: jax.nn.relu(x - 1) + jax.nn.relu(-x), kinks=(1, 0))
+    parts = [
+        Activation.from_function(f, kinks=k)
+        for f, k in ((lambda x: jax.nn.relu(x - 1), (1,)), (lambda x: jax.nn.relu(-x), (0,)))
+    ]
+    averages = jax.jit(lambda f, h: pair_moments(f, h, 1.0, 1.0, 0.4))
+    total = sum(np.array(jax.tree.leaves(averages(f, h))) for f in parts for h in parts)
+    np.testing.assert_allclose(jax.tree.leaves(averages(both, both)), total, rtol=1e-10)
+
+
+def test_derivatives_are_averages_where_kinks_are_not_at_zero():
+    clipped = Activation.from_function(jax.nn.hard_tanh, kinks=(-1, 1))
+    moments_at = jax.jit(lambda *x: pair_moments(clipped, clipped, *x))
+    gradient = jax.jit(jax.grad(lambda *x: pair_moments(clipped, clipped, *x).value, argnums=(0, 2)))
+    for covariance in [(0.5, 1.0, 0.3), (1.0, 1.0, 0.0), (1.0, 1.0, -0.9)]:
+        averages, (along_p, along_c) = moments_at(*covariance), gradient(*covariance)
+        np.testing.assert_allclose(along_c, averages.cross, rtol=1e-9)
+        np.testing.assert_allclose(along_p, averages.curvature / 2, rtol=1e-9, atol=1e-10)

@@ -3,10 +3,12 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import Escape, Problem, load, solve
+from odes import Activation, Escape, Problem, load, solve
+from odes.arguments import ArgumentError
 from odes.storage import write_whole
 
 
@@ -34,3 +36,11 @@ def test_interrupted_write_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
         write_whole(tmp_path / "kept.txt", fail)
     assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"] and (tmp_path / "kept.txt").read_text() == "old"
+
+
+def test_a_function_of_the_users_own_is_stored_as_such():
+    own = Activation.from_function(lambda x: jnp.tanh(2 * x), name="erf")
+    values = json.loads(json.dumps(Problem.single_index(own, strength=0.5, teacher="erf").to_dict()))
+    with pytest.raises(ArgumentError, match="`student` must be given: 'erf' is a function of the user's own"):
+        Problem.from_dict(values)
+    assert Problem.from_dict(values, student=own).student is own

@@ -19,7 +19,7 @@ from odes.population import NoiseMoments, PopulationGradient, gradient_of, kurto
 from odes.problem import Family, Problem
 from odes.quadrature import gaussian_average
 from odes.stages import Stage, StagedSolution, restarted, solve_stages
-from odes.storage import load
+from odes.storage import load, read_dataset
 from odes.training import SGD, Adapter
 from odes.trajectory import Trajectory
 from odes.transfer import Transfer

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
 
-from odes.arguments import ArgumentError, nearest, require
+from odes.arguments import ArgumentError, nearest, require, require_kind
 from odes.quadrature import gaussian_average, line_rule, plane_rule
+from odes.shown import Shown
 
 MAX_DEGREE = 20
 """The largest k for which the Hermite polynomial He_k has a name."""
@@ -51,7 +52,7 @@ class Square:
         return self.base(x) ** 2
 
 
-class Activation(eqx.Module):
+class Activation(Shown):
     """A link function f: R -> R, applied elementwise.
 
     Two activations made from the same name are equal, so compiled functions are reused. Get one with
@@ -109,6 +110,9 @@ class Activation(eqx.Module):
             return activation(self.name).function == self.function
         except ArgumentError:
             return False
+
+    def __repr__(self) -> str:
+        return f"Activation({self.name!r})"
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """f(x), elementwise."""
@@ -312,4 +316,8 @@ def activation(name: str | Activation) -> Activation:
 
     **Raises** ArgumentError for an unknown name, with the nearest known ones.
     """
-    return name if isinstance(name, Activation) else _Parser(name).parse()
+    if isinstance(name, Activation):
+        return name
+    words = "the name of a link function, or what Activation.from_function makes of your own"
+    require_kind("activation", name, str, words)
+    return _Parser(name).parse()

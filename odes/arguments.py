@@ -61,6 +61,57 @@ def require(name: str, value: Any, allowed: str, condition: Callable[[np.ndarray
         raise ArgumentError(name, f"must be {allowed}, but is {shown}")
 
 
+def scalar(name: str, value: Any, allowed: str, condition: Callable[[Any], Any]) -> Any:
+    """One real number that satisfies `condition`, in floating point: NumPy's if it is known now; a traced one that does not is NaN.
+
+    `condition` may use operators alone, so that it can be traced.
+
+    >>> scalar("strength", 1, "positive and finite", positive).item()
+    1.0
+    >>> jax.jit(lambda x: scalar("strength", x, "positive and finite", positive))(-1.0).item()
+    nan
+
+    **Raises** ArgumentError for what is no single number, and for a known one that does not satisfy the condition.
+    """
+    if not concrete(value):
+        value = real_array(value)
+        _require_single(name, np.shape(value))
+        return jnp.where(condition(value), value, jnp.nan)
+    try:
+        array = np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise ArgumentError(name, f"must be a number, but is {value!r}") from None
+    _require_single(name, array.shape)
+    require(name, array, allowed, condition)
+    return array
+
+
+def _require_single(name: str, shape: tuple[int, ...]) -> None:
+    if shape:
+        raise ArgumentError(name, f"must be one number, but has shape {shape} (jax.vmap takes many)")
+
+
+def require_kind(name: str, value: Any, kind: Any, words: str) -> None:
+    """Raises ArgumentError unless `value` is of a kind.
+
+    >>> require_kind("adapter", 4, str, "an Adapter")
+    Traceback (most recent call last):
+    ...
+    odes.arguments.ArgumentError: Argument `adapter` must be an Adapter, but is 4 (int)
+    """
+    if not isinstance(value, kind):
+        raise ArgumentError(name, f"must be {words}, but is {value!r:.60} ({type(value).__name__})")
+
+
+def require_key(key: Any) -> None:
+    """Raises ArgumentError unless `key` is one random key of JAX."""
+    words = "a random key such as jax.random.key(0)"
+    require_kind("key", key, jax.Array, words)
+    old = key.dtype == jnp.uint32 and key.shape == (2,)
+    if not (old or (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())):
+        raise ArgumentError("key", f"must be {words}, but has shape {key.shape} and type {key.dtype}")
+
+
 def require_shape(name: str, value: Any, symbols: str, shape: tuple[int, ...]) -> None:
     """Raises ArgumentError unless `value` has `shape`; `symbols` names the sizes for the reader.
 
@@ -90,11 +141,21 @@ def require_known(name: str, word: str, known: Iterable[str]) -> None:
         raise ArgumentError(name, f"must be one of {', '.join(known)}, but is {word!r}{nearest(word, known)}")
 
 
-def positive(value: np.ndarray) -> Any:
+def positive(value: Any) -> Any:
     """Positive and finite."""
-    return np.isfinite(value) & (value > 0)
+    return (value > 0) & (value < np.inf)
 
 
-def non_negative(value: np.ndarray) -> Any:
+def non_negative(value: Any) -> Any:
     """Non-negative and finite."""
-    return np.isfinite(value) & (value >= 0)
+    return (value >= 0) & (value < np.inf)
+
+
+def finite(value: Any) -> Any:
+    """Finite."""
+    return abs(value) < np.inf
+
+
+def within_one(value: Any) -> Any:
+    """From -1 to 1."""
+    return abs(value) <= 1

@@ -4,13 +4,13 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, ScalarLike
 
-from odes.arguments import positive, real_array, require, require_known
+from odes.arguments import concrete, positive, real_array, require_known, scalar
 from odes.equations import gradient_at
 from odes.overlaps import Overlaps, pretrained, target_overlap
 from odes.problem import Problem
+from odes.shown import Shown
 
 CRITERIA = {
     "loss": "the population loss has fallen to `threshold` times its value at w0",
@@ -19,7 +19,7 @@ CRITERIA = {
 }
 
 
-class Escape(eqx.Module):
+class Escape(Shown):
     r"""The first time at which a run has left the search phase, or reached a goal.
 
     - `criterion` "loss": $\ell(t) \le \vartheta\,\ell(w_0)$; blind to signs, rank and basis;
@@ -41,13 +41,14 @@ class Escape(eqx.Module):
         require_known("criterion", criterion, CRITERIA)
         self.observable = "overlap" if criterion == "overlap" else "loss"
         self.relative = jnp.asarray(criterion != "absolute")
-        self.threshold = real_array(threshold)
+        allowed, condition = "between 0 and 1, both excluded", lambda x: (x > 0) & (x < 1)
         if criterion == "absolute":
-            require("threshold", self.threshold, "positive and finite", positive)
-        else:
-            require(
-                "threshold", self.threshold, "between 0 and 1, both excluded", lambda x: np.logical_and(x > 0, x < 1)
-            )
+            allowed, condition = "positive and finite", positive
+        self.threshold = real_array(scalar("threshold", threshold, allowed, condition))
+
+    def shown(self) -> dict[str, Any]:
+        known = concrete(self.relative)
+        return {"criterion": self.criterion if known else self.observable, "threshold": self.threshold}
 
     @property
     def criterion(self) -> str:

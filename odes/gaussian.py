@@ -8,7 +8,6 @@ import functools
 import math
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +23,10 @@ from odes.quadrature import (
     safe_sqrt,
     tensor_rule,
 )
+from odes.shown import Shown
 
 
-class PairMoments(eqx.Module):
+class PairMoments(Shown):
     r"""What the dynamics needs of two link functions f, h of Gaussians x, y with var x = p, var y = q, cov = c.
 
     - `value` $= E[f(x) h(y)]$

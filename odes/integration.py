@@ -1,5 +1,6 @@
 r"""Integration of the closed equations: `solve(problem, start, t1=...)` gives a `Solution`."""
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +13,24 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from odes.arguments import ArgumentError, ArrayLike, concrete, positive, real_array, require, together
+from odes.activations import Activation
+from odes.arguments import (
+    ArgumentError,
+    ArrayLike,
+    concrete,
+    positive,
+    real_array,
+    require,
+    require_kind,
+    scalar,
+    together,
+)
 from odes.equations import flow, gradient_at, mean_change, modified_flow
 from odes.escape import Escape
 from odes.gaussian import self_moments
-from odes.overlaps import Overlaps
+from odes.overlaps import Overlaps, require_start
 from odes.problem import Problem
-from odes.storage import write_dataset
+from odes.storage import described, loads, write_dataset
 from odes.trajectory import Trajectory
 
 _FIRST_STEP = 0.02
@@ -27,6 +39,9 @@ themselves would compile them twice more."""
 
 _LOCATED = 1e-3
 """The escape is located to this part of the integrator's relative tolerance."""
+
+_OUTCOMES = ("successful", "event_occurred", "max_steps_reached", "dt_min_reached", "nonfinite", "internal_error")
+"""How an integration may fare, as files name it."""
 
 
 class Solution(Trajectory):
@@ -84,11 +99,26 @@ class Solution(Trajectory):
         import xarray
 
         rank, units = self.problem.adapter.rank, self.problem.units[0]
-        return xarray.Dataset(
-            self.overlaps.variables("time")
-            | {"loss": ("time", np.asarray(self.loss)), "escape_time": ((), np.asarray(self.escape_time))},
-            coords={"time": np.asarray(self.t), "unit": np.arange(units), "rank": np.arange(rank)},
-            attrs={"result": self.message, "steps_taken": int(self.steps_taken)},
+        numbers = {"escape_time": ((), np.asarray(self.escape_time)), "final_time": ((), np.asarray(self.t_final))}
+        outcome = next((name for name in _OUTCOMES if self.result == getattr(diffrax.RESULTS, name)), _OUTCOMES[-1])
+        return described(
+            xarray.Dataset(
+                self.overlaps.variables("time")
+                | self.final.variables(prefix="final_")
+                | {"loss": ("time", np.asarray(self.loss))}
+                | numbers,
+                coords={
+                    "time": np.asarray(self.t),
+                    "unit": np.arange(units),
+                    "rank": np.arange(rank),
+                    "frame": list(self.problem.directions),
+                },
+                attrs={
+                    "result": outcome,
+                    "steps_taken": int(self.steps_taken),
+                    "steps_rejected": int(self.steps_rejected),
+                },
+            )
         )
 
     def save(self, path: str | os.PathLike, **what: Any) -> None:
@@ -144,8 +174,8 @@ def log_times(t1: ScalarLike, n: int, *, first: ScalarLike | None = None) -> Flo
 
 
 def _check_tolerances(rtol: ScalarLike, atol: ScalarLike) -> None:
-    require("rtol", rtol, "positive and finite", positive)
-    require("atol", atol, "positive and finite", positive)
+    scalar("rtol", rtol, "positive and finite", positive)
+    scalar("atol", atol, "positive and finite", positive)
     dtype = jnp.result_type(float)
     smallest = float(50 * jnp.finfo(dtype).eps)
     if concrete(rtol) and np.asarray(rtol) < smallest:
@@ -189,7 +219,9 @@ def solve(
         tolerance, but not its derivatives: where these matter over many fast time scales, give about one.
 
     A failing integration does not raise: the solution says so and holds NaN where it did not get. Works under jit, vmap
-    and grad; `escape_time` is differentiable by the implicit function theorem.
+    and grad; `escape_time` is differentiable by the implicit function theorem, with derivative NaN where there is no escape. For
+    forward mode (jvp, jacfwd) the adjoint has to be `diffrax.ForwardMode()`. Values that are being traced cannot be
+    looked at: where one is not allowed, NaN comes out.
 
     **Raises** ArgumentError for t1 <= 0, times outside [0, t1] or not increasing, tolerances that the floating point type
     cannot reach, and steps that are to be iterated beyond the escape.
@@ -200,7 +232,11 @@ def solve(
     >>> print(solve(problem, start, t1=400.0, escape=Escape()))  # doctest: +ELLIPSIS
     Solution to t = 400: reached t1; escape at t = ...; ... output times
     """
-    require("t1", t1, "positive and finite", positive)
+    require_kind("problem", problem, Problem, "a Problem")
+    require_start(problem, start)
+    if escape is not None:
+        require_kind("escape", escape, Escape, "an Escape, such as Escape('loss', 0.5)")
+    t1 = scalar("t1", t1, "positive and finite", positive)
     _check_tolerances(rtol, atol)
     if times is None:
         times = together(t1)[0] * (np if concrete(t1) else jnp).linspace(0, 1, 201)
@@ -213,23 +249,49 @@ def solve(
     if iterated and escape is not None:
         require("until_escape", until_escape, "True where steps are iterated", bool)
     batch = problem.sgd.batch_size
-    return _solve(
-        problem,
-        start,
-        real_array(t1),
-        times,
-        escape,
-        origin,
-        (real_array(rtol), real_array(atol)),
-        until_escape=until_escape,
-        dense=dense,
-        field=mean_change if iterated else modified_flow if finite_steps else flow,
-        iterated=iterated,
-        noise=not (concrete(batch) and np.all(np.isinf(np.asarray(batch)))),
-        solver=diffrax.Euler() if iterated else diffrax.Tsit5() if solver is None else solver,
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-        largest_step=None if largest_step is None else real_array(largest_step),
-        max_steps=max_steps,
+    try:
+        return _solve(
+            problem,
+            start,
+            real_array(t1),
+            times,
+            escape,
+            origin,
+            (real_array(rtol), real_array(atol)),
+            until_escape=until_escape,
+            dense=dense,
+            field=mean_change if iterated else modified_flow if finite_steps else flow,
+            iterated=iterated,
+            noise=not (concrete(batch) and np.all(np.isinf(np.asarray(batch)))),
+            solver=diffrax.Euler() if iterated else diffrax.Tsit5() if solver is None else solver,
+            adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+            largest_step=None if largest_step is None else real_array(largest_step),
+            max_steps=max_steps,
+        )
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        forward = "must be diffrax.ForwardMode() for derivatives in forward mode (jvp, jacfwd, hessian)"
+        raise ArgumentError("adjoint", forward) from error
+
+
+@loads("solution")
+def _loaded(dataset: Any, **links: Activation) -> Solution:
+    """The solution in a stored dataset, without interpolant."""
+    escape = json.loads(dataset.attrs["escape"])
+    return Solution(
+        t=jax.device_put(dataset["time"].values),
+        overlaps=Overlaps.from_variables(dataset),
+        loss=jax.device_put(dataset["loss"].values),
+        escape_time=jax.device_put(dataset["escape_time"].values),
+        t_final=jax.device_put(dataset["final_time"].values),
+        final=Overlaps.from_variables(dataset, "final_"),
+        steps_taken=jnp.asarray(int(dataset.attrs["steps_taken"])),
+        steps_rejected=jnp.asarray(int(dataset.attrs["steps_rejected"])),
+        result=getattr(diffrax.RESULTS, dataset.attrs["result"]),
+        problem=Problem.from_dict(json.loads(dataset.attrs["problem"]), **links),
+        escape=None if escape is None else Escape(**escape),
+        _interpolations=None,
     )
 
 
@@ -293,7 +355,7 @@ def _solve(
             adapter.kappa**2 * jnp.maximum(adapter.lr_ratio, 1) * self_moments(problem.student, 1.0).cross
         )
         dt0 = jax.lax.stop_gradient(jnp.minimum(first, t1))
-    zero, never = jnp.zeros_like(t1), jnp.full_like(t1, jnp.nan)
+    zero = jnp.zeros_like(t1)
     reference, event = zero, None
     if escape is not None:
         reference = escape.reference(problem, origin)
@@ -348,11 +410,12 @@ def _solve(
     else:
         _, legs = jax.lax.scan(integrate, (zero, start), jnp.array([True, False]))
     first, last = (jax.tree.map(lambda x, i=i: x[i], legs) for i in (0, -1))
-    escape_time = never
+    escape_time = jnp.full_like(t1, jnp.nan)
     escaped = first.result == diffrax.RESULTS.event_occurred
     if escape is not None:
         already = escape.margin(problem, start, reference) <= 0
-        escape_time = jnp.where(already, zero, jnp.where(escaped, first.end_time, never))
+        escape_time = jnp.where(already | ~escaped, 0, first.end_time)
+        escape_time += _derivative_too(jnp.where(already | escaped, 0, jnp.nan), first.end)
     late = escaped & (times > first.end_time)
     overlaps = jax.tree.map(lambda a, b: jnp.where(_column(late, a), b, a), first.saved, last.saved)
     overlaps = jax.tree.map(lambda y: jnp.where(jnp.isfinite(y), y, jnp.nan), overlaps)
@@ -371,6 +434,11 @@ def _solve(
         escape=escape,
         _interpolations=legs.interpolation,
     )
+
+
+def _derivative_too(missing: Array, of: Overlaps) -> Array:
+    """`missing`, 0 or NaN, and the derivatives likewise: a number that is not there has no slope, rather than slope 0."""
+    return missing * sum(jnp.sum(jnp.where(jnp.isfinite(y), y, 0)) for y in jax.tree.leaves(of))
 
 
 def _column(mask: Array, like: Array) -> Array:

@@ -1,16 +1,28 @@
 r"""The state of the limit: the overlaps that close the dynamics, and their exact random start at dimension d."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from odes.arguments import ArrayLike, concrete, real_array, require
+from odes.arguments import (
+    ArrayLike,
+    concrete,
+    positive,
+    real_array,
+    require,
+    require_key,
+    require_kind,
+    require_shape,
+)
 from odes.problem import Problem
+from odes.shown import Shown
 
 
-class Overlaps(eqx.Module):
+class Overlaps(Shown):
     r"""The overlaps of an adapter of rank r.
 
     - `up` (K, r): U itself;
@@ -24,13 +36,18 @@ class Overlaps(eqx.Module):
     cross: Float[Array, "*batch r f"]
     down_gram: Float[Array, "*batch r r"]
 
-    def variables(self, *batch: str) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        """The arrays as variables of an `xarray.Dataset`; `batch` names the axes in front."""
+    def variables(self, *batch: str, prefix: str = "") -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+        """The arrays as variables of an `xarray.Dataset`, their names after the `prefix`; `batch` names the axes in front."""
         axes = {"up": ("unit", "rank"), "cross": ("rank", "frame"), "down_gram": ("rank", "rank_")}
-        return {name: ((*batch, *own), np.asarray(getattr(self, name))) for name, own in axes.items()}
+        return {prefix + name: ((*batch, *own), np.asarray(getattr(self, name))) for name, own in axes.items()}
+
+    @classmethod
+    def from_variables(cls, dataset: Any, prefix: str = "") -> "Overlaps":
+        """The overlaps whose `variables` are in a dataset."""
+        return cls(*(jax.device_put(dataset[prefix + name].values) for name in ("up", "cross", "down_gram")))
 
 
-class Covariances(eqx.Module):
+class Covariances(Shown):
     r"""The covariances of the preactivations: `Q` (K, K) $= WW^T$, `M` (K, P) $= WT^T$, `P` (P, P) $= TT^T$."""
 
     Q: Float[Array, "K K"]
@@ -76,6 +93,19 @@ def pretrained(problem: Problem) -> Overlaps:
     )
 
 
+def require_start(problem: Problem, start: Overlaps) -> None:
+    """Raises ArgumentError unless `start` are overlaps of the problem's adapter."""
+    require_kind("start", start, Overlaps, "Overlaps, such as those of random_overlaps")
+    units, rank, frame = problem.units[0], problem.adapter.rank, problem.frame_size
+    shapes = {
+        "up": ("(K, r)", (units, rank)),
+        "cross": ("(r, f)", (rank, frame)),
+        "down_gram": ("(r, r)", (rank, rank)),
+    }
+    for name, (symbols, shape) in shapes.items():
+        require_shape(f"start.{name}", getattr(start, name), symbols, shape)
+
+
 def gram_root(gram: Float[Array, "f f"]) -> tuple[Float[Array, "f f"], Bool[Array, " f"]]:
     """Vectors with the given Gram matrix, as rows, in a basis in which only some directions (the second result) are not zero."""
     eigenvalues, vectors = jnp.linalg.eigh(gram)
@@ -94,6 +124,10 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0,
 
     **Raises** ArgumentError if d is below rank F + r, where the r rows would not be independent of the frame.
     """
+    require_kind("problem", problem, Problem, "a Problem")
+    require_key(key)
+    require("up", up, "finite", np.isfinite)
+    require("length", length, "positive and finite", positive)
     overlaps, freedom = _drawn(problem, key, real_array(up), real_array(length))
     if concrete(freedom):
         dimension = np.asarray(problem.sgd.dimension)

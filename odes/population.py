@@ -12,14 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
 from odes.activations import Activation, both_are
-from odes.arguments import require_shape
+from odes.arguments import ArgumentError
 from odes.gaussian import PairMoments, pair_moments, pair_rule, self_moments
 from odes.overlaps import Covariances
 from odes.problem import Problem
 from odes.quadrature import gaussian_average
+from odes.shown import Shown
 
 
-class PopulationGradient(eqx.Module):
+class PopulationGradient(Shown):
     r"""The population loss and its gradient, $\nabla_W \ell = D W - C T$.
 
     - `loss`: $\ell = \frac12 E[(\hat y - y)^2]$ without the label noise's $\Delta/2$;
@@ -68,10 +69,11 @@ def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient
     bb = jnp.outer(problem.teacher_readout, problem.teacher_readout)
     loss = 0.5 * jnp.sum(aa * ss.value) - jnp.sum(ab * sp.value) + 0.5 * jnp.sum(bb * pp.value)
     error_curvature = jnp.sum(aa * ss.curvature, axis=1) - jnp.sum(ab * sp.curvature, axis=1)
+    loss = jnp.maximum(loss, 0)  # of overlaps with an integrator's errors it can be less
     return PopulationGradient(loss, ab * sp.cross, aa * ss.cross + jnp.diag(error_curvature))
 
 
-class NoiseMoments(eqx.Module):
+class NoiseMoments(Shown):
     r"""The four averages from which the noise of one student unit on one teacher unit is put together.
 
     `ss` $= E[\sigma(\lambda)^2\sigma'(\lambda)^2]$, `sp` $= E[\sigma(\lambda)\phi(\lambda^*)\sigma'(\lambda)^2]$,
@@ -115,7 +117,9 @@ def noise_moments(
 
 def _one_unit(problem: Problem, covariance: Covariances) -> tuple[Array, ...]:
     """a, b, Q, M and P of one student and one teacher unit; ArgumentError for more, whose averages need K + P variables."""
-    require_shape("M", covariance.M, "(K, P) for the SGD noise", (1, 1))
+    if covariance.M.shape != (1, 1):
+        known = "must be of one student and one teacher unit for the SGD noise to be known (SGD(batch_size=inf) leaves it out)"
+        raise ArgumentError("problem", f"{known}, but has K, P = {covariance.M.shape}")
     units = problem.readout[0], problem.teacher_readout[0]
     return *units, covariance.Q[0, 0], covariance.M[0, 0], covariance.P[0, 0]
 

@@ -14,17 +14,23 @@ from odes.activations import activation as parse_activation
 from odes.arguments import (
     ArgumentError,
     ArrayLike,
+    concrete,
+    finite,
     positive,
     real_array,
     require,
+    require_kind,
     require_known,
     require_shape,
+    scalar,
     together,
+    within_one,
 )
+from odes.shown import Shown
 from odes.training import SGD, Adapter
 
 
-class Problem(eqx.Module):
+class Problem(Shown):
     r"""A student $\sum_k a_k \sigma(w_k \cdot x)$ with $W = W_0 + \kappa UV$ learns $\sum_j b_j \phi(t_j \cdot x)$.
 
     The inputs are $x \sim \mathcal N(0, I_d)$. Every fixed direction is a row of the frame F (f x d), of which only the
@@ -82,14 +88,15 @@ class Problem(eqx.Module):
         self.teacher_readout = real_array(np.ones(teachers) if teacher_readout is None else teacher_readout)
         require_shape("readout", self.readout, "(K,)", (units,))
         require_shape("teacher_readout", self.teacher_readout, "(P,)", (teachers,))
+        for name in ("frame_gram", "frozen", "target", "readout", "teacher_readout"):
+            require(name, getattr(self, name), "finite", np.isfinite)
         require(
             "frame_gram",
             self.frame_gram,
             "symmetric and positive semi-definite",
             lambda g: np.allclose(g, g.T) and np.linalg.eigvalsh(g).min() > -1e-10 * max(np.trace(g), 1),
         )
-        self.adapter = Adapter() if adapter is None else adapter
-        self.sgd = SGD() if sgd is None else sgd
+        self.adapter, self.sgd = _trained_by(adapter, sgd)
 
     @classmethod
     def single_index(
@@ -145,7 +152,7 @@ class Problem(eqx.Module):
         the `teacher` that makes the labels, `adapter` and `sgd`.
         """
         require_known("learns", learns, ("target", "source"))
-        require("cosine", cosine, "between -1 and 1", lambda c: np.abs(c) <= 1)
+        cosine = scalar("cosine", cosine, "between -1 and 1", within_one)
         return cls(
             activation,
             frame_gram=_gram(1.0, cosine, 1.0),
@@ -213,6 +220,16 @@ class Problem(eqx.Module):
         overlap, square = ((self.target @ self.frame_gram @ rows.T)[0, 0] for rows in (self.frozen, self.target))
         return overlap / (self.strength * jnp.sqrt(square))
 
+    def shown(self) -> dict[str, Any]:
+        fields = super().shown()
+        single = self.frozen.ndim == 2 and self.is_single_index
+        if single and all(map(concrete, (self.frozen, self.frame_gram, self.target))):
+            for name in ("frame_gram", "directions", "frozen", "target", "readout", "teacher_readout"):
+                del fields[name]
+            place = {"strength": self.strength, "alignment": self.alignment}
+            return {name: fields.pop(name) for name in ("student", "teacher")} | place | fields
+        return fields
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that defines the problem, as plain lists, numbers and names that JSON can hold."""
         links = {"student": self.student, "teacher": self.teacher}
@@ -236,19 +253,18 @@ class Problem(eqx.Module):
         **Raises** ArgumentError where the problem has a link function of the user's own that is not given.
         """
         names = ("frame_gram", "directions", "frozen", "target", "readout", "teacher_readout")
-        for name in ("student", "teacher"):
-            link = links.get(name, values[name])
+        stored: dict[str, Any] = {name: values[name] for name in ("student", "teacher")} | links
+        for name, link in stored.items():
             if isinstance(link, dict):
                 raise ArgumentError(
                     name, f"must be given: {link['custom']!r} is a function of the user's own, which is not stored"
                 )
-            links[name] = link
         adapter, sgd = ({f.name: values[f.name] for f in dataclasses.fields(part)} for part in (Adapter, SGD))
         fields: dict[str, Any] = {name: values.get(name) for name in names}
-        return cls(**links, **fields, adapter=Adapter(**adapter), sgd=SGD(**sgd))
+        return cls(**stored, **fields, adapter=Adapter(**adapter), sgd=SGD(**sgd))
 
 
-class Family(eqx.Module):
+class Family(Shown):
     r"""All of a single-index problem but its pretrained weights: links, adapter and SGD.
 
     - `student`, `teacher`: the link functions σ and φ, the teacher's like the student's unless given;
@@ -276,8 +292,7 @@ class Family(eqx.Module):
     ):
         self.student = parse_activation(student)
         self.teacher = self.student if teacher is None else parse_activation(teacher)
-        self.adapter = Adapter() if adapter is None else adapter
-        self.sgd = SGD() if sgd is None else sgd
+        self.adapter, self.sgd = _trained_by(adapter, sgd)
 
     @classmethod
     def of(cls, link: "str | Activation | Family") -> "Family":
@@ -287,17 +302,19 @@ class Family(eqx.Module):
     def at(self, strength: ScalarLike, alignment: ScalarLike = 1.0) -> Problem:
         r"""$w_0 = \rho\,(c\,\omega^* + \sqrt{1 - c^2}\,\xi)$ with unit $\omega^* \perp \xi$.
 
-        ρ = `strength` is positive, c = `alignment` in [-1, 1]; c = 1 is the aligned family w0 = μ ω* with μ = ρ.
+        ρ = `strength` is positive, c = `alignment` in [-1, 1]; c = 1 is the aligned family w0 = μ ω* with μ = ρ. What is not
+        allowed is refused; in a value that is being traced (by jit, vmap or grad) it cannot be seen, and NaN comes out. For links
+        with kinks averages have a square-root edge at c = ±1: the one-sided derivative with respect to c is infinite there, and
+        that of automatic differentiation means nothing.
         """
-        require("strength", strength, "positive and finite", positive)
-        require("alignment", alignment, "between -1 and 1", lambda c: np.abs(c) <= 1)
+        strength = scalar("strength", strength, "positive and finite", positive)
+        alignment = scalar("alignment", alignment, "between -1 and 1", within_one)
         strength, alignment = together(strength, alignment)
         return self.with_overlap(strength * alignment, strength**2)
 
     def mixture(self, mu: ScalarLike) -> Problem:
         r"""$w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$: $\rho^2 = \mu^2 + (1-\mu)^2$, $c = \mu/\rho$."""
-        require("mixture", mu, "finite", np.isfinite)
-        (mu,) = together(mu)
+        mu = scalar("mixture", mu, "finite", finite)
         return self.with_overlap(mu, mu**2 + (1 - mu) ** 2)
 
     def with_overlap(self, overlap: ScalarLike, square: ScalarLike) -> Problem:
@@ -312,6 +329,14 @@ class Family(eqx.Module):
             adapter=self.adapter,
             sgd=self.sgd,
         )
+
+
+def _trained_by(adapter: Adapter | None, sgd: SGD | None) -> tuple[Adapter, SGD]:
+    """An adapter and an SGD, the usual ones unless given."""
+    adapter, sgd = Adapter() if adapter is None else adapter, SGD() if sgd is None else sgd
+    require_kind("adapter", adapter, Adapter, "an Adapter, such as Adapter(rank=4)")
+    require_kind("sgd", sgd, SGD, "an SGD, such as SGD(dimension=1e4)")
+    return adapter, sgd
 
 
 def _gram(first: ScalarLike, across: ScalarLike, second: ScalarLike) -> Float[Array, "2 2"]:

@@ -20,8 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
-from odes.arguments import ArrayLike
-
 _RADIAL_NODES, _RADIAL_END, _RADIAL_SCALE = 56, 9.0, 0.12
 _ANGULAR_NODES, _ANGULAR_SCALE = 64, 1 / 60
 _PANEL_NODES, _STEP_NODES, _STEP_SCALE = 80, 96, 0.5
@@ -64,7 +62,7 @@ def _angular(degree: int, finer: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([t, 1 - t]), np.concatenate([weights, weights])
 
 
-def _panels(breaks: Array, end: float, scale: ArrayLike, n: int) -> tuple[Array, Array]:
+def _panels(breaks: Array, end: float, scale: float | Array, n: int) -> tuple[Array, Array]:
     """Nodes and weights on [-end, end], cut at increasing `breaks` (..., b): n on each panel, graded to both of its ends."""
     edge = jnp.full_like(breaks[..., :1], end)
     edges = jnp.concatenate([-edge, jnp.clip(breaks, -end, end), edge], axis=-1)

@@ -1,5 +1,6 @@
 r"""Runs in stages: what is trained, and on which labels, changes; the overlaps go on."""
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from odes.arguments import ArrayLike, concrete, non_negative, real_array, require
+from odes.activations import Activation
+from odes.arguments import ArrayLike, concrete, non_negative, real_array, require, scalar
 from odes.equations import losses
 from odes.escape import Escape
 from odes.integration import solve
 from odes.overlaps import Overlaps
 from odes.problem import Problem
-from odes.storage import write_dataset
+from odes.shown import Shown
+from odes.storage import described, loads, write_dataset
 from odes.trajectory import Trajectory
 
 
-class Stage(eqx.Module):
+class Stage(Shown):
     """A part of a run: the `problem` says what is trained on which labels, `duration` for how long in t = η * step.
 
     `name` is for the reader; with `restart` the trained columns of U are 0 again at its start.
@@ -35,8 +38,7 @@ class Stage(eqx.Module):
 
     def __init__(self, name: str, problem: Problem, duration: ScalarLike, *, restart: bool = False):
         self.name, self.problem, self.restart = name, problem, restart
-        self.duration = real_array(duration)
-        require("duration", self.duration, "non-negative and finite", non_negative)
+        self.duration = real_array(scalar("duration", duration, "non-negative and finite", non_negative))
 
 
 class StagedSolution(Trajectory):
@@ -68,22 +70,33 @@ class StagedSolution(Trajectory):
         """The run as an `xarray.Dataset`."""
         import xarray
 
-        return xarray.Dataset(
-            self.overlaps.variables("time")
-            | {
-                "losses": (("labels", "time"), np.asarray(self.losses)),
-                "stage": ("time", np.asarray(self.stage)),
-                "borders": ("border", np.asarray(self.borders)),
-                "escape_time": ((), np.asarray(self.escape_time)),
-            },
-            coords={"time": np.asarray(self.t), "labels": [stage.name for stage in self.stages]},
+        return described(
+            xarray.Dataset(
+                self.overlaps.variables("time")
+                | self.final.variables(prefix="final_")
+                | {
+                    "losses": (("labels", "time"), np.asarray(self.losses)),
+                    "stage": ("time", np.asarray(self.stage)),
+                    "borders": ("border", np.asarray(self.borders)),
+                    "escape_time": ((), np.asarray(self.escape_time)),
+                },
+                coords={
+                    "time": np.asarray(self.t),
+                    "labels": [stage.name for stage in self.stages],
+                    "frame": list(self.problem.directions),
+                },
+            )
         )
 
     def save(self, path: str | os.PathLike, **what: Any) -> None:
         """Writes `to_dataset()` to a netCDF file, whole or not at all, with every stage's problem; [`odes.load`][] reads it."""
-        problems = {stage.name: stage.problem.to_dict() for stage in self.stages}
-        escape = None if self.escape is None else self.escape.to_dict() | {"since": self.since}
-        write_dataset(self.to_dataset(), path, kind="stages", problems=problems, escape=escape, **what)
+        stages = [
+            {"name": s.name, "problem": s.problem.to_dict(), "duration": float(s.duration), "restart": s.restart}
+            for s in self.stages
+        ]
+        own = {"stages": stages, "messages": self.messages, "since": self.since}
+        own["escape"] = None if self.escape is None else self.escape.to_dict()
+        write_dataset(self.to_dataset(), path, kind="stages", **own, **what)
 
     def plot(self, ax=None):
         """Draws every stage's loss against time on `ax` (a new one if None), stage borders marked; returns the axes."""
@@ -114,6 +127,25 @@ class StagedSolution(Trajectory):
                 escaped = f"no escape within {spent:g} of"
             lines.append(f"{escaped} the start of {self.stages[self.since].name}")
         return "\n".join(lines)
+
+
+@loads("stages")
+def _loaded(dataset: Any, **links: Activation) -> StagedSolution:
+    """The run in a stored dataset."""
+    own = {name: json.loads(dataset.attrs[name]) for name in ("stages", "messages", "since", "escape")}
+    stages = [stage | {"problem": Problem.from_dict(stage["problem"], **links)} for stage in own["stages"]]
+    numbers = ("stage", "losses", "borders", "escape_time")
+    return StagedSolution(
+        t=jax.device_put(dataset["time"].values),
+        overlaps=Overlaps.from_variables(dataset),
+        **{name: jax.device_put(dataset[name].values) for name in numbers},
+        final=Overlaps.from_variables(dataset, "final_"),
+        problem=stages[-1]["problem"],
+        stages=tuple(Stage(**stage) for stage in stages),
+        escape=None if own["escape"] is None else Escape(**own["escape"]),
+        since=own["since"],
+        messages=tuple(own["messages"]),
+    )
 
 
 def restarted(problem: Problem, overlaps: Overlaps) -> Overlaps:

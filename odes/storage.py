@@ -42,6 +42,8 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
         write(Path(name))
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, target)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write {target}: {error.strerror or error}") from None
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -63,17 +65,82 @@ def write_dataset(dataset: Any, path: str | os.PathLike, *, kind: str, **what: A
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def load(path: str | os.PathLike):
-    """Reads a stored result back as an `xarray.Dataset`.
+def read_dataset(path: str | os.PathLike) -> Any:
+    """Reads a stored file as an `xarray.Dataset`, whose attributes hold what made it: `kind` and more, as JSON.
 
-    Its attributes hold what made it, as JSON: `kind` and, for most kinds, `problem`, which
-    [`odes.Problem.from_dict`][] turns into a problem again.
-
-    **Raises** ArgumentError if this project did not write the file.
+    **Raises** ArgumentError if this project did not write the file, OSError naming it if it cannot be read.
     """
     import xarray
 
-    dataset = xarray.load_dataset(path, engine="h5netcdf")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        dataset = xarray.load_dataset(path, engine="h5netcdf")
+    except (OSError, ValueError, KeyError) as error:
+        raise ArgumentError("path", f"must name a netCDF file, but {path} cannot be read: {error}") from None
     if "version_searchphase" not in dataset.attrs:
         raise ArgumentError("path", f"must name a file that `save` wrote, but {path} has no record of what made it")
     return dataset
+
+
+_OBJECTS: dict[str, Callable[..., Any]] = {}
+
+
+def loads(kind: str) -> Callable[[Callable], Callable]:
+    """Says that the decorated function makes the object of stored files of this kind from their dataset and link functions."""
+
+    def register(make: Callable) -> Callable:
+        _OBJECTS[kind] = make
+        return make
+
+    return register
+
+
+def load(path: str | os.PathLike, **links: Any) -> Any:
+    """Reads a stored result back: the object that was saved, or an `xarray.Dataset` for tables of commands and figures.
+
+    `student` and `teacher` among the `links` are the functions of the user's own that the problem had, which are not stored.
+
+    **Raises** ArgumentError if this project did not write the file, and where such a function is missing.
+    """
+    dataset = read_dataset(path)
+    make = _OBJECTS.get(json.loads(dataset.attrs["kind"]))
+    return dataset if make is None else make(dataset, **links)
+
+
+DESCRIPTIONS = {
+    "time": "time t = learning rate * step",
+    "loss": "population loss, without that of the label noise",
+    "losses": "population loss on the labels of every stage",
+    "up": "LoRA's up-matrix U (units x rank)",
+    "cross": "overlaps X = V F^T of the rows of V with the fixed directions",
+    "down_gram": "Gram matrix R = V V^T of the rows of V",
+    "final_up": "U at the end",
+    "final_cross": "X at the end",
+    "final_down_gram": "R at the end",
+    "final_time": "time at which the integration ended",
+    "escape_time": "time at which the escape criterion is met, NaN if it is not",
+    "escape_times": "time at which every seed meets the escape criterion, NaN if it does not",
+    "recorded": "number of records that were taken",
+    "seed": "number of the seed, which sets its random numbers",
+    "stage": "number of the stage",
+    "borders": "times at which stages begin and end",
+    "strength": "length of the pretrained weights w0",
+    "alignment": "cosine of w0 with the target",
+    "rank_of_adapter": "rank r of the adapter",
+    "dimension": "dimension d of the inputs",
+    "frame": "name of the fixed direction",
+    "labels": "stage whose labels these are",
+    "unit": "number of the student unit",
+    "rank": "number of the row of V",
+}
+"""What the variables of stored files are. All are numbers without a unit."""
+
+
+def described(dataset: Any) -> Any:
+    """The dataset with `long_name` and `units`, as the CF conventions have it, of every variable that has a description."""
+    for name in dataset.variables:
+        if name in DESCRIPTIONS:
+            units = {} if dataset[name].dtype.kind in "OSU" else {"units": "1"}
+            dataset[name].attrs = {"long_name": DESCRIPTIONS[name]} | units
+    return dataset.assign_attrs(Conventions="CF-1.11")

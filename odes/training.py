@@ -8,10 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
-from odes.arguments import ArrayLike, non_negative, positive, real_array, require, require_shape
+from odes.arguments import (
+    ArrayLike,
+    concrete,
+    finite,
+    non_negative,
+    positive,
+    real_array,
+    require,
+    require_kind,
+    require_shape,
+    scalar,
+)
+from odes.shown import Shown
 
 
-class Adapter(eqx.Module):
+class Adapter(Shown):
     r"""A LoRA adapter, $W = W_0 + \kappa\, U V$ with U (K x r) and V (r x d).
 
     - `rank`: r.
@@ -44,18 +56,26 @@ class Adapter(eqx.Module):
         weight_decay: ScalarLike = 0.0,
         trained: ArrayLike | None = None,
     ):
-        self.rank = rank
-        self.scale = real_array(rank if scale is None else scale)
-        self.lr_ratio = real_array(lr_ratio)
-        self.normalized = normalized
-        self.weight_decay = real_array(weight_decay)
-        require("rank", rank, "an integer of at least 1", lambda x: (x >= 1) & (x == np.round(x)))
+        words = "a whole number of at least 1"
+        require_kind("rank", rank, int | np.integer, words)
+        require("rank", rank, words, lambda x: x >= 1)
+        require_kind("normalized", normalized, bool | np.bool_, "True or False")
+        self.rank, self.normalized = int(rank), bool(normalized)
+        self.scale = real_array(scalar("scale", rank if scale is None else scale, "positive and finite", positive))
+        self.lr_ratio = real_array(scalar("lr_ratio", lr_ratio, "non-negative and finite", non_negative))
+        self.weight_decay = real_array(scalar("weight_decay", weight_decay, "non-negative and finite", non_negative))
         self.trained = real_array(np.ones(rank) if trained is None else trained)
         require_shape("trained", self.trained, "(r,)", (rank,))
         require("trained", self.trained, "0 or 1 for every row", lambda x: (x == 0) | (x == 1))
-        require("weight_decay", self.weight_decay, "non-negative and finite", non_negative)
-        require("scale", self.scale, "positive and finite", positive)
-        require("lr_ratio", self.lr_ratio, "non-negative and finite", non_negative)
+
+    def shown(self) -> dict[str, Any]:
+        usual = {"normalized": True, "weight_decay": 0.0, "trained": 1.0}
+        fields = super().shown() | {"kappa": self.kappa}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in usual or not (concrete(value) and np.all(np.asarray(value) == usual[name]))
+        }
 
     @property
     def kappa(self) -> Float[Array, ""]:
@@ -79,7 +99,7 @@ class Adapter(eqx.Module):
         return dataclasses.replace(self, **changes)
 
 
-class SGD(eqx.Module):
+class SGD(Shown):
     r"""One-pass stochastic gradient descent on the loss $(\hat y - y)^2/2$.
 
     - `learning_rate`: η. Time is t = η * step everywhere.
@@ -104,14 +124,14 @@ class SGD(eqx.Module):
         dimension: ScalarLike = 1000,
         label_noise: ScalarLike = 0.0,
     ):
-        self.learning_rate = real_array(learning_rate)
-        self.batch_size = real_array(batch_size)
-        self.dimension = real_array(dimension)
-        self.label_noise = real_array(label_noise)
-        require("learning_rate", self.learning_rate, "positive and finite", positive)
-        require("batch_size", self.batch_size, "at least 1", lambda x: x >= 1)
-        require("dimension", self.dimension, "at least 2 and finite", lambda x: (x >= 2) & np.isfinite(x))
-        require("label_noise", self.label_noise, "non-negative and finite", non_negative)
+        self.learning_rate = real_array(scalar("learning_rate", learning_rate, "positive and finite", positive))
+        self.batch_size = real_array(scalar("batch_size", batch_size, "at least 1", lambda x: x >= 1))
+        at_least = "at least 2 and finite"
+        self.dimension = real_array(scalar("dimension", dimension, at_least, lambda x: (x >= 2) & finite(x)))
+        self.label_noise = real_array(scalar("label_noise", label_noise, "non-negative and finite", non_negative))
+
+    def shown(self) -> dict[str, Any]:
+        return super().shown() | {"noise_scale": self.noise_scale}
 
     @property
     def noise_scale(self) -> Float[Array, ""]:
@@ -125,7 +145,7 @@ class SGD(eqx.Module):
         2000.0
         """
         if noise_scale is not None:
-            require("noise_scale", noise_scale, "non-negative and finite", non_negative)
+            noise_scale = scalar("noise_scale", noise_scale, "non-negative and finite", non_negative)
             rate, dimension = (changes.get(name, getattr(self, name)) for name in ("learning_rate", "dimension"))
             changes["batch_size"] = real_array(rate) * dimension / real_array(noise_scale)
         return dataclasses.replace(self, **changes)

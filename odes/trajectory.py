@@ -5,13 +5,17 @@ from jaxtyping import Array, Float
 
 from odes.overlaps import Overlaps, target_overlap
 from odes.problem import Problem
+from odes.shown import Shown
 
 
-class Trajectory(eqx.Module):
+class Trajectory(Shown):
     """Overlaps along a trajectory, (T,) or (seeds, T) in front of every shape, and the names of their parts for one unit."""
 
     overlaps: eqx.AbstractVar[Overlaps]
     problem: eqx.AbstractVar[Problem]
+
+    def __repr__(self) -> str:
+        return str(self)
 
     @property
     def m(self) -> Float[Array, "*batch r"]:

@@ -4,18 +4,18 @@ from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from odes.activations import Activation
 from odes.activations import activation as parse_activation
-from odes.arguments import non_negative, positive, real_array, require
+from odes.arguments import non_negative, positive, real_array, require, scalar, within_one
 from odes.overlaps import Overlaps, covariances, random_overlaps
 from odes.problem import Family, Problem
+from odes.shown import Shown
 from odes.training import SGD, Adapter
 
 
-class Transfer(eqx.Module):
+class Transfer(Shown):
     r"""One student unit with weights $w$ and a LoRA adapter, a source task to pretrain on and a target task to fine-tune for.
 
     The labels are $\phi_s(\omega_s\cdot x)$ and $\phi(\omega^*\cdot x)$, with $\omega_s\cdot\omega^*$ = `cosine`. The weights are the first
@@ -63,14 +63,13 @@ class Transfer(eqx.Module):
     ):
         self.student = parse_activation(student)
         self.source, self.target = (self.student if f is None else parse_activation(f) for f in (source, target))
-        self.cosine, self.weight_decay, self.length = (real_array(x) for x in (cosine, weight_decay, length))
+        self.cosine = real_array(scalar("cosine", cosine, "between -1 and 1", within_one))
+        self.weight_decay = real_array(scalar("weight_decay", weight_decay, "non-negative and finite", non_negative))
+        self.length = real_array(scalar("length", length, "positive and finite", positive))
         self.adapter = Adapter() if adapter is None else adapter
         self.sgd = SGD() if sgd is None else sgd
         self.pretraining_sgd = self.sgd if pretraining_sgd is None else pretraining_sgd
         self.spherical = spherical
-        require("cosine", self.cosine, "between -1 and 1", lambda c: np.abs(c) <= 1)
-        require("weight_decay", self.weight_decay, "non-negative and finite", non_negative)
-        require("length", self.length, "positive and finite", positive)
         if spherical:
             require("length", self.length, "1 for spherical pretraining", lambda x: x == 1)
         plain = jnp.where(self.adapter.weight_decay == 0, self.adapter.trained, 0.0)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from odes.arguments import require
+from odes.shown import Shown
 from theory.critical import critical_points
 from theory.diagram import PhaseDiagram, Region, classified
 from theory.meanings import Meaning
@@ -30,7 +31,7 @@ _FAR = 0.5
 """Boundaries at neighbouring alignments are further apart than this fraction of the strengths' range only by chance."""
 
 
-class Boundaries(eqx.Module):
+class Boundaries(Shown):
     """The places at which the region changes along lines of constant alignment, by alignment and then strength; all (n,).
 
     - `alignment`, `strength`: where;

@@ -7,11 +7,12 @@ from jaxtyping import Array, Float, ScalarLike
 
 from odes import Activation, Family, gradient_at, pretrained, self_moments
 from odes.arguments import require
+from odes.shown import Shown
 
 _GOLDEN = 0.6180339887498949
 
 
-class CriticalPoints(eqx.Module):
+class CriticalPoints(Shown):
     r"""The zeros of the gradient along a family of pretrained weights; unused places hold NaN.
 
     - `strength` (n,): the family's parameter at each zero, increasing;

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Activation, Escape, Family
 from odes.arguments import ArrayLike, require
+from odes.shown import Shown
 from theory.lanes import in_lanes
 from theory.meanings import Meaning
 from theory.search import search_phase
@@ -36,7 +37,7 @@ _SEARCHED = 0.9
 """The search lasts until the loss is this fraction of its value at w0."""
 
 
-class PhaseDiagram(eqx.Module):
+class PhaseDiagram(Shown):
     r"""Fine-tuning from weights of n strengths ρ and m alignments c; fields without another shape are (m, n).
 
     - `strength` (n,), `alignment` (m,), both increasing;

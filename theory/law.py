@@ -14,6 +14,7 @@ from odes import Escape, Problem, Solution, pretrained
 from odes.arguments import ArrayLike, concrete, real_array, require
 from odes.gaussian import has_closed_form
 from odes.quadrature import safe_sqrt
+from odes.shown import Shown
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
 from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals, typical_amplitude
@@ -34,7 +35,7 @@ _MOST_STEPS = 2**12
 """A run that takes more steps of the integrator is given up."""
 
 
-class EscapeLaw(eqx.Module):
+class EscapeLaw(Shown):
     r"""The law of the escape time over random starts and SGD noise.
 
     - `mean`, `std`: of the runs that escape; 0 where w0 meets the goal already, NaN where the law does not hold;
@@ -61,6 +62,10 @@ class EscapeLaw(eqx.Module):
     log_radii: Float[Array, " n"]
     offsets: Float[Array, " n"]
     rank: int = eqx.field(static=True)
+
+    def shown(self) -> dict[str, Any]:
+        fields = super().shown() | {"validity": Validity.named(self.validity)}
+        return {name: fields[name] for name in fields if name not in ("log_radii", "offsets")}
 
     @property
     def doubt(self) -> str:
@@ -163,8 +168,11 @@ def _law(
 
     runs, amplitudes = jax.vmap(run)(normals)
     logs = jnp.log(amplitudes)
-    times = runs.escape_time + lag * logs
-    escaped = jnp.isfinite(times)
+    found = jax.lax.stop_gradient(
+        runs.escape_time
+    )  # its derivative is NaN where it is, and would make all derivatives NaN
+    escaped = jnp.isfinite(found)
+    times = jnp.where(escaped, jnp.where(found > 0, runs.t_final, 0), jnp.nan) + lag * logs
     number, every = jnp.sum(escaped), jnp.all(escaped)
     count = number.astype(times.dtype)
     share = escaped.astype(times.dtype) / jnp.maximum(count, 1)

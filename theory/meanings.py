@@ -1,6 +1,11 @@
 """Enumerations whose members are whole numbers, so that arrays can hold them, with a name for programs and a meaning for people."""
 
 import enum
+from typing import Any
+
+import numpy as np
+
+from odes.arguments import concrete
 
 
 class Meaning(enum.IntEnum):
@@ -24,3 +29,8 @@ class Meaning(enum.IntEnum):
     def meanings(cls) -> dict[str, str]:
         """The meaning of every name."""
         return {member.name: member.meaning for member in cls}
+
+    @classmethod
+    def named(cls, number: Any) -> Any:
+        """The name of a member's number; arrays and traced numbers as they are."""
+        return cls(int(number)).name if concrete(number) and np.ndim(number) == 0 else number

@@ -8,9 +8,10 @@ import optimistix as optx
 from jaxtyping import Array, Float
 
 from odes import Overlaps, Problem, flow, gradient_at, pretrained
+from odes.shown import Shown
 
 
-class Plateau(eqx.Module):
+class Plateau(Shown):
     r"""The plateau of a problem with D(w0) < 0; all NaN if D(w0) >= 0 or if D has no zero at larger norm.
 
     - `up`: $u_p = |u|$ on the plateau, where D vanishes at $Q = \rho^2 + \kappa^2u_p^2$, $M = \rho c$;

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from odes import Escape, Overlaps, Solution, Transfer, gradient_at, self_moments, solve
 from odes.arguments import ArrayLike
+from odes.shown import Shown
 from theory.lanes import in_lanes
 from theory.trust import Validity
 from theory.tuning import FineTuning, fine_tuning
@@ -26,7 +27,7 @@ _NEVER = math.inf
 """At this fraction of the source loss the start counts as arrived, so that nothing stops pretraining before its end."""
 
 
-class Checkpoints(eqx.Module):
+class Checkpoints(Shown):
     r"""Weights along a pretraining run, and fine-tuning from each of them; every field is (n,).
 
     - `time`: the pretraining time; `strength` |w|, `alignment` cos(w, ω*), `distance` |w - ω*|;

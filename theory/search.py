@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, ScalarLike
 
 from odes import Activation, Family, Problem, gradient_at, noise_at, pretrained, self_moments
 from odes.arguments import ArrayLike
+from odes.shown import Shown
 
 
-class SearchPhase(eqx.Module):
+class SearchPhase(Shown):
     r"""The search phase of a single-index problem, linearised at U = 0 and no overlap.
 
     - `C` $= E[\sigma'(\lambda)\phi'(\lambda^*)]$ and `D` $= E[\sigma'^2] + E[(\sigma - \phi)\sigma'']$, at w0;
@@ -106,7 +107,7 @@ def noise_unit(problem: Problem) -> Float[Array, ""]:
     return phase.rate / phase.noise
 
 
-class UnstableMode(eqx.Module):
+class UnstableMode(Shown):
     r"""The growing mode of the search phase, in the coordinates $(u, p/\sqrt G)$ of one adapter row.
 
     - `up`, `cross`: the unit right eigenvector $e \propto (\lambda_+, \kappa\sqrt G)$;

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Overlaps, Problem, diffusion, gradient_at, kurtosis_at, mean_change, noise_at, pretrained
 from odes.quadrature import safe_sqrt
+from odes.shown import Shown
 from theory.meanings import Meaning
 from theory.search import SearchPhase, UnstableMode, fastest_decay
 from theory.starts import moves
@@ -114,7 +115,7 @@ def stretched(problem: Problem, phase: SearchPhase, crossing: Overlaps) -> Bool[
     return problem.sgd.learning_rate * fastest_decay(problem, phase) * longest > _FASTEST_DECAY
 
 
-class Fluctuations(eqx.Module):
+class Fluctuations(Shown):
     r"""What SGD noise at finite dimension does to an escape, at the overlaps where the flow escapes.
 
     - `relative`: the variance of U, over $|U|^2$: by so much the mean runs away from the flow;

@@ -1,12 +1,14 @@
 r"""Where the mean time of fine-tuning from given weights is computed, to leading order: one differentiable passage."""
 
+from typing import Any
+
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Problem
+from odes.shown import Shown
 from theory.passages import passage, patience
 from theory.search import fastest_decay, search_phase, unstable_mode
 from theory.starts import moves, typical_amplitude, typical_start
@@ -22,7 +24,7 @@ _SPLIT = 0.03
 """The time is trusted if that of a start which the rows share in another way differs by no more than this part."""
 
 
-class FineTuning(eqx.Module):
+class FineTuning(Shown):
     r"""Fine-tuning from given weights w0.
 
     - `time`: how long it takes from a typical random start, NaN where the goal is not reached ([`theory.patience`][]);
@@ -36,6 +38,9 @@ class FineTuning(eqx.Module):
     D: Float[Array, "*n"]
     amplitude: Float[Array, "*n"]
     validity: Int[Array, "*n"]
+
+    def shown(self) -> dict[str, Any]:
+        return super().shown() | {"validity": Validity.named(self.validity)}
 
     @property
     def trusted(self) -> Bool[Array, "*n"]:

@@ -1,7 +1,9 @@
 """The command `searchphase`: parses the flags, runs one command, turns bad input into one line and exit code 2."""
 
 import contextlib
+import importlib.metadata
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +20,9 @@ _LOOPS = ("simulate",)
 
 _INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
+
+_CLOSED = 141
+"""That of one whose standard output was closed."""
 
 _CLEARER = (
     (
@@ -39,15 +44,31 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns the exit code: 0 done, 1 the check said no, 2 bad input, 130 interrupted.
     """
     args = list(sys.argv[1:] if args is None else args)
+    if args == ["--version"]:
+        print(f"searchphase {importlib.metadata.version('searchphase')}")
+        return 0
     name = args[0] if args and args[0] in COMMANDS else None
+    try:
+        return _run(args, name)
+    except KeyboardInterrupt:  # while packages are imported
+        return _say(name, "interrupted", _INTERRUPTED)
+
+
+def _run(args: list[str], name: str | None) -> int:
     set_up(hurry=name not in _LOOPS)
     import jax
 
     from odes.arguments import ArgumentError
 
-    code = 2
+    chosen, code = None, 2
     try:
-        return parsed(args).run()
+        chosen = parsed(args)
+        code = chosen.run()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED
     except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"too large for this machine: {reason}"
@@ -57,7 +78,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         message = str(error)
     except KeyboardInterrupt:
-        message, code = "interrupted", _INTERRUPTED
+        kept = getattr(chosen, "interrupted", None)
+        message, code = f"interrupted{f'; {kept()}' if kept else ''}", _INTERRUPTED
+    return _say(name, message, code)
+
+
+def _say(name: str | None, message: str, code: int) -> int:
+    """Prints one line on standard error; returns the exit code."""
     one_line = message.replace("\n", " ")
     print(f"searchphase{f' {name}' if name else ''}: {one_line}", file=sys.stderr)
     return code
@@ -81,7 +108,7 @@ def parsed(args: list[str]) -> Any:
             return tyro.extras.subcommand_cli_from_dict(
                 {name: command(name) for name in COMMANDS},
                 prog="searchphase",
-                description="Escape times and training dynamics of LoRA fine-tuning in high dimension.",
+                description="Escape times and training dynamics of LoRA fine-tuning in high dimension (--version says which).",
                 args=args,
                 config=config,
             )

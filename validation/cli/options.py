@@ -9,7 +9,7 @@ import numpy as np
 
 from odes import SGD, Activation, Adapter, Escape, Family, Problem, Transfer, activation
 from odes.arguments import ArgumentError
-from theory import search_phase
+from theory import largest_noise_scale, search_phase
 from validation.checks.settings import mixture_place
 from validation.cli.output import OutputOptions
 from validation.cli.values import (
@@ -20,6 +20,7 @@ from validation.cli.values import (
     check_seed,
     positive,
 )
+from validation.simulation.points import Place
 
 _LARGEST_RANK = 4096
 
@@ -54,9 +55,7 @@ class LinkOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdapterOptions:
-    rank: int = 1
-    """Rank r of the adapter."""
+class RowOptions:
     scale: OptionalFloat = None
     """LoRA's alpha, kappa = alpha / r; r unless given, so kappa = 1."""
     lr_ratio: float = 1.0
@@ -64,30 +63,34 @@ class AdapterOptions:
     free_rows: bool = False
     """Let the rows of the down-matrix change length (they are rescaled to unit length after each step unless given)."""
 
-    @property
-    def adapter(self) -> Adapter:
-        check("rank", self.rank, f"at most {_LARGEST_RANK}", self.rank <= _LARGEST_RANK)
-        return Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
+    def adapter_of(self, rank: float) -> Adapter:
+        """The adapter of a rank."""
+        whole = 1 <= rank <= _LARGEST_RANK and rank == round(rank)
+        check("rank", rank, f"a whole number from 1 to {_LARGEST_RANK}", whole)
+        return Adapter(int(rank), scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainedOptions:
-    strength: Numbers = ()
-    """Length of the pretrained weights, rho = |w0| (0.5 unless given)."""
-    alignment: Numbers = ()
-    """Their cosine with the target, c (1 unless given: w0 = mu * target with mu = rho)."""
-    mixture: Numbers = ()
-    """Instead of strength and alignment: w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
+class AdapterOptions(RowOptions):
+    rank: int = 1
+    """Rank r of the adapter."""
 
-    def pretrained(self) -> list[tuple[float, float]]:
-        """Every (strength, alignment) that the flags ask for."""
-        if self.mixture:
-            if self.strength or self.alignment:
-                raise ArgumentError("mixture", "sets strength and alignment: give it alone, or give those two")
-            check("mixture", self.mixture, "finite", math.isfinite)
-            return [mixture_place(mu) for mu in self.mixture]
-        strengths, alignments = checked_places(self.strength or (0.5,), self.alignment or (1.0,))
-        return [(rho, cosine) for cosine in alignments for rho in strengths]
+    @property
+    def adapter(self) -> Adapter:
+        return self.adapter_of(self.rank)
+
+
+def _places(
+    strengths: tuple[float, ...], alignments: tuple[float, ...], mixtures: tuple[float, ...]
+) -> list[tuple[float, float]]:
+    """Every (strength, alignment) that the flags ask for; none are empty."""
+    if mixtures:
+        if strengths or alignments:
+            raise ArgumentError("mixture", "sets strength and alignment: give it alone, or give those two")
+        check("mixture", mixtures, "finite", math.isfinite)
+        return [mixture_place(mu) for mu in mixtures]
+    strengths, alignments = checked_places(strengths or (0.5,), alignments or (1.0,))
+    return [(rho, cosine) for cosine in alignments for rho in strengths]
 
 
 def checked_places(strength: tuple[float, ...], alignment: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
@@ -98,28 +101,87 @@ def checked_places(strength: tuple[float, ...], alignment: tuple[float, ...]) ->
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOptions(AdapterOptions, PretrainedOptions, LinkOptions):
-    def family(self, sgd: SGD) -> Family:
-        """All of the problem but the pretrained weights."""
-        student, teacher = self.links
-        return Family(student, teacher=teacher, adapter=self.adapter, sgd=sgd)
+class ModelOptions(AdapterOptions, LinkOptions):
+    """One problem."""
 
-    def problems(self, sgd: SGD) -> list[Problem]:
-        """The problem at every (strength, alignment) that the flags ask for."""
-        family = self.family(sgd)
-        return [family.at(*place) for place in self.pretrained()]
+    strength: OptionalFloat = None
+    """Length of the pretrained weights, rho = |w0| (0.5 unless given)."""
+    alignment: OptionalFloat = None
+    """Their cosine with the target, c (1 unless given: w0 = mu * target with mu = rho)."""
+    mixture: OptionalFloat = None
+    """Instead of strength and alignment: w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
 
     def place(self) -> tuple[float, float]:
-        """The one (strength, alignment) that the flags ask for."""
-        places = self.pretrained()
-        if len(places) != 1:
-            complaint = f"--strength, --alignment and --mixture take one value here, but stand for {len(places)}"
-            raise ArgumentError(None, complaint)
-        return places[0]
+        """The (strength, alignment) that the flags ask for."""
+        given = (self.strength, self.alignment, self.mixture)
+        (place,) = _places(*(() if value is None else (value,) for value in given))
+        return place
 
     def problem(self, sgd: SGD) -> Problem:
-        """The one problem that the flags ask for."""
-        return self.family(sgd).at(*self.place())
+        """The problem that the flags ask for."""
+        student, teacher = self.links
+        return Family(student, teacher=teacher, adapter=self.adapter, sgd=sgd).at(*self.place())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RateOptions:
+    batch_size: float = 500.0
+    """Fresh samples per SGD step; inf is gradient flow."""
+    learning_rate: float = 0.2
+    """Learning rate eta of the down-matrix; time is t = eta * step."""
+    label_noise: float = 0.0
+    """Variance of the noise on the labels."""
+
+    def sgd_at(self, dimension: float) -> SGD:
+        """SGD at a dimension."""
+        return SGD(
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            dimension=dimension,
+            label_noise=self.label_noise,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions(RateOptions, RowOptions, LinkOptions):
+    """Problems at several strengths, alignments, ranks and dimensions."""
+
+    strength: Numbers = ()
+    """Length of the pretrained weights, rho = |w0| (0.5 unless given)."""
+    alignment: Numbers = ()
+    """Their cosine with the target, c (1 unless given: w0 = mu * target with mu = rho)."""
+    mixture: Numbers = ()
+    """Instead of strength and alignment: w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
+    rank: Numbers = (1.0,)
+    """Rank r of the adapter (1 unless given)."""
+    dim: Numbers = ()
+    """Dimension d of the inputs (1000 unless given)."""
+
+    @property
+    def dimensions(self) -> tuple[float, ...]:
+        """The dimensions, one unless given."""
+        return self.dim or (1000.0,)
+
+    def pretrained(self) -> list[tuple[float, float]]:
+        """Every (strength, alignment) that the flags ask for."""
+        return _places(self.strength, self.alignment, self.mixture)
+
+    def families(self) -> list[Family]:
+        """All of the problems but the pretrained weights, at every rank and dimension that the flags ask for."""
+        student, teacher = self.links
+        return [
+            Family(student, teacher=teacher, adapter=self.adapter_of(rank), sgd=self.sgd_at(dimension))
+            for dimension in self.dimensions
+            for rank in self.rank
+        ]
+
+    def sweep(self) -> dict[Place, Problem]:
+        """The problem at every place that the flags ask for."""
+        return {
+            Place(*place, family.adapter.rank, float(family.sgd.dimension)): family.at(*place)
+            for family in self.families()
+            for place in self.pretrained()
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,37 +226,13 @@ class TransferOptions(AdapterOptions, LinkOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SGDOptions:
+class SGDOptions(RateOptions):
     dim: float = 1000.0
     """Dimension d of the inputs."""
-    batch_size: float = 500.0
-    """Fresh samples per SGD step; inf is gradient flow."""
-    learning_rate: float = 0.2
-    """Learning rate eta of the down-matrix; time is t = eta * step."""
-    label_noise: float = 0.0
-    """Variance of the noise on the labels."""
 
     @property
     def sgd(self) -> SGD:
-        return SGD(
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            dimension=self.dim,
-            label_noise=self.label_noise,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingOptions(SGDOptions):
-    up: float = 0.0
-    """Value of every entry of the up-matrix at the start."""
-    seed: int = 0
-    """Seed of the random numbers."""
-
-    def check_start(self) -> None:
-        """Raises ArgumentError for a start or a seed that cannot be used."""
-        check("up", self.up, "finite", math.isfinite)
-        check_seed(self.seed)
+        return self.sgd_at(self.dim)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,9 +269,18 @@ class EscapeOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
+class RunOptions(OutputOptions, EscapeOptions):
     t1: OptionalFloat = None
     """Time at which a run ends; 20 times tau unless given."""
+    up: float = 0.0
+    """Value of every entry of the up-matrix at the start."""
+    seed: int = 0
+    """Seed of the random numbers."""
+
+    def check_start(self) -> None:
+        """Raises ArgumentError for a start or a seed that cannot be used."""
+        check("up", self.up, "finite", math.isfinite)
+        check_seed(self.seed)
 
     def end_time(self, problem: Problem) -> float:
         """`--t1`, or 20 times the search phase's time scale if it was not given."""
@@ -247,3 +294,17 @@ class RunOptions(OutputOptions, EscapeOptions, TrainingOptions, ModelOptions):
                 "t1", f"must be given, because the search phase never ends at {place} (tau is infinite)"
             )
         return end
+
+
+def noise_forbids(problem: Problem, escape: Escape) -> str:
+    """What is to be said where SGD noise does not let the flow escape; empty where it does."""
+    theta = float(problem.sgd.noise_scale)
+    if not theta > 0:
+        return ""
+    largest = float(largest_noise_scale(problem, escape))
+    if not theta > largest:
+        return ""
+    return (
+        f"SGD noise forbids the escape: theta = eta * d / B = {theta:.4g}, but the flow escapes up to {largest:.4g} alone "
+        "(a larger --batch-size or a smaller --learning-rate reaches that)"
+    )

@@ -2,11 +2,14 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
-from odes.storage import write_dataset, write_whole
+from odes.arguments import ArgumentError
+from odes.storage import read_dataset, write_dataset, write_whole
 from validation.cli.report import print_json
 from validation.cli.values import OptionalPath, check_writable
+from validation.simulation.store import made_by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,6 +18,8 @@ class OutputOptions:
     """Print JSON instead of a table."""
     output: OptionalPath = None
     """Also write the result, with all that made it, to this netCDF file (.nc)."""
+    force: bool = False
+    """Write it even where --output holds the result of another command or of other flags."""
     plot: OptionalPath = None
     """Also draw the result to this file (.png, .pdf or .svg)."""
 
@@ -22,6 +27,10 @@ class OutputOptions:
         """Computes, prints, stores and draws; returns the exit code."""
         check_writable("output", self.output, (".nc",))
         check_writable("plot", self.plot, (".png", ".pdf", ".svg"))
+        if self.output and not self.force and not self.may_replace(Path(self.output)):
+            raise ArgumentError(
+                "output", f"{self.output} holds something else: name another file, or replace it by --force"
+            )
         result = self.compute()
         if self.json:
             print_json(self.document(result))
@@ -35,6 +44,19 @@ class OutputOptions:
             with figure_style():
                 write_whole(self.plot, self.draw(result).savefig)
         return self.exit_code(result)
+
+    def may_replace(self, file: Path) -> bool:
+        """Whether a file may be written: it is not there, or holds what the same flags made."""
+        if not file.exists():
+            return True
+        try:
+            return made_by(read_dataset(file), dataclasses.asdict(self))
+        except (ValueError, KeyError, OSError):
+            return False
+
+    def interrupted(self) -> str:
+        """What is to be said of an interrupted run: what is kept, and how to go on."""
+        return "nothing is kept"
 
     def compute(self) -> Any:
         """The command's result."""

@@ -74,13 +74,17 @@ def print_sample(columns: Mapping[str, Any]) -> None:
 
 
 def lines_of(
-    points: Sequence[dict[str, Any]], *, mixture: bool
+    points: Sequence[dict[str, Any]], *, mixture: bool = False
 ) -> Iterator[tuple[str, list[float], list[dict[str, Any]]]]:
-    """The lines of a picture against strength, one for each alignment: label, strengths, points.
+    """The lines of a picture against strength, one for each alignment, rank and dimension: label, strengths, points.
 
-    Mixtures are one line, against mu.
+    Mixtures are one line, against mu, for each rank and dimension.
     """
-    for alignment in [None] if mixture else dict.fromkeys(point["alignment"] for point in points):
-        chosen = [point for point in points if alignment is None or point["alignment"] == alignment]
+    names = ("rank", "dimension") if mixture else ("alignment", "rank", "dimension")
+    shown = [name for name in names if len({str(point[name]) for point in points}) > 1]
+    lines: dict[tuple, list[dict[str, Any]]] = {}
+    for point in points:
+        lines.setdefault(tuple(point[name] for name in shown), []).append(point)
+    for place, chosen in lines.items():
         strengths = [point["strength"] * (point["alignment"] if mixture else 1) for point in chosen]
-        yield "mixture" if alignment is None else f"alignment {alignment:g}", strengths, chosen
+        yield ", ".join(f"{name} {value:g}" for name, value in zip(shown, place, strict=True)), strengths, chosen

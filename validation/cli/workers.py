@@ -9,9 +9,9 @@ from collections.abc import Generator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
-from tqdm import tqdm
 
 from validation.cli.compilation import set_up
+from validation.progress import progress
 
 _WORTH_PROCESSES = 4
 
@@ -28,11 +28,11 @@ class Job(Protocol[Result]):
 
 
 def carry_out(jobs: Sequence[Job[Result]], *, unit: str, together: int = 1) -> Generator[Result]:
-    """The results of each job, in order, as they come, with a progress bar on standard error if that is a terminal.
+    """The results of each job, in order, as they come; standard error shows how many there are.
 
     On a CPU four jobs or more are shared between two processes; one process does `together` jobs in a row.
     """
-    bar = functools.partial(tqdm, total=len(jobs), unit=unit, disable=None)
+    bar = functools.partial(progress, total=len(jobs), unit=unit)
     if len(jobs) < _WORTH_PROCESSES or jax.default_backend() != "cpu":
         yield from (job.run() for job in bar(jobs))
         return

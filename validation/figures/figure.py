@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from odes import load
+from odes import read_dataset
 from odes.arguments import ArgumentError
 from odes.storage import provenance, write_dataset, write_whole
 from validation.figures.effort import Effort
@@ -57,7 +57,7 @@ class Figure:
             None, f"{file} does not hold the data of {self.name}: remove it, or name another --folder"
         )
         try:
-            dataset = load(file)
+            dataset = read_dataset(file)
         except (ValueError, OSError):
             raise foreign from None
         if dataset.attrs.get("figure") != json.dumps(self.name):
@@ -89,7 +89,7 @@ class Figure:
         dataset = self.compute(Work(effort, parts))
         write_dataset(dataset, file, kind="figure", figure=self.name, settings=settings)
         parts.remove()
-        return load(file)
+        return read_dataset(file)
 
     def files(self, folder: Path, dataset: Any) -> list[Path]:
         """Draws the dataset to a PDF and a PNG file."""

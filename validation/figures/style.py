@@ -70,6 +70,18 @@ def draw_simulated(ax: Any, x: Any, mean: Any, error: Any, *, direct: bool = Fal
     return ax.errorbar(x, mean, error, **{"elinewidth": 0.8, **marker, **style})
 
 
+def log_height(ax: Any) -> None:
+    """Makes the vertical axis logarithmic, with numbers also where it spans less than a decade."""
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high < 10 * low:
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        ax.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
 def time_axis(ax: Any, first: float, last: float) -> None:
     """A logarithmic axis of pretraining times that has room for time 0: linear up to `first`, ticks at 0 and powers of ten."""
     ax.set_xscale("symlog", linthresh=first, linscale=0.5)

@@ -13,10 +13,14 @@ from odes.arguments import ArrayLike, require
 from validation.simulation.basis import spanning_basis, to_coordinates
 from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation
-from validation.simulation.simulator import Simulator, whole_number
+from validation.simulation.simulator import Simulator, require_memory, whole_number
 
 _NUMBERS_AT_ONCE = 2**19
 """Seeds advance together while their inputs stay below this many numbers."""
+
+
+_COPIES = 3
+"""So many arrays of the size of a batch and of V are alive at once."""
 
 
 class Weights(eqx.Module):
@@ -126,6 +130,11 @@ def direct_simulator(
     batch, dimension = (whole_number(name, getattr(problem.sgd, name)) for name in ("batch_size", "dimension"))
     least = problem.frame_size + problem.adapter.rank
     require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
+    rows = problem.frame_size + _COPIES * (problem.adapter.rank + batch)
+    require_memory(
+        np.dtype(dtype).itemsize * dimension * rows,
+        f"direct simulation at d = {dimension:g}, B = {batch} (method chain needs little)",
+    )
     basis, initial = spanning_basis(problem), None
 
     def embed(rows: ArrayLike) -> Array:

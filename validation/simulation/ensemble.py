@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from tqdm import tqdm
 
 from odes import Escape, Overlaps, Problem, Stage, losses
-from odes.arguments import ArrayLike, require
+from odes.arguments import ArrayLike, require, require_key, require_kind
 from odes.gaussian import has_closed_form
 from odes.stages import require_alike, require_stage
+from validation.progress import progress as progress_of
 from validation.simulation.result import Simulation, even_records, references
 from validation.simulation.simulator import Simulator
 
@@ -220,6 +220,7 @@ def simulate_stages(
     *,
     key: PRNGKeyArray,
     seeds: int,
+    first_seed: int = 0,
     records: Sequence[int | ArrayLike],
     escape: Escape | None = None,
     until_escape: bool = False,
@@ -235,6 +236,7 @@ def simulate_stages(
     is that of one block of seeds and of the records. A run to more steps or of more seeds continues the same random numbers, and
     recording more often does not change them.
 
+    - `seeds`, `first_seed`: how many, and the number of the first. A seed's random numbers depend on the key and on its number alone;
     - `simulator`: of a stage's problem, with its recorded steps; all of the same kind;
     - `records`: for every stage the recorded steps (increasing, to the last one), or how many there are, evenly, after the start;
     - `escape`: find when every seed first meets this criterion in the last stage. It is looked at every step, and is linear
@@ -246,13 +248,19 @@ def simulate_stages(
     - `shared_start`: whether all seeds start alike, so that they differ by their data alone;
     - `block`: how many seeds may advance together; the simulators' `seeds_at_once` unless given. The same block gives the
         same numbers bit for bit, another one the same up to rounding;
-    - `progress`: show a progress bar on standard error if that is a terminal;
+    - `progress`: show on standard error how far it is ([`validation.progress.progress`][]);
     - `kept`: called with every block's number and a function that computes it; returns the block, computed or stored.
 
     **Raises** ArgumentError for fewer than one seed or stage, a block of fewer than one, records that do not fit the stages, numbers of
     stages that there are not, and if units, ranks, frames or dimensions differ.
     """
+    require_key(key)
+    require_kind("seeds", seeds, (int, np.integer), "a whole number of at least 1")
     require("seeds", seeds, "at least 1", lambda x: x >= 1)
+    require_kind("first_seed", first_seed, (int, np.integer), "a whole number of at least 0")
+    require("first_seed", first_seed, "at least 0", lambda x: x >= 0)
+    if escape is not None:
+        require_kind("escape", escape, Escape, "an Escape, such as Escape('loss', 0.5)")
     steps = _checked(stages, records)
     since = len(stages) - 1 if since is None else since
     require_stage("since", since, stages)
@@ -268,9 +276,9 @@ def simulate_stages(
     where = f"strength {float(_strength(problem)):.4g}, " if problem.is_single_index else ""
     label = f"{where}{seeds} seeds, d = {float(problem.sgd.dimension):g}"
     blocks = []
-    with tqdm(total=len(slices) * total, unit="step", disable=None if progress else True, desc=label) as bar:
+    with progress_of(total=len(slices) * total, unit="step", what=label, shown=progress) as bar:
         for number, part in enumerate(slices):
-            chosen = np.minimum(np.arange(part.start, part.start + size), seeds - 1)
+            chosen = first_seed + np.minimum(np.arange(part.start, part.start + size), seeds - 1)
 
             def compute(chosen=chosen, count=part.stop - part.start) -> Block:
                 keys = seed_keys(key, jax.device_put(chosen), shared_start)
@@ -281,7 +289,7 @@ def simulate_stages(
 
             blocks.append(compute() if kept is None else kept(number, compute))
             bar.update((number + 1) * total - bar.n)
-    return _gathered(simulators, steps, blocks, escape)
+    return _gathered(simulators, steps, blocks, first_seed + np.arange(seeds), escape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +345,11 @@ def _run_block(
 
 
 def _gathered(
-    simulators: Sequence[Simulator], steps: Sequence[np.ndarray], blocks: Sequence[Block], escape: Escape | None
+    simulators: Sequence[Simulator],
+    steps: Sequence[np.ndarray],
+    blocks: Sequence[Block],
+    seed: np.ndarray,
+    escape: Escape | None,
 ) -> list[Simulation]:
     """The [`validation.simulation.Simulation`][] of every stage that the blocks of its seeds make up; the escape is in the last."""
     whole = jax.tree.map(lambda *x: np.concatenate(x), *blocks)
@@ -350,6 +362,7 @@ def _gathered(
                 t=jax.device_put(rate * chosen.astype(whole.loss.dtype)),
                 overlaps=jax.tree.map(lambda x, part=part: jax.device_put(x[:, part]), whole.overlaps),
                 loss=jax.device_put(whole.loss[:, part]),
+                seed=jax.device_put(seed),
                 recorded=jax.device_put(np.clip(whole.recorded - first, 0, chosen.size)),
                 escape_times=jax.device_put(rate * (whole.escape_times if last else np.nan * whole.escape_times)),
                 escape=escape if last else None,
@@ -366,7 +379,8 @@ def checked_steps(name: str, steps: ArrayLike) -> np.ndarray:
     """The recorded steps as increasing, non-negative integers; ArgumentError with this name if they are not."""
     array = np.asarray(steps)
     allowed = "a list of increasing whole numbers from 0"
-    require(name, array, allowed, lambda x: x.ndim == 1 and x.size > 0 and np.all(x >= 0))
+    require(name, array, allowed, lambda x: x.ndim == 1 and x.size > 0 and x.dtype.kind in "iuf")
+    require(name, array, allowed, lambda x: np.all((x >= 0) & (x == np.round(x))))
     require(name, array, allowed, lambda x: np.all(np.diff(x) > 0))
     return array.astype(int)
 
@@ -379,7 +393,7 @@ def _checked(stages: Sequence[Stage], records: Sequence[int | ArrayLike]) -> lis
     for stage, some in zip(stages, records, strict=True):
         last = round(float(stage.duration) / float(stage.problem.sgd.learning_rate))
         if np.ndim(some) == 0:
-            require("records", some, "at least 1", lambda n: n >= 1)
+            require("records", some, "a whole number of at least 1", lambda n: (n >= 1) & (n == np.round(n)))
             steps.append(even_records(last, int(np.asarray(some))))
         else:
             steps.append(checked_steps("records", some))

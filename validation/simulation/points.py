@@ -1,29 +1,39 @@
 """Simulations of several problems in one call and in one file, which go on where they were interrupted."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from odes import Escape, Problem
+from odes import Activation, Escape, Problem
 from odes.arguments import ArgumentError
-from odes.storage import write_dataset
+from odes.storage import described, loads, write_dataset
 from validation.simulation.ensemble import simulate
-from validation.simulation.result import Simulation
+from validation.simulation.result import Simulation, joined
 from validation.simulation.simulator import Simulator
 from validation.simulation.store import Parts
+
+
+class Place(NamedTuple):
+    """Where a point of a sweep is."""
+
+    strength: float
+    alignment: float
+    rank: int
+    dimension: float
 
 
 def simulate_points(
     problems: Sequence[Problem],
     simulator: Callable[[Problem], Simulator],
     *,
-    places: Sequence[tuple[float, float]],
+    places: Sequence[Place],
     key: PRNGKeyArray,
     seeds: int,
+    first_seed: int = 0,
     steps: Sequence[np.ndarray],
     escape: Escape | None = None,
     until_escape: bool = False,
@@ -32,23 +42,30 @@ def simulate_points(
 ) -> list[Simulation]:
     """The simulation of every problem, with a progress bar; computed, or read where `parts` have it, and then stored.
 
-    A single point has the key itself, several have keys folded with their number. `places` are the strengths and alignments of the
-    problems' pretrained weights. For all else see [`validation.simulation.simulate`][].
+    Seeds have the same random numbers at every point, so that a point's result does not depend on the others; what differs
+    between points has a smaller error than two independent runs would give it. Of a finished file of fewer seeds the others are
+    computed and added. `places` say where the points are. For all else see [`validation.simulation.simulate`][].
 
     **Raises** ArgumentError for a final file that other settings made, unless parts show that it is to be replaced.
     """
     simulators = [simulator(problem) for problem in problems]
-    if parts is not None:
-        if (finished := _finished(parts)) is not None:
+    stored: list[Simulation] = []
+    if parts is not None and (finished := _finished(parts)) is not None:
+        stored = from_dataset(finished.isel(seed=slice(seeds)), problems, escape)
+        if stored[0].seed.size == seeds:
             parts.remove()
-            return from_dataset(finished, problems, escape)
+            return stored
+        block = json.loads(finished.attrs["seeds_per_block"])
+    there = stored[0].seed.size if stored else 0
+    if parts is not None:
         block = parts.block_size() or block
     block = simulators[0].seeds_at_once if block is None else block
     simulations = [
         simulate(
             some,
-            key=key if len(problems) == 1 else jax.random.fold_in(key, number),
-            seeds=seeds,
+            key=key,
+            seeds=seeds - there,
+            first_seed=first_seed + there,
             steps=steps[number],
             escape=escape,
             until_escape=until_escape,
@@ -58,8 +75,11 @@ def simulate_points(
         )
         for number, some in enumerate(simulators)
     ]
+    if stored:
+        simulations = [joined(pair) for pair in zip(stored, simulations, strict=True)]
     if parts is not None:
         what = {"command": parts.flags, "seeds_per_block": block, "problems": [p.to_dict() for p in problems]}
+        what["escape"] = None if escape is None else escape.to_dict()
         write_dataset(to_dataset(simulations, places), parts.path, kind="simulations", **what)
         parts.remove()
     return simulations
@@ -77,32 +97,77 @@ def _finished(parts: Parts) -> Any | None:
         return None
 
 
-def to_dataset(simulations: Sequence[Simulation], places: Sequence[tuple[float, float]]) -> Any:
-    """Simulations of one or several problems, with as many seeds and the same rank, as one `xarray.Dataset`.
+def to_dataset(simulations: Sequence[Simulation], places: Sequence[Place]) -> Any:
+    """Simulations of one or several problems, with as many seeds, as one `xarray.Dataset`.
 
     The variables are those of `Simulation.to_dataset` with dimensions (point, seed, record, ...); `time` (point, record) are the
-    recorded times. Points with fewer records than others are NaN in the rest. `strength` and `alignment` (point,) are the `places` of
-    the problems' pretrained weights.
+    recorded times. Points with fewer records or a smaller rank than others are NaN in the rest. The numbers of the `places` are
+    variables (point,).
     """
     import xarray
 
     most = max(simulation.t.size for simulation in simulations)
+    ranks = [simulation.problem.adapter.rank for simulation in simulations]
     points = []
-    for simulation in simulations:
+    for simulation, rank in zip(simulations, ranks, strict=True):
         dataset = simulation.to_dataset().drop_vars("time").rename_dims(time="record")
         dataset["time"] = ("record", np.asarray(simulation.t))
-        points.append(dataset.pad(record=(0, most - simulation.t.size)))
-    joined = xarray.concat(points, dim="point", data_vars="all", join="exact", combine_attrs="override")
-    for name, values in zip(("strength", "alignment"), zip(*places, strict=True), strict=True):
-        joined[name] = ("point", np.asarray(values))
-    return joined
+        missing = (0, max(ranks) - rank)
+        points.append(dataset.pad(record=(0, most - simulation.t.size), rank=missing, rank_=missing))
+    joint = xarray.concat(points, dim="point", data_vars="all", join="exact", combine_attrs="override")
+    for name in places[0]._fields:
+        column = _COLUMNS.get(name, name)
+        joint[column] = ("point", np.array([getattr(place, name) for place in places]))
+    return described(joint)
+
+
+_COLUMNS = {"rank": "rank_of_adapter"}
+"""The dataset's names for what is a dimension of it."""
 
 
 def from_dataset(dataset: Any, problems: Sequence[Problem], escape: Escape | None) -> list[Simulation]:
     """The simulations of `problems`, watched for an escape, in a dataset that [`to_dataset`][] made."""
     simulations = []
     for i, problem in enumerate(problems):
-        point = dataset.isel(point=i)
+        within = slice(problem.adapter.rank)
+        point = dataset.isel(point=i, rank=within, rank_=within)
         point = point.isel(record=np.isfinite(point["time"].values)).swap_dims(record="time")
         simulations.append(Simulation.from_dataset(point, problem, escape))
     return simulations
+
+
+@loads("simulations")
+def loaded(dataset: Any, **links: Activation) -> list[Simulation]:
+    """The simulations in a stored dataset."""
+    problems = [Problem.from_dict(values, **links) for values in json.loads(dataset.attrs["problems"])]
+    escape = json.loads(dataset.attrs["escape"])
+    return from_dataset(dataset, problems, None if escape is None else Escape(**escape))
+
+
+def places_of(dataset: Any) -> list[Place]:
+    """The places of the points in a stored dataset."""
+    columns = [dataset[_COLUMNS.get(name, name)].values.tolist() for name in Place._fields]
+    return [Place(*values) for values in zip(*columns, strict=True)]
+
+
+def merged(datasets: Sequence[Any]) -> Any:
+    """One dataset of several, of the same points with different seeds or of different points with the same seeds.
+
+    **Raises** ArgumentError for datasets that have seeds and points in common, or differ in both.
+    """
+    seeds = [frozenset(some["seed"].values.tolist()) for some in datasets]
+    places = [places_of(some) for some in datasets]
+    every, simulations = [place for some in places for place in some], [loaded(some) for some in datasets]
+    if all(some == places[0] for some in places) and len(frozenset.union(*seeds)) == sum(map(len, seeds)):
+        whole, where = [joined(parts) for parts in zip(*simulations, strict=True)], places[0]
+    elif all(some == seeds[0] for some in seeds) and len(set(every)) == len(every):
+        whole, where = [simulation for some in simulations for simulation in some], every
+    else:
+        needed = "the same points and no seed twice (--seed-offset), or the same seeds and no point twice"
+        raise ArgumentError(None, f"the files must have {needed}")
+    attributes = datasets[0].attrs | {"problems": json.dumps([some.problem.to_dict() for some in whole])}
+    flags = json.loads(attributes["command"]) | {"mixture": [], "seeds": int(whole[0].seed.size)}
+    flags["seed_offset"] = int(np.min(whole[0].seed))
+    for flag, name in (("strength", "strength"), ("alignment", "alignment"), ("rank", "rank"), ("dim", "dimension")):
+        flags[flag] = list(dict.fromkeys(getattr(place, name) for place in where))
+    return to_dataset(whole, where).assign_attrs(attributes | {"command": json.dumps(flags)})

@@ -1,6 +1,9 @@
 """What a finite-d simulation gives, whichever simulator ran it: overlaps of every seed at recorded steps."""
 
+import dataclasses
+import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Overlaps, Problem, Solution, Trajectory, losses
+from odes import Activation, Escape, Overlaps, Problem, Solution, Trajectory, losses
 from odes.arguments import require
-from odes.storage import write_dataset
+from odes.storage import described, loads, write_dataset
+
+_BLOWN_UP = 1e4
 
 
 class Simulation(Trajectory):
@@ -19,7 +24,7 @@ class Simulation(Trajectory):
 
     - `t` (T,): the recorded times, η * step; `overlaps`: an [`odes.Overlaps`][] with (seeds, T) in front of every shape;
     - `loss` (seeds, T): the population loss of the realised overlaps, NaN in records that an early stop left out;
-    - `recorded` (seeds,): how many of the records were taken;
+    - `seed` (seeds,): the seeds' numbers; `recorded` (seeds,): how many of the records were taken;
     - `escape_times` (seeds,): when each seed met the criterion `escape`, found to the step; NaN where it did not or there is none;
     - `problem`; `method`: the simulator's name; `dtype`: the floating point type of its arithmetic.
     """
@@ -27,6 +32,7 @@ class Simulation(Trajectory):
     t: Float[Array, " T"]
     overlaps: Overlaps
     loss: Float[Array, "seeds T"]
+    seed: Int[Array, " seeds"]
     recorded: Int[Array, " seeds"]
     escape_times: Float[Array, " seeds"]
     escape: Escape | None
@@ -41,18 +47,25 @@ class Simulation(Trajectory):
 
     @property
     def diverged(self) -> Bool[np.ndarray, " seeds"]:
-        """Which seeds have a loss that is infinite or not a number: the learning rate was too large for them."""
+        """Which seeds have a loss that is not a number, or 10^4 times 1 or their first one: the learning rate was too large for them."""
+        loss = np.asarray(self.loss)
         taken = np.arange(self.t.size)[None] < np.asarray(self.recorded)[:, None]
-        return np.asarray((taken & ~np.isfinite(self.loss)).any(axis=1))
+        return np.asarray((taken & ~(loss <= _BLOWN_UP * np.maximum(loss[:, :1], 1))).any(axis=1))
 
     def to_dataset(self):
         """Overlaps and loss of every seed as an `xarray.Dataset`."""
         import xarray
 
-        return xarray.Dataset(
-            records_to_variables(self.overlaps, self.loss, self.recorded, self.escape_times),
-            coords={"time": np.asarray(self.t)},
-            attrs={"method": self.method, "simulation_dtype": self.dtype},
+        return described(
+            xarray.Dataset(
+                records_to_variables(self.overlaps, self.loss, self.recorded, self.escape_times),
+                coords={
+                    "time": np.asarray(self.t),
+                    "seed": np.asarray(self.seed),
+                    "frame": list(self.problem.directions),
+                },
+                attrs={"method": self.method, "simulation_dtype": self.dtype},
+            )
         )
 
     @classmethod
@@ -63,6 +76,7 @@ class Simulation(Trajectory):
             t=jax.device_put(dataset["time"].values),
             overlaps=overlaps,
             loss=loss,
+            seed=jax.device_put(dataset["seed"].values),
             recorded=recorded,
             escape_times=escape_times,
             escape=escape,
@@ -100,6 +114,27 @@ class Simulation(Trajectory):
         seeds, records = self.loss.shape
         d = float(self.problem.sgd.dimension)
         return f"Simulation ({self.method}) of {seeds} seeds at d = {d:g} to t = {float(np.asarray(self.t)[-1]):g}, {records} records"
+
+
+@loads("simulation")
+def _loaded(dataset: Any, **links: Activation) -> Simulation:
+    """The simulation in a stored dataset."""
+    escape = json.loads(dataset.attrs["escape"])
+    problem = Problem.from_dict(json.loads(dataset.attrs["problem"]), **links)
+    return Simulation.from_dataset(dataset, problem, None if escape is None else Escape(**escape))
+
+
+def joined(parts: Sequence[Simulation]) -> Simulation:
+    """One simulation of all seeds of several that are alike but for their seeds, in the order of their numbers.
+
+    **Raises** ArgumentError for seeds that are in two of them.
+    """
+    first, names = parts[0], ("overlaps", "loss", "seed", "recorded", "escape_times")
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *([getattr(part, name) for name in names] for part in parts))
+    numbers, places = np.unique(whole[2], return_index=True)
+    require("seed", len(whole[2]), "different in every part", lambda n: n == numbers.size)
+    chosen = jax.tree.map(lambda x: jax.device_put(x[places]), whole)
+    return dataclasses.replace(first, **dict(zip(names, chosen, strict=True)))
 
 
 @eqx.filter_jit
@@ -145,9 +180,8 @@ def records_to_variables(
 
 def records_from_variables(variables: Any) -> tuple[Overlaps, Array, Array, Array]:
     """Overlaps, loss, number of records and escape times of the seeds that [`records_to_variables`][] wrote."""
-    names = ("up", "cross", "down_gram", "loss", *_OF_SEEDS)
-    up, cross, down_gram, *others = (jax.device_put(variables[name].values) for name in names)
-    return Overlaps(up, cross, down_gram), *others
+    others = (jax.device_put(variables[name].values) for name in ("loss", *_OF_SEEDS))
+    return Overlaps.from_variables(variables), *others
 
 
 def even_steps(t1: float, learning_rate: float, records: int) -> np.ndarray:

@@ -1,14 +1,18 @@
 """What a simulator of one-pass SGD at finite dimension is."""
 
 import abc
+import contextlib
+import os
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from odes import Overlaps, Problem
-from odes.arguments import require
+from odes.arguments import ArgumentError, require
 
 
 class Simulator(eqx.Module):
@@ -38,6 +42,26 @@ class Simulator(eqx.Module):
     @abc.abstractmethod
     def taken_over(self, state: Any, before: "Simulator") -> Any:
         """The state in which another simulator of the same kind and frame, `before`, has left off, as one of this simulator."""
+
+
+def available_memory() -> float:
+    """The bytes that this process may use on JAX's device: the device's own, or the machine's and its control group's."""
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return float(limit)
+    sizes = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
+        sizes.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes)
+
+
+def require_memory(needed: float, what: str) -> None:
+    """Raises ArgumentError, before the operating system ends the process, if `what` needs more bytes than there are."""
+    there = available_memory()
+    if needed > there:
+        raise ArgumentError(
+            None, f"{what} needs about {needed / 2**30:.3g} GiB of memory, but there are {there / 2**30:.3g} GiB"
+        )
 
 
 def whole_number(name: str, value: Array) -> int:

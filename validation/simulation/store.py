@@ -8,20 +8,20 @@ goes.
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from odes import load
+from odes import read_dataset
 from odes.arguments import ArgumentError
 from odes.storage import provenance, write_dataset
 from validation.simulation.ensemble import Block, Kept
 from validation.simulation.result import records_from_variables, records_to_variables
 
-_INCIDENTAL = ("output", "plot", "json", "resume")
+_INCIDENTAL = ("output", "plot", "json", "resume", "force")
 """Flags that do not determine a result's numbers."""
 
 
@@ -86,24 +86,19 @@ class Parts:
     def load(self, file: Path) -> Any:
         """A stored dataset; ArgumentError naming what differs if other settings made it."""
         try:
-            dataset = load(file)
-            made_by = _settings(dataset.attrs)
+            dataset = read_dataset(file)
+            _settings(dataset.attrs)
         except (ValueError, KeyError, OSError):
             raise ArgumentError(
                 None, f"{file} is not a result of this command: remove it, or name another --output"
             ) from None
-        now = _settings(provenance(command=self.flags))
-        differing = [
-            f"{name} {_shown(made_by.get(name))} (now {_shown(now.get(name))})"
-            for name in dict.fromkeys([*now, *made_by])
-            if made_by.get(name) != now.get(name)
-        ]
-        if differing:
-            what = ", ".join(differing)
+        now = provenance(command=self.flags)
+        if found := differing(dataset.attrs, now, ("seeds",) if file == Path(self.path) else (), against="now"):
+            what = ", ".join(found)
             raise ArgumentError(
                 None, f"{file} was made with {what}: --resume takes the same again, or name another --output"
             )
-        if "escape_times" not in dataset:
+        if "escape_times" not in dataset or (file == Path(self.path) and "seed" not in dataset.coords):
             raise ArgumentError(None, f"{file} was made by another version: remove it, or name another --output")
         return dataset
 
@@ -111,9 +106,31 @@ class Parts:
 def _settings(attributes: dict[str, str]) -> dict[str, Any]:
     """What determines the numbers of a stored result, by name."""
     flags = json.loads(attributes["command"])
-    settings = {f"--{key.replace('_', '-')}": value for key, value in flags.items() if key not in _INCIDENTAL}
+    settings = {_flag(key): value for key, value in flags.items() if key not in _INCIDENTAL}
     settings |= {key.removeprefix("version_"): attributes[key] for key in attributes if key.startswith("version_")}
     return settings | {"device": attributes["device"], "floating point type": attributes["dtype"]}
+
+
+def made_by(dataset: Any, flags: dict[str, Any]) -> bool:
+    """Whether a command with the same `flags`, but for incidental ones, made a stored dataset."""
+    return not any(word.startswith("--") for word in differing(dataset.attrs, provenance(command=flags)))
+
+
+def differing(
+    attributes: dict[str, str], others: dict[str, str], free: Sequence[str] = (), *, against: str = "there"
+) -> list[str]:
+    """Which of the settings that determine a stored result are not those of another, in words; `free` flags may differ."""
+    ours, theirs = _settings(attributes), _settings(others)
+    fixed = [name for name in dict.fromkeys([*theirs, *ours]) if name not in {_flag(key) for key in free}]
+    return [
+        f"{name} {_shown(ours.get(name))} ({against} {_shown(theirs.get(name))})"
+        for name in fixed
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _shown(value: Any) -> str:

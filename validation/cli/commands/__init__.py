@@ -7,6 +7,7 @@ COMMANDS = (
     "phase-diagram",
     "solve",
     "simulate",
+    "merge",
     "validate",
     "checkpoints",
     "remedies",

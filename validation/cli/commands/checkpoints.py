@@ -17,7 +17,7 @@ from validation.cli.options import ConfirmOptions, EscapeOptions, TransferOption
 from validation.cli.output import OutputOptions
 from validation.cli.report import rows_of, spread_over, table
 from validation.cli.values import OptionalFloat, check
-from validation.figures.style import time_axis
+from validation.figures.style import log_height, time_axis
 
 _SHOWN = 9
 _CLOSE = 0.3
@@ -129,7 +129,8 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
             draw_case(panels[case.words], case, f"C{cosines.index(float(case.transfer.cosine))}")
         times = result[0].verdict.swept.time
         for goal, ax in panels.items():
-            ax.set(yscale="log", title=f"to {goal}")
+            ax.set(title=f"to {goal}")
+            log_height(ax)
             time_axis(ax, float(times[1]), float(times[-1]))
         if len(cosines) > 1:
             panels[goals[0]].legend(title=r"cosine $\omega_s\cdot\omega^*$")

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odes import SGD, Family, Problem
 from odes import Escape as Criterion
+from odes import Family, Problem
 from theory import critical_points, escape_law, largest_noise_scale, plateau, sweep
-from validation.cli.options import EscapeOptions, ModelOptions
+from validation.cli.options import EscapeOptions, SweepOptions
 from validation.cli.output import OutputOptions
 from validation.cli.report import lines_of, rows_of, table
-from validation.cli.values import OptionalFloat
-from validation.figures.style import STRENGTH_LABEL, TAU_LABEL
+from validation.cli.values import Numbers
+from validation.figures.style import LENGTH_LABEL, STRENGTH_LABEL, TAU_LABEL, link_label, log_height
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PLATEAU = ("up", "rate", "tau", "drift")
+_PLACE = ("strength", "alignment", "rank", "dimension")
 _MOMENTS = ("mean", "std", "mean_error", "std_error", "probability")
 _NO_LAW = dict.fromkeys(_MOMENTS, np.nan) | {"quantiles": None, "doubt": None}
 
@@ -32,43 +33,35 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Escape(OutputOptions, EscapeOptions, ModelOptions):
+class Escape(OutputOptions, EscapeOptions, SweepOptions):
     """Rate and time scale of the search phase, critical strengths and, at a dimension, the law of the escape time."""
 
-    dim: OptionalFloat = None
-    """Dimension d; gives the law of the escape time over random starts and SGD noise (needs more time)."""
+    dim: Numbers = ()
+    """Dimension d; gives the law of the escape time over random starts and SGD noise (needs more time; no law unless given)."""
     noise_limit: bool = False
     """Also find the largest noise scale theta = eta * d / B at which SGD still escapes (needs more time)."""
-    batch_size: float = float("inf")
-    """Fresh samples per SGD step; inf is gradient flow."""
-    learning_rate: float = 0.2
-    """Learning rate eta of the down-matrix; time is t = eta * step."""
-    label_noise: float = 0.0
-    """Variance of the noise on the labels."""
 
     def compute(self) -> Found:
-        places = np.asarray(self.pretrained())
-        sgd = SGD(
-            dimension=1000.0 if self.dim is None else self.dim,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            label_noise=self.label_noise,
-        )
-        escape, family = self.escape, self.family(sgd)
-        phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
-
-        problems = [family.at(*place) for place in places.tolist()]
-        columns: dict[str, Any] = {"strength": places[:, 0], "alignment": places[:, 1]}
-        columns |= {name: np.asarray(getattr(phase, name)) for name in ("C", "D", "G", "noise", "loss", "rate", "tau")}
-        columns["plateau"] = [
-            settled(problem) if D < 0 else None for problem, D in zip(problems, columns["D"], strict=True)
-        ]
-        laws = [_NO_LAW if self.dim is None else law_of(problem, escape) for problem in problems]
-        columns |= {_column(name): [law[name] for law in laws] for name in _NO_LAW}
-        columns["largest_noise_scale"] = np.full(len(places), np.nan)
-        if self.noise_limit:
-            columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, escape) for p in problems])
-        return Found(rows_of(columns), self.critical(family, places))
+        escape, places, points = self.escape, np.asarray(self.pretrained()), []
+        families = self.families()
+        for family in families:
+            phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
+            problems = [family.at(*place) for place in places.tolist()]
+            columns: dict[str, Any] = {"strength": places[:, 0], "alignment": places[:, 1]}
+            columns["rank"] = [family.adapter.rank] * len(places)
+            columns["dimension"] = [float(family.sgd.dimension) if self.dim else np.nan] * len(places)
+            names = ("C", "D", "G", "noise", "loss", "rate", "tau")
+            columns |= {name: np.asarray(getattr(phase, name)) for name in names}
+            columns["plateau"] = [
+                settled(problem) if D < 0 else None for problem, D in zip(problems, columns["D"], strict=True)
+            ]
+            laws = [law_of(problem, escape) if self.dim else _NO_LAW for problem in problems]
+            columns |= {_column(name): [law[name] for law in laws] for name in _NO_LAW}
+            columns["largest_noise_scale"] = np.full(len(places), np.nan)
+            if self.noise_limit:
+                columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, escape) for p in problems])
+            points.extend(rows_of(columns))
+        return Found(points, self.critical(families[0], places))
 
     def critical(self, family: Family, places: np.ndarray) -> list[dict[str, float]]:
         """The gradient's zeros along each family, up to the largest strength asked for or 1 (to mu = 1 for mixtures)."""
@@ -89,8 +82,9 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
 
     def report(self, result: Found) -> None:
         hidden = {"escape_time_quantiles", "escape_time_doubt"}
-        if self.dim is None:
+        if not self.dim:
             hidden |= {_column(name) for name in _MOMENTS}
+        hidden |= {name for name in ("rank", "dimension") if len({str(point[name]) for point in result.points}) == 1}
         if not self.noise_limit:
             hidden.add("largest_noise_scale")
         if not any(point["plateau"] for point in result.points):
@@ -101,10 +95,10 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
                 row["plateau"] = "|u| = {up:.4g}, rate {rate:.4g}, drift {drift:.4g}".format(**row["plateau"])
         print(table(rows))
         for point in result.points:
-            place = f"strength {point['strength']:g}, alignment {point['alignment']:g}"
+            place = ", ".join(f"{name} {point[name]:g}" for name in _PLACE if name not in hidden)
             if point["escape_time_doubt"]:
                 print(f"no escape time at {place}: {point['escape_time_doubt']}")
-            elif self.dim is not None:
+            elif self.dim:
                 spread = ", ".join(f"{level}: {time:.4g}" for level, time in point["escape_time_quantiles"].items())
                 met = " (w0 meets the goal)" if point["escape_time_std"] == 0 else ""
                 print(f"quantiles of the escape time at {place}: {spread}{met}")
@@ -119,7 +113,7 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         columns: dict[str, Any] = {name: [point[name] for point in result.points] for name in result.points[0]}
         plateaus, quantiles = columns.pop("plateau"), columns.pop("escape_time_quantiles")
         columns["escape_time_doubt"] = [doubt or "" for doubt in columns["escape_time_doubt"]]
-        for level in _QUANTILES if self.dim is not None else ():
+        for level in _QUANTILES if self.dim else ():
             columns[f"escape_time_quantile_{level}"] = [times[str(level)] for times in quantiles]
         for name in _PLATEAU:
             columns[f"plateau_{name}"] = [np.nan if some is None else some[name] for some in plateaus]
@@ -140,7 +134,9 @@ class Escape(OutputOptions, EscapeOptions, ModelOptions):
         for zero in result.critical:
             if low <= zero["strength"] <= high:
                 ax.axvline(zero["strength"], color="0.6", linestyle=":", linewidth=0.8)
-        ax.set(yscale="log", xlabel=STRENGTH_LABEL, ylabel=TAU_LABEL, title=self.activation)
+        label = STRENGTH_LABEL if self.mixture or not self.alignment else LENGTH_LABEL
+        ax.set(xlabel=label, ylabel=TAU_LABEL, title=link_label(self.activation))
+        log_height(ax)
         if several:
             ax.legend()
         return figure

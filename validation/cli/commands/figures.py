@@ -67,6 +67,10 @@ class Figures:
             print_json({"written": written})
         return 0
 
+    def interrupted(self) -> str:
+        """What is to be said of an interrupted run."""
+        return f"{self.folder} keeps what is finished: the same command goes on"
+
     def report(self, sentences: dict[str, str]) -> None:
         if self.json:
             print_json({"figures": [{"name": name, "shows": sentence} for name, sentence in sentences.items()]})

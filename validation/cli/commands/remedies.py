@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from odes import Escape
 from theory import WAYS, Remedy, remedies
@@ -15,6 +14,7 @@ from validation.checks.confirm import confirmed_remedy
 from validation.cli.options import ConfirmOptions, EscapeOptions, ModelOptions
 from validation.cli.output import OutputOptions
 from validation.cli.report import table
+from validation.progress import progress
 
 _WORDS = ("words", "settings", "edge", "doubt")
 """What is told of a remedy beside its numbers."""
@@ -38,7 +38,7 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
     def compute(self) -> list[dict[str, Any]]:
         self.check_confirm()
         goal = self.escape if self.goal is None else Escape("absolute", self.goal)
-        found = list(tqdm(remedies(self.problem(self.sgd), goal, ways=self.ways), unit="remedy", disable=None))
+        found = list(progress(remedies(self.problem(self.sgd), goal, ways=self.ways), unit="remedy"))
         found.sort(key=lambda remedy: (not np.isfinite(remedy.samples), remedy.samples))
         rows = [describe(remedy, found) for remedy in found]
         if self.confirm:

@@ -1,36 +1,42 @@
 """`searchphase simulate`: SGD at finite dimension."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import diffrax
 import jax
 import numpy as np
 
-from odes import Problem
+from odes import Problem, Solution, solve
 from odes.arguments import ArgumentError
-from validation.cli.options import RunOptions
+from validation.cli.options import RunOptions, SweepOptions, noise_forbids
 from validation.cli.report import lines_of, print_sample, table
 from validation.cli.values import OptionalInt, check
-from validation.figures.style import ESCAPE_LABEL, STRENGTH_LABEL
+from validation.figures.style import ESCAPE_LABEL, LENGTH_LABEL, link_label, log_height
 from validation.simulation.chain import chain_simulator
 from validation.simulation.direct import direct_simulator
-from validation.simulation.points import simulate_points
+from validation.simulation.points import Place, simulate_points
 from validation.simulation.result import Simulation, even_steps, observables
 from validation.simulation.simulator import Simulator
 from validation.simulation.store import Parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Simulate(RunOptions):
-    """Train at finite dimension by one-pass SGD: several seeds, at one or several strengths.
+class Simulate(RunOptions, SweepOptions):
+    """Train at finite dimension by one-pass SGD: several seeds, at one or several strengths, alignments, ranks and dimensions.
 
-    With --output every block of seeds is stored as soon as it is finished, so that an interrupted run can go on.
+    With --output every block of seeds is stored as soon as it is finished, so that an interrupted run can go on. Seed n has the same
+    random numbers in every run with the same --seed, and at every point.
     """
 
     method: Literal["direct", "chain", "gaussian"] = "direct"
     """"direct" trains d-dimensional weights; "chain" is exact in law at any d; "gaussian" is the chain with normal batch means."""
     seeds: int = 8
-    """Number of independent runs at every strength."""
+    """Number of independent runs at every point."""
+    seed_offset: int = 0
+    """Number of the first seed, so that parts of a run can be computed apart and put together by `searchphase merge`."""
     records: int = 100
     """Number of recorded times after the start."""
     until_escape: bool = False
@@ -40,26 +46,39 @@ class Simulate(RunOptions):
     block: OptionalInt = None
     """How many seeds, at most, advance together and are stored together; as many as are fastest unless given."""
     resume: bool = False
-    """Go on with the run that stored to --output, same flags; start it if there is none, print it again if it is finished."""
+    """Go on with the run that stored to --output, same flags; start it if there is none, print it again if it is finished. More
+    --seeds than a finished run has are added to it."""
 
     def compute(self) -> list[Simulation]:
         check("records", self.records, "at least 1", self.records >= 1)
         if self.resume and self.output is None:
             raise ArgumentError("resume", "goes on with what --output stored: give both")
         self.check_start()
-        problems = self.problems(self.sgd)
+        check("seed_offset", self.seed_offset, "at least 0", self.seed_offset >= 0)
+        points = self.sweep()
         return simulate_points(
-            problems,
+            list(points.values()),
             self.simulator,
-            places=self.pretrained(),
+            places=list(points),
             key=jax.random.key(self.seed),
             seeds=self.seeds,
-            steps=[even_steps(self.end_time(problem), self.learning_rate, self.records) for problem in problems],
+            first_seed=self.seed_offset,
+            steps=[even_steps(self.end_time(some), self.learning_rate, self.records) for some in points.values()],
             escape=self.escape,
             until_escape=self.until_escape,
             block=self.block,
             parts=None if self.output is None else Parts(self.output, dataclasses.asdict(self), self.resume),
         )
+
+    def may_replace(self, file: Path) -> bool:
+        return self.resume or super().may_replace(file)
+
+    def interrupted(self) -> str:
+        if self.output is None:
+            return "nothing is kept: give --output to keep what is finished"
+        if not Path(f"{self.output}.parts").exists():
+            return "no block of seeds was finished"
+        return f"{self.output}.parts keeps the blocks that are finished: the same command with --resume goes on"
 
     def store(self, result: list[Simulation], path: str) -> None:
         """Nothing is left to do: the result is stored as it comes."""
@@ -70,66 +89,65 @@ class Simulate(RunOptions):
             return direct_simulator(problem, up=self.up, dtype=self.dtype)
         return chain_simulator(problem, up=self.up, normal_batches=self.method == "gaussian", dtype=self.dtype)
 
-    def placed(self, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What there is to say of every point, after where it is."""
-        return [
-            {"strength": strength, "alignment": alignment} | point
-            for (strength, alignment), point in zip(self.pretrained(), points, strict=True)
-        ]
-
     def document(self, result: list[Simulation]) -> dict[str, Any]:
-        return {"points": self.placed([self.point(simulation) for simulation in result])}
-
-    def point(self, simulation: Simulation) -> dict[str, Any]:
-        """What is printed of one point: moments over the seeds that did not diverge, at every record, and escape times."""
-        times = {"escape_times": simulation.escape_times, "diverged": int(simulation.diverged.sum())}
-        return moments(simulation) | times
+        return {"points": points_of(result, list(self.sweep()))}
 
     def report(self, result: list[Simulation]) -> None:
-        if len(result) > 1:
-            print(table(self.placed([self.statistics(simulation) for simulation in result])))
-            print(f"{self.seeds} seeds at every point; escape times are those of the seeds that escaped")
-            return
-        (simulation,) = result
-        escaped = self.statistics(simulation)
+        report(result, list(self.sweep()))
+        for simulation in result:
+            if np.isnan(simulation.escape_times).all() and (words := noise_forbids(simulation.problem, self.escape)):
+                print(words)
+
+    def exit_code(self, result: list[Simulation]) -> int:
+        return 1 if any(simulation.diverged.all() for simulation in result) else 0
+
+    def draw(self, result: list[Simulation]) -> Any:
+        return draw(result, list(self.sweep()))
+
+
+def described(simulation: Simulation) -> dict[str, Any]:
+    """What is printed of one point: moments over the seeds that did not diverge, at every record, and escape times."""
+    times = {"escape_times": simulation.escape_times, "diverged": int(simulation.diverged.sum())}
+    return moments(simulation) | times
+
+
+def points_of(simulations: Sequence[Simulation], places: Sequence[Place]) -> list[dict[str, Any]]:
+    """What there is to say of every point, after where it is."""
+    return [place._asdict() | described(some) for place, some in zip(places, simulations, strict=True)]
+
+
+def statistics(simulation: Simulation) -> dict[str, Any]:
+    """How many seeds escaped, the mean of their escape times with its standard error, their standard deviation."""
+    times = np.asarray(simulation.escape_times)
+    times = times[np.isfinite(times)]
+    std = times.std(ddof=1) if times.size > 1 else np.nan
+    return {
+        "escaped": times.size,
+        "escape_time_mean": times.mean() if times.size else np.nan,
+        "standard_error": std / np.sqrt(max(times.size, 1)),
+        "escape_time_std": std,
+        "diverged": int(simulation.diverged.sum()),
+    }
+
+
+def report(simulations: Sequence[Simulation], places: Sequence[Place]) -> None:
+    """Prints the statistics of several points, or one point at some of its records."""
+    seeds = simulations[0].seed.size
+    if len(simulations) > 1:
+        rows = [place._asdict() | statistics(some) for place, some in zip(places, simulations, strict=True)]
+        alike = {name for name in ("rank", "dimension") if len({row[name] for row in rows}) == 1}
+        print(table([{name: value for name, value in row.items() if name not in alike} for row in rows]))
+        print(f"{seeds} seeds at every point; escape times are those of the seeds that escaped")
+    else:
+        (simulation,) = simulations
+        escaped = statistics(simulation)
         print_sample(moments(simulation))
         print(simulation)
         mean = f": mean {escaped['escape_time_mean']:.5g}" if escaped["escaped"] else ""
         spread = ", standard error {standard_error:.2g}, std {escape_time_std:.3g}" if escaped["escaped"] > 1 else ""
-        print(f"{escaped['escaped']} of {self.seeds} seeds escaped{mean}{spread.format(**escaped)}")
-        if escaped["diverged"]:
-            print(f"{escaped['diverged']} seeds diverged and are left out of the means: try a smaller --learning-rate")
-
-    def statistics(self, simulation: Simulation) -> dict[str, Any]:
-        """How many seeds escaped, the mean of their escape times with its standard error, their standard deviation."""
-        times = np.asarray(simulation.escape_times)
-        times = times[np.isfinite(times)]
-        mean = times.mean() if times.size else np.nan
-        std = times.std(ddof=1) if times.size > 1 else np.nan
-        return {
-            "escaped": times.size,
-            "escape_time_mean": mean,
-            "standard_error": std / np.sqrt(max(times.size, 1)),
-            "escape_time_std": std,
-            "diverged": int(simulation.diverged.sum()),
-        }
-
-    def draw(self, result: list[Simulation]) -> Any:
-        """The loss of one simulation, or the mean escape times of several, with their standard errors, against strength."""
-        import matplotlib.pyplot as plt
-
-        figure, ax = plt.subplots(figsize=(3.4, 2.5))
-        if len(result) == 1:
-            result[0].plot(ax)
-            return figure
-        points = self.placed([self.statistics(simulation) for simulation in result])
-        for label, strengths, chosen in lines_of(points, mixture=bool(self.mixture)):
-            means, errors = ([point[name] for point in chosen] for name in ("escape_time_mean", "standard_error"))
-            ax.errorbar(strengths, means, errors, fmt="o", markersize=3, elinewidth=0.8, label=label)
-        ax.set(yscale="log", xlabel=STRENGTH_LABEL, ylabel=ESCAPE_LABEL, title=f"{self.activation}, $d$ = {self.dim:g}")
-        if len(ax.containers) > 1:
-            ax.legend()
-        return figure
+        print(f"{escaped['escaped']} of {seeds} seeds escaped{mean}{spread.format(**escaped)}")
+    if diverged := sum(int(simulation.diverged.sum()) for simulation in simulations):
+        print(f"{diverged} seeds diverged and are left out of the means: try a smaller --learning-rate")
 
 
 def moments(simulation: Simulation) -> dict[str, Any]:
@@ -141,3 +159,42 @@ def moments(simulation: Simulation) -> dict[str, Any]:
         whole = np.full_like(values, np.nan) if diverged.all() else values[~diverged]
         columns |= {f"{name}_mean": whole.mean(axis=0), f"{name}_std": whole.std(axis=0)}
     return columns
+
+
+def draw(simulations: Sequence[Simulation], places: Sequence[Place]) -> Any:
+    """The loss of one simulation, with theory's, or the mean escape times of several, with their standard errors, against strength."""
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(3.4, 2.6))
+    title = link_label(simulations[0].problem.student.name)
+    if len(simulations) == 1:
+        (simulation,), (place,) = simulations, places
+        simulation.plot(ax)
+        theory = flow_beside(simulation)
+        ax.plot(theory.t, theory.loss, "k-", linewidth=0.8, label="theory, first seed's start")
+        escapes = np.asarray(simulation.escape_times)
+        if np.isfinite(escapes).any():
+            ax.axvline(float(np.nanmean(escapes)), color="C0", linestyle=":", linewidth=1, label="mean escape")
+        where = (
+            rf"$\rho$ = {place.strength:g}, $c$ = {place.alignment:g}, $r$ = {place.rank}, $d$ = {place.dimension:g}"
+        )
+        ax.set_title(f"{title}, {where}")
+        ax.legend()
+        return figure
+    points = [place._asdict() | statistics(some) for place, some in zip(places, simulations, strict=True)]
+    for label, strengths, chosen in lines_of(points):
+        means, errors = ([point[name] for point in chosen] for name in ("escape_time_mean", "standard_error"))
+        ax.errorbar(strengths, means, errors, fmt="o", markersize=3, elinewidth=0.8, label=label)
+    ax.set(xlabel=LENGTH_LABEL, ylabel=ESCAPE_LABEL, title=title)
+    log_height(ax)
+    if len(ax.containers) > 1:
+        ax.legend()
+    return figure
+
+
+def flow_beside(simulation: Simulation) -> Solution:
+    """The flow of finite steps from the start of a simulation's first seed, to the last time that was recorded."""
+    problem, start = simulation.problem, jax.tree.map(lambda x: x[0], simulation.start)
+    last = simulation.t[int(np.max(simulation.recorded)) - 1]
+    options = {"rtol": 1e-6, "atol": 1e-8, "adjoint": diffrax.ForwardMode()}
+    return solve(problem, start, t1=last, finite_steps=True, **options)

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array
 
 from odes import Solution, log_times, random_overlaps, solve
-from validation.cli.options import RunOptions
+from validation.cli.options import ModelOptions, RunOptions, SGDOptions, noise_forbids
 from validation.cli.report import print_sample
 from validation.cli.values import check
 from validation.figures.style import TIME_LABEL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Solve(RunOptions):
+class Solve(RunOptions, SGDOptions, ModelOptions):
     """Integrate the closed equations of the overlaps from a random start at dimension d (exit code 1 if that fails)."""
 
     records: int = 201
@@ -46,6 +46,8 @@ class Solve(RunOptions):
     def report(self, result: Solution) -> None:
         print_sample({name: np.asarray(x) if x.ndim == 1 else np.asarray(x)[0] for name, x in columns(result).items()})
         print(result)
+        if not np.isfinite(result.escape_time) and (words := noise_forbids(result.problem, self.escape)):
+            print(words)
 
     def store(self, result: Solution, path: str) -> None:
         result.save(path, command=dataclasses.asdict(self))

@@ -1,0 +1,58 @@
+"""`searchphase merge`: parts of a simulation that were computed apart, as one."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from odes.arguments import ArgumentError
+from odes.storage import read_dataset, write_dataset
+from validation.cli.commands.simulate import draw, points_of, report
+from validation.cli.output import OutputOptions
+from validation.simulation.points import loaded, merged, places_of
+from validation.simulation.store import differing
+
+Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+
+_APART = ("seeds", "seed_offset", "strength", "alignment", "mixture", "rank", "dim", "t1", "block")
+"""Flags in which the parts may differ."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merge(OutputOptions):
+    """Put together what `searchphase simulate` stored apart: other seeds (--seed-offset) of the same points, or other points.
+
+    Prints what one run of all seeds and points would have printed.
+    """
+
+    files: Files = ()
+    """Two or more netCDF files of `simulate --output` (no default: they must be given)."""
+
+    def compute(self) -> Any:
+        if len(self.files) < 2:
+            raise ArgumentError(None, "needs two files or more that simulate --output wrote")
+        datasets = [read_dataset(file) for file in self.files]
+        for file, dataset in zip(self.files, datasets, strict=True):
+            if json.loads(dataset.attrs["kind"]) not in ("simulations", "merge") or "seed" not in dataset.coords:
+                raise ArgumentError(None, f"{file} is not a file that simulate --output wrote")
+            if different := differing(dataset.attrs, datasets[0].attrs, _APART):
+                raise ArgumentError(None, f"{file} was made with {', '.join(different)}, unlike {self.files[0]}")
+        return merged(datasets)
+
+    def document(self, result: Any) -> dict[str, Any]:
+        return {"points": points_of(loaded(result), places_of(result))}
+
+    def report(self, result: Any) -> None:
+        report(loaded(result), places_of(result))
+
+    def dataset(self, result: Any) -> Any:
+        return result
+
+    def store(self, result: Any, path: str) -> None:
+        kept = {name: json.loads(result.attrs[name]) for name in ("command", "problems", "escape", "seeds_per_block")}
+        write_dataset(result, path, kind="simulations", merged=[Path(file).name for file in self.files], **kept)
+
+    def draw(self, result: Any) -> Any:
+        return draw(loaded(result), places_of(result))

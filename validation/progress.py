@@ -1,0 +1,48 @@
+"""How far a long computation is: a bar on a terminal, elsewhere a line a minute on standard error."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+_SOON, _EVERY = 5.0, 60.0
+"""After so many seconds it is said how long it will take, and then how far it is each time that so many have passed."""
+
+
+class _Lines(tqdm):
+    """Whole lines instead of a bar that is drawn over itself."""
+
+    def __init__(self, *args: Any, **options: Any):
+        self._estimated = False
+        super().__init__(*args, mininterval=_SOON, maxinterval=_SOON, delay=_SOON, leave=False, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        state = self.format_dict
+        done, total, elapsed = state["n"] - state["initial"], state["total"], state["elapsed"]
+        if msg == "" or not done or not total or done >= total:
+            return
+        left = elapsed * (total - state["n"]) / done
+        if not self._estimated and left > _EVERY:
+            self._estimated, self.mininterval, self.maxinterval = True, _EVERY, _EVERY
+            told = f"will take about {tqdm.format_interval(elapsed + left)}"
+        elif elapsed >= _EVERY:
+            told = (
+                f"{state['n'] / total:.0%} after {tqdm.format_interval(elapsed)}, {done / elapsed:.4g} {state['unit']}/s, "
+                f"{tqdm.format_interval(left)} left"
+            )
+        else:
+            return
+        name = f"{self.desc}: " if self.desc else ""
+        print(f"{name}{told}", file=sys.stderr, flush=True)
+
+
+def progress(
+    work: Iterable | None = None, *, total: int | None = None, unit: str, what: str = "", shown: bool = True
+) -> Any:
+    """A `tqdm` of `work`, or of `total` units to be counted by hand: a bar on a terminal, lines elsewhere, nothing unless `shown`.
+
+    The first line is an estimate of the whole time, where that is more than a minute.
+    """
+    kind = tqdm if sys.stderr.isatty() else _Lines
+    return kind(work, total=total, unit=unit, desc=what or None, disable=not shown)

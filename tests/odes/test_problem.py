@@ -16,7 +16,7 @@ from odes import SGD, Adapter, Problem
             lambda: Problem.single_index("erf", strength=0.5, alignment=1.5),
             "`alignment` must be between -1 and 1, but is 1.5",
         ),
-        (lambda: Adapter(0), "`rank` must be an integer of at least 1, but is 0"),
+        (lambda: Adapter(0), "`rank` must be a whole number of at least 1, but is 0"),
         (lambda: Adapter(1, scale=-1.0), "`scale` must be positive"),
         (lambda: Adapter(1, lr_ratio=-1.0), "`lr_ratio` must be non-negative"),
         (lambda: Adapter(2, trained=[1.0, 0.5]), "`trained` must be 0 or 1 for every row"),

@@ -12,17 +12,17 @@ from odes import (
     Adapter,
     Escape,
     Family,
-    Problem,
     Stage,
     Transfer,
     covariances,
     gradient_at,
     load,
     pretrained,
+    read_dataset,
     solve,
     solve_stages,
 )
-from tests.helpers import at, close, same_bits
+from tests.helpers import at, close, pairs, same_bits
 
 TRANSFER = Transfer("erf", cosine=0.8, adapter=Adapter(2, scale=3.0), sgd=SGD(dimension=1000, batch_size=200))
 START = TRANSFER.random_start(jax.random.key(3))
@@ -153,16 +153,15 @@ def test_bad_arguments_are_named(wrong, message):
 def test_save_and_load(solution, tmp_path):
     solution.save(tmp_path / "run.nc", note="kept")
     stored = load(tmp_path / "run.nc")
-    for name in ("losses", "stage", "borders", "escape_time"):
-        np.testing.assert_array_equal(stored[name], getattr(solution, name))
-    for name in ("up", "cross", "down_gram"):
-        np.testing.assert_array_equal(stored[name], getattr(solution.overlaps, name))
-    np.testing.assert_array_equal(stored["time"], solution.t)
-    assert stored["labels"].values.tolist() == ["pretraining", "LoRA"]
-    assert json.loads(stored.attrs["kind"]) == "stages" and json.loads(stored.attrs["note"]) == "kept"
-    problems = json.loads(stored.attrs["problems"])
-    for stage in solution.stages:
-        assert Problem.from_dict(problems[stage.name]).to_dict() == stage.problem.to_dict()
+    for ours, known in pairs(stored, solution):
+        same_bits(ours, known)
+    assert str(stored) == str(solution) and stored.since == solution.since
+    for ours, known in zip(stored.stages, solution.stages, strict=True):
+        assert (ours.name, ours.restart) == (known.name, known.restart)
+        assert ours.problem.to_dict() == known.problem.to_dict()
+    dataset = read_dataset(tmp_path / "run.nc")
+    assert dataset["labels"].values.tolist() == ["pretraining", "LoRA"]
+    assert json.loads(dataset.attrs["kind"]) == "stages" and json.loads(dataset.attrs["note"]) == "kept"
 
 
 def test_plot_shows_losses_borders_and_escape(solution):

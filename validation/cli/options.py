@@ -63,7 +63,7 @@ class RowOptions:
     free_rows: bool = False
     """Let the rows of the down-matrix change length (they are rescaled to unit length after each step unless given)."""
 
-    def adapter_of(self, rank: float) -> Adapter:
+    def adapter_of(self, rank: float | int) -> Adapter:
         """The adapter of a rank."""
         whole = 1 <= rank <= _LARGEST_RANK and rank == round(rank)
         check("rank", rank, f"a whole number from 1 to {_LARGEST_RANK}", whole)

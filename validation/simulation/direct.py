@@ -132,7 +132,7 @@ def direct_simulator(
     require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
     rows = problem.frame_size + _COPIES * (problem.adapter.rank + batch)
     require_memory(
-        np.dtype(dtype).itemsize * dimension * rows,
+        float(np.dtype(dtype).itemsize * dimension * rows),
         f"direct simulation at d = {dimension:g}, B = {batch} (method chain needs little)",
     )
     basis, initial = spanning_basis(problem), None

@@ -13,7 +13,7 @@ BAD = [
     ("escape --alignment 1.5", "--alignment must be between -1 and 1, but is 1.5"),
     ("escape --mixture 0.5 --strength 1", "--mixture sets strength and alignment"),
     ("escape --activation elu2", "there is no 'elu2'; did you mean 'relu'"),
-    ("escape --rank 0", "--rank must be an integer of at least 1, but is 0"),
+    ("escape --rank 0", "--rank must be a whole number from 1 to 4096, but is 0"),
     ("escape --rank x", "--rank"),
     ("escape --rank 10000000", "--rank must be at most"),
     ("escape --teacher foo", "--teacher must be a name"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from odes import load
+from odes import read_dataset
 from tests.command_line import run
 from tests.reference import HE3_CRITICAL, REFERENCE_POINTS
 
@@ -39,7 +39,7 @@ def test_escape_with_dimension_gives_the_law_and_plateaus_are_reported(capsys, t
     quantiles = list(escapes["escape_time_quantiles"].values())
     assert quantiles == sorted(quantiles) and 20 < escapes["largest_noise_scale"] < 30
     assert trapped["escape_time_mean"] is None and "gradient vanishes" in trapped["escape_time_doubt"]
-    assert "escape_time_quantile_0.5" in load(tmp_path / "e.nc")
+    assert "escape_time_quantile_0.5" in read_dataset(tmp_path / "e.nc")
     code, out, _ = run(capsys, "escape", "--activation", "He2", "--strength", "0.1", "--json")
     assert abs(json.loads(out)["points"][0]["plateau"]["up"] - 0.56862407) < 1e-7
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from odes import load
+from odes import read_dataset
 from tests.command_line import ON_ITS_OWN, run
 from validation.figures.effort import QUICK
 from validation.figures.figure import Figure
@@ -28,7 +28,7 @@ def test_files_and_json(draw, tmp_path):
     assert code == 0 and sorted(written) == sorted(
         str(tmp_path / f"{CHEAP}.{suffix}") for suffix in ("nc", "pdf", "png")
     )
-    stored = load(tmp_path / f"{CHEAP}.nc").attrs
+    stored = read_dataset(tmp_path / f"{CHEAP}.nc").attrs
     assert json.loads(stored["settings"])["seeds"] == QUICK.seeds
     assert {"version_searchphase", "version_jax", "device", "dtype", "figure"} <= set(stored)
 
@@ -44,19 +44,19 @@ def test_stored_data_are_drawn_without_computing(draw, tmp_path, monkeypatch):
 
 def test_other_settings_and_again_compute(draw, tmp_path):
     assert draw()[0] == 0
-    first = load(tmp_path / f"{CHEAP}.nc")
+    first = read_dataset(tmp_path / f"{CHEAP}.nc")
     assert draw("--seed", "1")[0] == 0
-    second = load(tmp_path / f"{CHEAP}.nc")
+    second = read_dataset(tmp_path / f"{CHEAP}.nc")
     assert json.loads(second.attrs["settings"])["seed"] == 1
     assert any(not np.array_equal(first[name], second[name], equal_nan=True) for name in first)
     assert draw("--seed", "1", "--again")[0] == 0
-    assert load(tmp_path / f"{CHEAP}.nc").identical(second)
+    assert read_dataset(tmp_path / f"{CHEAP}.nc").identical(second)
 
 
 def test_data_of_another_version_or_kind_are_refused(draw, tmp_path):
     assert draw()[0] == 0
     file = tmp_path / f"{CHEAP}.nc"
-    load(file).assign_attrs(version_searchphase="0.0.1").to_netcdf(file, engine="h5netcdf")
+    read_dataset(file).assign_attrs(version_searchphase="0.0.1").to_netcdf(file, engine="h5netcdf")
     code, _, err = draw("--redraw")
     assert code == 2 and "was made by searchphase 0.0.1, this is" in err
     file.write_bytes(b"no netCDF")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from odes import load
+from odes import read_dataset
 from tests.command_line import ON_ITS_OWN, run
 
 
@@ -33,4 +33,4 @@ def test_demo(capsys, tmp_path):
     code, out, err = run(capsys, "demo", "--output", str(tmp_path / "out"), "--seeds", "2")
     assert code == 0 and "4.828" in out and "Escape (loss halved)" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["demo.nc", "demo.pdf", "demo.png"]
-    assert {"tau_erf", "loss", "ode_loss"} <= set(load(tmp_path / "out" / "demo.nc").data_vars)
+    assert {"tau_erf", "loss", "ode_loss"} <= set(read_dataset(tmp_path / "out" / "demo.nc").data_vars)

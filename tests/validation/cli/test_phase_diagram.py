@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from odes import load
+from odes import read_dataset
 from tests.command_line import run
 
 COMMAND = "phase-diagram --activation linear --strength 0.2:1.2:4 --alignment 0.5".split()
@@ -19,7 +19,7 @@ def test_command_prints_draws_and_stores(capsys, tmp_path):
     assert list(result["boundaries"][0]) == "alignment strength kind before after time line".split()
     assert [edge["kind"] for edge in result["boundaries"]] == ["maximum", "maximum"]
     np.testing.assert_allclose([edge["strength"] for edge in result["boundaries"]], [0.5, 0.8], rtol=1e-6)
-    stored = load(file)
+    stored = read_dataset(file)
     np.testing.assert_array_equal(stored["time"], np.array(result["time"]))
     assert stored["region"].values.tolist() == result["region"] and stored.attrs["kind"] == '"phase-diagram"'
     assert plot.stat().st_size > 5000

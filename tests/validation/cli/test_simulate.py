@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from odes import Escape, load
-from tests.command_line import ON_ITS_OWN, run
+from odes import Escape, load, read_dataset
+from tests.command_line import ON_ITS_OWN, assert_refused, run
 from tests.helpers import same_bits
 from tests.problems import single
 from validation.simulation import chain_simulator, simulate
@@ -21,7 +21,7 @@ CHAIN = "simulate --method chain --dim 1e3 --batch-size 64 --strength 0.2".split
 
 
 def same_file(one, other):
-    one, other = load(one), load(other)
+    one, other = read_dataset(one), read_dataset(other)
     assert set(one.data_vars) == set(other.data_vars) and {"up", "cross", "down_gram", "loss"} <= set(one.data_vars)
     for name in one.variables:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
@@ -45,20 +45,20 @@ def test_every_method_runs(capsys, method, batch):
 
 
 def test_several_strengths_in_one_call(capsys, tmp_path):
-    """The first point has the key folded with 0, its own end time, and its part of the file."""
+    """Every point has the seeds of a run of its own, its own end time, and its part of the file."""
     output = str(tmp_path / "sweep.nc")
     words = "simulate --method chain --dim 200 --batch-size 64 --mixture 0.1 0.3 --seeds 4 --block 2".split()
     words += "--records 10 --threshold 0.9 --until-escape --output".split() + [output]
     code, out, err = run(capsys, *words, "--json", "--plot", str(tmp_path / "sweep.png"))
     points = json.loads(out)["points"]
     assert code == 0 and err == "" and sorted(os.listdir(tmp_path)) == ["sweep.nc", "sweep.png"]
-    assert list(points[0])[:3] == ["strength", "alignment", "t"] and points[0]["diverged"] == 0
+    assert list(points[0])[:5] == ["strength", "alignment", "rank", "dimension", "t"] and points[0]["diverged"] == 0
     np.testing.assert_allclose([point["strength"] * point["alignment"] for point in points], [0.1, 0.3])
     assert points[0]["t"][-1] < points[1]["t"][-1] and points[0]["loss_mean"][-1] is None
     place = {name: points[1][name] for name in ("strength", "alignment")}
     alone = simulate(
         chain_simulator(single(d=200, batch=64, **place)),
-        key=jax.random.fold_in(jax.random.key(0), 1),
+        key=jax.random.key(0),
         seeds=4,
         steps=(np.asarray(points[1]["t"]) / 0.2).round().astype(int),
         escape=Escape("loss", 0.9),
@@ -66,7 +66,10 @@ def test_several_strengths_in_one_call(capsys, tmp_path):
         block=2,
     )
     same_bits(alone.escape_times, np.asarray(points[1]["escape_times"], float))
-    stored = load(output)
+    same_bits(load(output)[1], alone)
+    stored = read_dataset(output)
+    for name, variable in stored.variables.items():
+        assert variable.attrs["long_name"] and variable.attrs.get("units", "1") == "1", name
     assert stored["cross"].dims == ("point", "seed", "record", "rank", "frame") and stored["time"].shape == (2, 11)
     same_bits(stored["loss"][1].values, alone.loss)
     code, out, _ = run(capsys, *words, "--resume")  # finished: read, not computed
@@ -85,7 +88,7 @@ def test_points_with_fewer_records_are_padded(capsys, tmp_path):
     points = json.loads(run(capsys, *words)[1])["points"]
     lengths = [len(point["t"]) for point in points]
     assert lengths[0] < lengths[1] == 101
-    assert np.isfinite(load(output)["time"].values).sum(axis=1).tolist() == lengths
+    assert np.isfinite(read_dataset(output)["time"].values).sum(axis=1).tolist() == lengths
     assert json.loads(run(capsys, *words, "--resume")[1])["points"] == points
 
 
@@ -116,8 +119,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(capsys, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["killed.nc"]
     assert run(capsys, *words, "--output", str(whole), "--resume")[0] == 0  # nothing there: it starts
     same_file(killed, whole)
-    assert {name: value for name, value in load(killed).attrs.items() if name != "command"} == {
-        name: value for name, value in load(whole).attrs.items() if name != "command"
+    assert {name: value for name, value in read_dataset(killed).attrs.items() if name != "command"} == {
+        name: value for name, value in read_dataset(whole).attrs.items() if name != "command"
     }
 
 
@@ -130,12 +133,66 @@ def test_a_finished_run_is_printed_again_or_refused(capsys, tmp_path):
     assert (tmp_path / "run.nc").stat().st_mtime_ns == stamp and os.listdir(tmp_path) == ["run.nc"]
     code, _, err = run(capsys, *words, "--resume", "--dtype", "float64", "--block", "1")
     assert code == 2 and "made with --dtype float32 (now float64), --block not given (now 1)" in err
-    load(tmp_path / "run.nc").drop_vars("escape_times").to_netcdf(tmp_path / "run.nc", engine="h5netcdf")
+    read_dataset(tmp_path / "run.nc").drop_vars("escape_times").to_netcdf(tmp_path / "run.nc", engine="h5netcdf")
     code, _, err = run(capsys, *words, "--resume")
     assert code == 2 and err.count("\n") == 1 and "run.nc was made by another version" in err
-    assert run(capsys, "escape", "--output", str(tmp_path / "run.nc"))[0] == 0
+    code, _, err = run(capsys, "escape", "--output", str(tmp_path / "run.nc"))
+    assert (
+        code == 2
+        and err.count("\n") == 1
+        and "holds something else: name another file, or replace it by --force" in err
+    )
+    assert run(capsys, "escape", "--output", str(tmp_path / "run.nc"), "--force")[0] == 0
     code, _, err = run(capsys, *words, "--resume")
     assert code == 2 and err.count("\n") == 1 and "run.nc was made with" in err
     (tmp_path / "run.nc").write_text("no netCDF")
     code, _, err = run(capsys, *words, "--resume")
     assert code == 2 and err.count("\n") == 1 and "is not a result of this command" in err
+
+
+def test_more_seeds_are_added_to_a_finished_run(capsys, tmp_path):
+    words = [*CHAIN, "0.3", "--t1", "100", "--until-escape", "--block", "4", "--json"]
+    more, whole = str(tmp_path / "more.nc"), str(tmp_path / "whole.nc")
+    few = run(capsys, *words, "--seeds", "4", "--output", more)[1]
+    before = read_dataset(more)["loss"].values
+    again = run(capsys, *words, "--seeds", "8", "--output", more, "--resume")[1]
+    assert again == run(capsys, *words, "--seeds", "8", "--output", whole)[1] != few
+    same_file(more, whole)
+    same_bits(read_dataset(more)["loss"].values[:, :4], before)
+    stamp = os.stat(more).st_mtime_ns
+    assert run(capsys, *words, "--seeds", "4", "--output", more, "--resume")[1] == few  # the first of what is there
+    assert os.stat(more).st_mtime_ns == stamp and os.listdir(tmp_path) == ["more.nc", "whole.nc"]
+
+
+def test_parts_that_were_computed_apart_are_put_together(capsys, tmp_path):
+    words = "simulate --method chain --dim 1e3 --batch-size 64 --t1 100 --block 2 --json".split()
+    first, later, other, seeds, whole, points = (str(tmp_path / f"{name}.nc") for name in "abcdef")
+    run(capsys, *words, "--strength", "0.2", "--seeds", "2", "--output", first)
+    run(capsys, *words, "--strength", "0.2", "--seeds", "4", "--seed-offset", "2", "--output", later)
+    run(capsys, *words, "--strength", "0.4", "--seeds", "2", "--rank", "3", "--output", other)
+    code, out, _ = run(capsys, "merge", later, first, "--output", seeds, "--json")
+    assert code == 0 and out == run(capsys, *words, "--strength", "0.2", "--seeds", "6", "--output", whole)[1]
+    same_file(seeds, whole)
+    code, out, _ = run(capsys, "merge", first, other, "--output", points, "--plot", str(tmp_path / "g.png"), "--json")
+    assert [(place["strength"], place["rank"]) for place in json.loads(out)["points"]] == [(0.2, 1), (0.4, 3)]
+    same_bits(load(points)[1], load(other)[0])
+    for files, message in (
+        ((first, first), "no seed twice"),
+        ((later, other), "the same points"),
+        ((first,), "two files or more"),
+        ((first, str(tmp_path / "g.png")), "cannot be read"),
+        ((first, str(tmp_path / "none.nc")), "there is no file"),
+    ):
+        assert_refused(capsys, ["merge", *files], message)
+    run(capsys, *words, "--strength", "0.2", "--seeds", "2", "--seed", "1", "--output", other, "--force")
+    assert_refused(capsys, ["merge", first, other], "was made with --seed 1 (there 0)")
+
+
+def test_what_noise_forbids_and_what_diverges_is_said(capsys):
+    code, out, _ = run(capsys, *"simulate --method chain --dim 1e4 --batch-size 100 --seeds 2 --t1 40".split())
+    assert code == 0 and "SGD noise forbids the escape: theta = eta * d / B = 20" in out
+    words = (
+        "simulate --method chain --activation linear --free-rows --learning-rate 50 --seeds 2 --t1 400 --batch-size inf"
+    )
+    code, out, _ = run(capsys, *words.split())
+    assert code == 1 and "2 seeds diverged and are left out of the means" in out

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from odes.activations import Activation
 from odes.activations import activation as parse_activation
-from odes.arguments import non_negative, positive, real_array, require, scalar, within_one
+from odes.arguments import non_negative, positive, real_array, require, require_known, scalar, within_one
 from odes.overlaps import Overlaps, covariances, random_overlaps
 from odes.problem import Family, Problem
 from odes.shown import Shown
@@ -89,6 +89,7 @@ class Transfer(Shown):
         `teacher` makes the labels instead of the task's own link function (a transformation of the labels). Weights are
         trained with `pretraining_sgd`, `spherical` and `weight_decay` on the source, with plain `sgd` on the target.
         """
+        require_known("trains", trains, ("adapter", "weights"))
         adapter, pretrains = self.adapter, learns == "source"
         rows = jnp.arange(1 + adapter.rank)
         whole = trains == "weights"

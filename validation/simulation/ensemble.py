@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from odes import Escape, Overlaps, Problem, Stage, losses
-from odes.arguments import ArrayLike, require, require_key, require_kind
+from odes.arguments import ArgumentError, ArrayLike, require, require_key, require_kind
 from odes.gaussian import has_closed_form
 from odes.stages import require_alike, require_stage
 from validation.progress import progress as progress_of
@@ -264,8 +264,8 @@ def simulate_stages(
     steps = _checked(stages, records)
     since = len(stages) - 1 if since is None else since
     require_stage("since", since, stages)
-    if until_escape:
-        require("escape", escape, "given where the run is to stop at it", lambda x: x is not None)
+    if until_escape and escape is None:
+        raise ArgumentError("escape", "must be given where the run is to stop at it")
     from_start = escape is not None and not stages[-1].problem.is_single_index
     simulators = [simulator(stage.problem, some) for stage, some in zip(stages, steps, strict=True)]
     at_once = min(some.seeds_at_once for some in simulators) if block is None else block

@@ -48,8 +48,6 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
             phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
             problems = [family.at(*place) for place in places.tolist()]
             columns: dict[str, Any] = {"strength": places[:, 0], "alignment": places[:, 1]}
-            columns["rank"] = [family.adapter.rank] * len(places)
-            columns["dimension"] = [float(family.sgd.dimension) if self.dim else np.nan] * len(places)
             names = ("C", "D", "G", "noise", "loss", "rate", "tau")
             columns |= {name: np.asarray(getattr(phase, name)) for name in names}
             columns["plateau"] = [
@@ -60,6 +58,8 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
             columns["largest_noise_scale"] = np.full(len(places), np.nan)
             if self.noise_limit:
                 columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, escape) for p in problems])
+            columns["rank"] = [family.adapter.rank] * len(places)
+            columns["dimension"] = [float(family.sgd.dimension) if self.dim else np.nan] * len(places)
             points.extend(rows_of(columns))
         return Found(points, self.critical(families[0], places))
 
@@ -89,7 +89,8 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
             hidden.add("largest_noise_scale")
         if not any(point["plateau"] for point in result.points):
             hidden.add("plateau")
-        rows = [{name: value for name, value in point.items() if name not in hidden} for point in result.points]
+        names = [name for name in dict.fromkeys((*_PLACE, *result.points[0])) if name not in hidden]
+        rows = [{name: point[name] for name in names} for point in result.points]
         for row in rows:
             if row.get("plateau"):
                 row["plateau"] = "|u| = {up:.4g}, rate {rate:.4g}, drift {drift:.4g}".format(**row["plateau"])

@@ -133,7 +133,7 @@ class Solution(Trajectory):
     def plot(self, ax=None):
         """Draws the loss against time on `ax` (a new one if None), the escape marked; returns the axes.
 
-        The axis ends ten decades below the largest loss, where the integrator's default tolerance is.
+        The axis ends seven decades below the largest loss, where the integrator's errors are.
         """
         import matplotlib.pyplot as plt
 
@@ -146,7 +146,7 @@ class Solution(Trajectory):
         if reached.size and float(reached.max()) > 0:
             ax.set(
                 yscale="log",
-                ylim=(max(float(reached.min()), 1e-10 * float(reached.max())) / 2, 2 * float(reached.max())),
+                ylim=(max(float(reached.min()), 1e-7 * float(reached.max())) / 2, 2 * float(reached.max())),
             )
         return ax
 

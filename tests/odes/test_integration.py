@@ -141,3 +141,24 @@ def test_the_integrator_recovers_from_a_first_step_that_leaves_the_numbers():
     start = Overlaps(jnp.array([[0.002]]), jnp.array([[0.04, 0.17]]), jnp.eye(1))
     run = solve(problem, start, t1=3e-3, escape=Escape("loss", 0.95), until_escape=True, finite_steps=True)
     assert run.steps_rejected > 0 and 0 < float(run.escape_time) < 1e-3
+
+
+@pytest.mark.parametrize("until_escape", [True, False])
+def test_where_there_is_no_escape_there_is_no_slope(until_escape, start):
+    def time(strength, end):
+        problem = Problem.single_index("erf", strength=strength)
+        return solve(problem, start, t1=end, escape=Escape(), until_escape=until_escape).escape_time
+
+    slope = jax.jit(jax.value_and_grad(time))
+    found, steep = slope(0.3, 400.0)
+    assert np.isfinite(found)
+    np.testing.assert_allclose(steep, (slope(0.3003, 400.0)[0] - slope(0.2997, 400.0)[0]) / 6e-4, rtol=1e-4)
+    assert all(map(np.isnan, slope(0.3, 3.0)))
+    met = jax.grad(lambda x: solve(single(strength=x), start, t1=1.0, escape=Escape("absolute", 9.0)).escape_time)
+    assert float(met(0.3)) == 0
+
+
+def test_a_population_loss_is_not_negative(problem, start):
+    """Where it is below the integrator's tolerance."""
+    loss = np.asarray(solve(problem, start, t1=1200.0).loss)
+    assert loss.min() >= 0 and loss[-1] < 1e-8

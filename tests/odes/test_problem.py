@@ -1,9 +1,11 @@
-"""What a problem, an adapter and SGD refuse."""
+"""What a problem, an adapter and SGD refuse, and how they show themselves."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import SGD, Adapter, Problem
+from odes import SGD, Adapter, Escape, Problem
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,27 @@ from odes import SGD, Adapter, Problem
 def test_bad_shapes_and_values_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: Problem.single_index("erf", strength=x).strength,
+        lambda x: Problem.single_index("erf", strength=0.5, alignment=x - 1.0).alignment,
+        lambda x: SGD(learning_rate=x).learning_rate,
+        lambda x: SGD(batch_size=x).batch_size,
+        lambda x: Adapter(scale=x).kappa,
+        lambda x: Escape(threshold=x).threshold,
+    ],
+)
+def test_where_values_are_traced_nan_stands_for_what_is_not_allowed(make):
+    np.testing.assert_array_equal(np.isnan(jax.vmap(make)(jnp.array([-1.0, np.nan]))), True)
+    assert np.isnan(jax.jit(make)(-1.0))
+
+
+def test_what_is_shown_are_numbers():
+    problem = Problem.single_index("erf", strength=0.5, alignment=0.25, adapter=Adapter(4), sgd=SGD(dimension=2000))
+    shown = repr(problem)
+    for word in ("erf", "strength=0.5", "alignment=0.25", "rank=4", "dimension=2000", "noise_scale=0.8"):
+        assert word in shown, word
+    assert str(problem) == shown and "f64[" not in shown

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,18 +73,25 @@ def print_sample(columns: Mapping[str, Any]) -> None:
     print(table(rows_of({name: values[places].tolist() for name, values in chosen.items()})))
 
 
+_AXES = ("strength", "dimension", "rank", "alignment")
+"""What a picture may be drawn against: the first of these that takes several values."""
+
+
 def lines_of(
     points: Sequence[dict[str, Any]], *, mixture: bool = False
-) -> Iterator[tuple[str, list[float], list[dict[str, Any]]]]:
-    """The lines of a picture against strength, one for each alignment, rank and dimension: label, strengths, points.
+) -> tuple[str, list[tuple[str, list[float], list[dict[str, Any]]]]]:
+    """What a picture of a sweep is drawn against, and its lines, one for all else that varies: label, numbers, points.
 
-    Mixtures are one line, against mu, for each rank and dimension.
+    Mixtures are drawn against mu.
     """
-    names = ("rank", "dimension") if mixture else ("alignment", "rank", "dimension")
-    shown = [name for name in names if len({str(point[name]) for point in points}) > 1]
-    lines: dict[tuple, list[dict[str, Any]]] = {}
+    several = [name for name in _AXES if len({str(point[name]) for point in points}) > 1] or ["strength"]
+    against, shown = ("mu", set(several) - {"strength", "alignment"}) if mixture else (several[0], set(several[1:]))
+    lines: dict[str, list[dict[str, Any]]] = {}
     for point in points:
-        lines.setdefault(tuple(point[name] for name in shown), []).append(point)
-    for place, chosen in lines.items():
-        strengths = [point["strength"] * (point["alignment"] if mixture else 1) for point in chosen]
-        yield ", ".join(f"{name} {value:g}" for name, value in zip(shown, place, strict=True)), strengths, chosen
+        label = ", ".join(f"{name} {point[name]:g}" for name in _AXES if name in shown)
+        lines.setdefault(label, []).append(point)
+
+    def number(point: dict[str, Any]) -> float:
+        return point["strength"] * point["alignment"] if mixture else point[against]
+
+    return against, [(label, [number(point) for point in chosen], chosen) for label, chosen in lines.items()]

@@ -70,6 +70,17 @@ def draw_simulated(ax: Any, x: Any, mean: Any, error: Any, *, direct: bool = Fal
     return ax.errorbar(x, mean, error, **{"elinewidth": 0.8, **marker, **style})
 
 
+def sweep_axis(ax: Any, against: str) -> None:
+    """The horizontal axis of a sweep over strengths, mixtures, alignments, ranks or dimensions."""
+    labels = {"mu": STRENGTH_LABEL, "strength": LENGTH_LABEL, "alignment": ALIGNMENT_LABEL}
+    labels |= {"rank": "rank $r$", "dimension": "dimension $d$"}
+    ax.set_xlabel(labels[against])
+    if against == "rank":
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    if against == "dimension":
+        ax.set_xscale("log")
+
+
 def log_height(ax: Any) -> None:
     """Makes the vertical axis logarithmic, with numbers also where it spans less than a decade."""
     from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter

@@ -1,13 +1,19 @@
 """The command as a whole: tables, help, the module, the demo."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+import searchphase
 from odes import read_dataset
 from tests.command_line import ON_ITS_OWN, run
+from validation.cli.commands import COMMANDS
 
 
 @pytest.mark.parametrize("words", ["escape", "solve --t1 5", "simulate --t1 2 --dim 30 --batch-size 10 --seeds 2"])
@@ -20,6 +26,43 @@ def test_tables_for_people(words, capsys):
 def test_help_is_not_an_error(capsys, words):
     code, out, _ = run(capsys, *words.split())
     assert code == 0 and "usage: searchphase" in out
+
+
+def test_every_flag_says_what_it_is_unless_given(capsys):
+    """A default, or in words what is done."""
+    for name in COMMANDS:
+        out = run(capsys, name, "--help")[1]
+        for flag in re.split(r"\n│ (?=-)", out)[1:]:
+            words = " ".join(re.sub("[│╰╯╭╮─]", " ", flag).split())
+            assert re.search(r"default|unless given|-h, --help|Also |With --random|at most", words), (name, words)
+
+
+def test_version_and_the_three_packages(capsys):
+    code, out, _ = run(capsys, "--version")
+    assert code == 0 and out == f"searchphase {searchphase.__version__}\n"
+    assert searchphase.odes.Problem and searchphase.theory.escape_law and searchphase.validation
+
+
+def test_a_closed_pipe_is_silent():
+    words = f"{sys.executable} -m validation escape --activation linear --strength 0.1:0.9:400 | head -1"
+    done = subprocess.run(words, shell=True, capture_output=True, text=True, env=ON_ITS_OWN)
+    assert done.stderr == "" and done.stdout.count("\n") == 1
+
+
+def test_an_interrupted_run_says_what_is_kept(tmp_path):
+    words = "simulate --method chain --dim 1e3 --batch-size 64 --seeds 400 --block 1 --t1 400 --output run.nc"
+    command = [sys.executable, "-m", "validation", *words.split()]
+    paths = os.environ.get("PYTHONPATH", "")
+    environment = ON_ITS_OWN | {"PYTHONPATH": f"{os.getcwd()}:{paths}"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run.nc.parts" / "point-0-block-0.nc").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    kept = "run.nc.parts keeps the blocks that are finished: the same command with --resume goes on"
+    assert err == f"searchphase simulate: interrupted; {kept}\n"
 
 
 def test_runs_as_a_module():

@@ -216,7 +216,8 @@ def draw_case(ax: Any, case: Judged, colour: str) -> None:
     """One line with its best and worst checkpoint, and the simulated points."""
     verdict = case.verdict
     swept = verdict.swept
-    ax.plot(swept.time, swept.tuning.time, color=colour, label=f"{float(case.transfer.cosine):g}")
+    searched = np.where(np.asarray(swept.tuning.time) > 0, swept.tuning.time, np.nan)  # 0 where w0 meets the goal
+    ax.plot(swept.time, searched, color=colour, label=f"{float(case.transfer.cosine):g}")
     for turn in verdict.turns:
         ax.plot(turn.at, turn.cost, marker="v" if turn.kind == "best" else "^", color=colour, markersize=5)
     for point in case.simulated or []:

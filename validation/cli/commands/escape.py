@@ -15,7 +15,7 @@ from validation.cli.options import EscapeOptions, SweepOptions
 from validation.cli.output import OutputOptions
 from validation.cli.report import lines_of, rows_of, table
 from validation.cli.values import Numbers
-from validation.figures.style import LENGTH_LABEL, STRENGTH_LABEL, TAU_LABEL, link_label, log_height
+from validation.figures.style import TAU_LABEL, link_label, log_height, sweep_axis
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PLATEAU = ("up", "rate", "tau", "drift")
@@ -128,15 +128,16 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
         import matplotlib.pyplot as plt
 
         figure, ax = plt.subplots(figsize=(3.4, 2.5))
-        for label, strengths, chosen in lines_of(result.points, mixture=bool(self.mixture)):
-            marker = "." if len(strengths) < 30 else ""
-            ax.plot(strengths, [point["tau"] for point in chosen], marker=marker, label=label)
+        against, lines = lines_of(result.points, mixture=bool(self.mixture))
+        for label, numbers, chosen in lines:
+            marker = "." if len(numbers) < 30 else ""
+            ax.plot(numbers, [point["tau"] for point in chosen], marker=marker, label=label)
         several, (low, high) = len(ax.lines) > 1, ax.get_xlim()
         for zero in result.critical:
-            if low <= zero["strength"] <= high:
+            if against in ("strength", "mu") and low <= zero["strength"] <= high:
                 ax.axvline(zero["strength"], color="0.6", linestyle=":", linewidth=0.8)
-        label = STRENGTH_LABEL if self.mixture or not self.alignment else LENGTH_LABEL
-        ax.set(xlabel=label, ylabel=TAU_LABEL, title=link_label(self.activation))
+        sweep_axis(ax, against)
+        ax.set(ylabel=TAU_LABEL, title=link_label(self.activation))
         log_height(ax)
         if several:
             ax.legend()

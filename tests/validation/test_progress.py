@@ -1,0 +1,35 @@
+"""How far a long computation is, where standard error is no terminal."""
+
+import re
+
+import pytest
+
+from validation.progress import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, to be set by hand."""
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    return now
+
+
+def counted(clock, steps, seconds):
+    with progress(total=steps, unit="step", what="erf") as bar:
+        for _ in range(steps):
+            clock[0] += seconds
+            bar.update()
+
+
+def test_a_long_run_says_how_long_and_then_a_line_a_minute(clock, capsys):
+    counted(clock, 300, 1.0)
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "erf: will take about 05:00"
+    assert 3 <= len(lines) <= 5
+    assert all(re.fullmatch(r"erf: \d+% after \d\d:\d\d, 1 step/s, \d\d:\d\d left", line) for line in lines), lines
+
+
+def test_a_short_run_says_nothing(clock, capsys):
+    counted(clock, 40, 1.0)
+    assert capsys.readouterr().err == ""

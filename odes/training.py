@@ -107,7 +107,10 @@ class SGD(Shown):
     - `dimension`: d.
     - `label_noise`: Δ, the variance of the noise on the labels.
 
-    >>> float(SGD(learning_rate=0.2, batch_size=500, dimension=1000).noise_scale)
+    Unless given η = 0.2, B = 500 and d = 1000, hence the noise scale θ = 0.4, here and in every command. At a larger dimension θ is
+    larger unless B grows with it; above [`theory.largest_noise_scale`][] the flow does not escape.
+
+    >>> SGD().noise_scale.item()
     0.4
     """
 

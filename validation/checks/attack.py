@@ -55,10 +55,19 @@ class Trial:
     setting: Setting | None = None
 
     def run(self) -> Attempt:
-        """What the theory says of the setting, and what the chain does."""
+        """What the theory says of the setting, and what the chain does; an error of the program is a check that disagrees."""
         if self.number % ALIKE == 0:  # before there is no memory left for compiled programs
             jax.clear_caches()
         setting = drawn(self.seed, self.number) if self.setting is None else self.setting
+        try:
+            return self._attempt(setting)
+        except Exception as error:
+            crash = Check(
+                setting.name, f"no {type(error).__name__}: {error}", 1.0, 0.0, math.nan, math.inf, 0.0, math.nan
+            )
+            return Attempt(setting, "error", math.nan, (crash,))
+
+    def _attempt(self, setting: Setting) -> Attempt:
         effort = dataclasses.replace(self.effort, samples=_MOST_SAMPLES / self.effort.law_seeds)
         case = setting.case(effort, jax.random.fold_in(jax.random.key(self.seed), self.number))
         case = case.at(dimension=case.effort.law_dimension)

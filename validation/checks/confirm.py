@@ -122,7 +122,7 @@ def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyAr
                 problem, steps, samples=_MOST_SAMPLES / _FEWEST_SEEDS, start=remedy.start
             ),
             key=key,
-            seeds=min(seeds, max(_FEWEST_SEEDS, int(_MOST_SAMPLES / expected))),
+            seeds=min(seeds, max(_FEWEST_SEEDS, int(_MOST_SAMPLES / max(expected, 1)))),
             records=[1] * len(before) + [_RECORDS],
             escape=goal,
             until_escape=True,
@@ -155,8 +155,9 @@ def remedy_checks(case: Case) -> Iterator[Result]:
         return
     seeds = min(case.effort.trajectory_seeds, _FEWEST_SEEDS)
     for remedy in remedies(case.theory, case.escape, ways=("noise", "scale")):
-        if remedy.doubt or not np.isfinite(remedy.samples):
-            yield Note(case.name, f"remedies: {remedy.name}: {remedy.doubt or 'the goal is not reached'}")
+        if remedy.doubt or not remedy.samples > 0:
+            reason = remedy.doubt or ("w0 meets the goal" if remedy.samples == 0 else "the goal is not reached")
+            yield Note(case.name, f"remedies: {remedy.name}: {reason}")
             continue
         if not _short(remedy):
             yield Note(case.name, f"remedies: {remedy.name}: more than {_MOST_REMEDY_STEPS} steps")

@@ -5,8 +5,12 @@ import dataclasses
 import jax
 import pytest
 
+from odes import Escape
+from tests.problems import single
+from theory import remedies
 from validation.checks import QUICK, Check
 from validation.checks.attack import Attempt, Tally, Trial, shrunk
+from validation.checks.confirm import confirmed_remedy
 from validation.checks.drawn import drawn
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
 
@@ -83,3 +87,19 @@ def test_the_law_where_it_was_once_wrong():
     checks = [result for result in results if isinstance(result, Check)]
     assert len(checks) >= 4 * len(read_settings(HARD))
     assert [check for check in checks if not check.agrees(4.5)] == []
+
+
+def test_an_error_of_the_program_is_a_check_that_disagrees(monkeypatch):
+    monkeypatch.setattr(Setting, "case", lambda *_: 1 / 0)
+    attempt = Trial(FEW, 0, 1, EASY).run()
+    (crash,) = attempt.results
+    assert attempt.doubt == "error" and crash.name == "no ZeroDivisionError: division by zero"
+    assert not crash.agrees(1e9)
+
+
+def test_a_remedy_of_weights_that_meet_the_goal_takes_no_samples():
+    problem, goal = single(strength=0.5, batch=500), Escape("absolute", 1.0)
+    remedy = next(iter(remedies(problem, goal, ways=())))
+    assert remedy.samples == 0
+    found = confirmed_remedy(remedy, goal, seeds=3, key=jax.random.key(0))
+    assert found["chain_samples"] == 0 and found["reached"] == 3

@@ -1,6 +1,7 @@
-"""Link functions by name: `activation("erf")`, `activation("He2+0.5*He4")`, `activation("erf^2")`."""
+"""Link functions by name: `activation("erf")`, `activation("erf(x/sqrt(2))")`, `activation("He2+0.5*He4")`, `activation("erf^2")`."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
 
-from odes.arguments import ArgumentError, nearest, require, require_kind
+from odes.arguments import ArgumentError, finite, nearest, require, require_kind, scalar
 from odes.quadrature import gaussian_average, line_rule, plane_rule
 from odes.shown import Shown
 
@@ -50,6 +51,21 @@ class Square:
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.base(x) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """f(x) = g(s x) of an [`Activation`][] g, equal for equal functions whatever they are called."""
+
+    base: "Activation" = dataclasses.field(compare=False)
+    scale: float
+    function: Callable = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "function", self.base.function)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.base(self.scale * x)
 
 
 class Activation(Shown):
@@ -121,6 +137,33 @@ class Activation(Shown):
     def derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """f'(x), elementwise."""
         return jax.jvp(self.function, (x,), (jnp.ones_like(x),))[1]
+
+    def scaled(self, scale: float) -> "Activation":
+        r"""The activation x -> f(s x) with s = `scale`, a polynomial where f is one:
+
+        $$\mathrm{He}_n(sx) = \sum_k \frac{n!\,(s^2 - 1)^k s^{n-2k}}{2^k\,k!\,(n - 2k)!}\,\mathrm{He}_{n-2k}(x).$$
+
+        >>> activation("erf").scaled(0.5).name
+        'erf(0.5*x)'
+
+        **Raises** ArgumentError for a scale that is 0, infinite or no number.
+        """
+        scale = float(scalar("scale", scale, "finite and not 0", lambda s: finite(s) & (s != 0)))
+        if isinstance(self.function, Scaled):
+            return self.function.base.scaled(self.function.scale * scale)
+        if scale == 1:
+            return self
+        name = f"{self.name if self.name in ATOMS else f'({self.name})'}({scale!r}*x)"
+        if self.hermite is None:
+            return Activation(
+                name, Scaled(self, scale), tuple(sorted(kink / scale + 0.0 for kink in self.kinks)), self.growth
+            )
+        total = np.zeros(len(self.hermite))
+        for n, a in enumerate(self.hermite):
+            for k in range(n // 2 + 1):
+                ways = math.factorial(n) / (2**k * math.factorial(k) * math.factorial(n - 2 * k))
+                total[n - 2 * k] += a * ways * (scale**2 - 1) ** k * scale ** (n - 2 * k)
+        return _polynomial(name, total)
 
     def squared(self) -> "Activation":
         """The activation x -> f(x)^2, a polynomial where f is one.
@@ -213,11 +256,12 @@ ATOMS: dict[str, Activation] = {
 } | {f"He{k}": _polynomial(f"He{k}", np.eye(k + 1)[k]) for k in range(MAX_DEGREE + 1)}
 """The link functions that have a name of their own."""
 
-_TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|(?P<name>[A-Za-z]\w*)|(?P<sign>\^2|[-+*()]))")
+_TOKEN = re.compile(r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|(?P<name>[A-Za-z]\w*)|(?P<sign>\^2|[-+*/()]))")
 
 
 class _Parser:
-    """sum := [-] term ((+|-) term)*;  term := [number *] factor;  factor := (name | "(" sum ")") ["^2"].
+    """sum := [-] term ((+|-) term)*;  term := [number *] factor;  factor := (name | "(" sum ")") ["(" scaled ")"] ["^2"];
+    scaled := [-] part ((*|/) part)*, one part of which is x, the others number or "sqrt(" number ")".
 
     By hand, since it says what is missing where Python's own parser (`ast`) says "invalid syntax".
     """
@@ -277,11 +321,54 @@ class _Parser:
             if name not in ATOMS:
                 raise self.error(f"there is no {name!r}{nearest(name, ATOMS)}")
             inside = ATOMS[name]
+        if self.take("("):
+            inside = inside.scaled(self.scale())
         if self.take("^2"):
             inside = inside.squared()
         if inside.growth > 2 * MAX_DEGREE:
             raise self.error(f"it grows faster than the square of He{MAX_DEGREE}")
         return inside
+
+    def scale(self) -> float:
+        """The s of "s*x)", where the bracket has been opened."""
+        scale, operation, seen = -1.0 if self.take("-") else 1.0, "*", 0
+        while True:
+            if self.take("x"):
+                seen += 1 if operation == "*" else 2
+            else:
+                part = self.root() if self.take("sqrt") else self.number()
+                scale = scale * part if operation == "*" else scale / part
+            operation = self.take("*", "/")
+            if operation is None:
+                break
+        if not self.take(")") or seen != 1:
+            raise self.error(
+                "the argument of a link function is x times or over numbers, as in 'erf(x/sqrt(2))' or 'tanh(2*x)'"
+            )
+        return scale
+
+    def number(self) -> float:
+        if not self.tokens or not (self.tokens[0][0].isdigit() or self.tokens[0][0] == "."):
+            raise self.error(
+                "the argument of a link function is x times or over numbers, as in 'erf(x/sqrt(2))' or 'tanh(2*x)'"
+            )
+        value = float(self.tokens.pop(0))
+        if not 0 < value < np.inf:
+            raise self.error("a scale must be finite and not 0")
+        return value
+
+    def root(self) -> float:
+        if not self.take("("):
+            raise self.error("'sqrt' needs a number in brackets")
+        value = math.sqrt(self.number())
+        if not self.take(")"):
+            raise self.error("a ')' is missing")
+        return value
+
+
+def unscaled(f: Activation) -> tuple[float, Activation]:
+    """s and g with f(x) = g(s x), so that what is known of g is known of f; 1 and f unless f was made by scaling."""
+    return (f.function.scale, f.function.base) if isinstance(f.function, Scaled) else (1.0, f)
 
 
 def both_are(f: Activation, h: Activation, name: str) -> bool:
@@ -307,7 +394,7 @@ def activation(name: str | Activation) -> Activation:
     """The link function called `name`; an [`Activation`][] is passed through.
 
     Names: linear, relu, erf (of x itself), sigmoid, tanh, He0 ... He20 (probabilists' Hermite
-    polynomials, not normalised); sums of them with coefficients; `^2` of any of them.
+    polynomials, not normalised); any of them of a scaled argument; sums of them with coefficients; `^2` of any of them.
 
     >>> activation("He2+0.5*He4").hermite
     (0.0, 0.0, 1.0, 0.0, 0.5)

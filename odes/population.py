@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
-from odes.activations import Activation, both_are
+from odes.activations import Activation, both_are, unscaled
 from odes.arguments import ArgumentError
 from odes.gaussian import PairMoments, pair_moments, pair_rule, self_moments
 from odes.overlaps import Covariances
@@ -95,6 +95,10 @@ def noise_moments(
     quadrature for polynomials, the rule that resolves the kinks otherwise.
     """
     q, m, p = (jnp.asarray(a, jnp.result_type(float)) for a in (q, m, p))
+    (s, student), (t, teacher) = unscaled(student), unscaled(teacher)
+    if (s, t) != (1, 1):
+        moments = noise_moments(student, teacher, s**2 * q, s * t * m, t**2 * p)
+        return jax.tree.map(lambda x: s**2 * x, moments)
     if both_are(student, teacher, "erf"):
         shrink = 1 / (1 + 4 * q)
         slope, tilted_p = (4 / np.pi) * jnp.sqrt(shrink), p - 4 * m**2 * shrink

@@ -36,6 +36,11 @@ def test_hermite_polynomials_match_numpy(k):
         ("-He1 + 1e-1*He2", lambda x: -x + 0.1 * (x**2 - 1)),
         ("He2^2", lambda x: (x**2 - 1) ** 2),
         ("3*He0", lambda x: 3 + 0 * x),
+        ("erf(x/sqrt(2))", lambda x: FUNCTIONS["erf"][0](x / np.sqrt(2))),
+        ("-2*tanh(-2*x/4)", lambda x: 2 * np.tanh(x / 2)),
+        ("He3(sqrt(3)*x)", lambda x: 3 * np.sqrt(3) * x**3 - 3 * np.sqrt(3) * x),
+        ("He2(x/2)+0.5*erf(x)", lambda x: x**2 / 4 - 1 + FUNCTIONS["erf"][0](x) / 2),
+        ("(He2+relu)(3*x)^2", lambda x: (9 * x**2 - 1 + np.maximum(3 * x, 0)) ** 2),
     ],
 )
 def test_expressions(text, same):
@@ -75,6 +80,12 @@ def test_equal_names_give_equal_activations_so_compiled_functions_are_reused():
         ("erf relu", "left over"),
         ("erf^3", "cannot read"),
         ("", "missing at the end"),
+        ("erf(2)", "x times or over numbers"),
+        ("erf(x*x)", "x times or over numbers"),
+        ("erf(1/x)", "x times or over numbers"),
+        ("erf(x", "x times or over numbers"),
+        ("erf(0*x)", "finite and not 0"),
+        ("erf(x/sqrt 2)", "number in brackets"),
     ],
 )
 def test_bad_names_are_refused_with_a_reason(text, hint):
@@ -112,3 +123,16 @@ def test_own_functions_that_cannot_be_averaged_are_refused(function, kinks, reas
 def test_known_is_what_the_name_alone_says():
     assert activation("He2+0.5*erf").known
     assert not Activation.from_function(lambda x: x**3, name="erf").known
+
+
+def test_scaled_activations_are_those_of_their_names():
+    for name, scale, whole in (
+        ("erf", 0.5, "erf(x/2)"),
+        ("He4", 3.0, "He4(3*x)"),
+        ("tanh+relu", -2.0, "(tanh+relu)(-2*x)"),
+    ):
+        scaled = activation(name).scaled(scale)
+        assert scaled.function == activation(whole).function == activation(scaled.name).function and scaled.known
+        assert scaled.kinks == activation(whole).kinks
+    assert activation("erf").scaled(2.0).scaled(0.5) == activation("erf")
+    assert Activation.from_function(jax.nn.hard_tanh, kinks=(-1, 1)).scaled(-4.0).kinks == (-0.25, 0.25)

@@ -259,3 +259,24 @@ def test_derivatives_are_averages_where_kinks_are_not_at_zero():
         averages, (along_p, along_c) = moments_at(*covariance), gradient(*covariance)
         np.testing.assert_allclose(along_c, averages.cross, rtol=1e-9)
         np.testing.assert_allclose(along_p, averages.curvature / 2, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "f, h",
+    [("erf(x/sqrt(2))", "erf(3*x)"), ("He3(x/2)", "He2(2*x)"), ("relu(-2*x)", "relu(x/3)"), ("tanh(2*x)", "erf(x/2)")],
+)
+def test_scaled_arguments_match_the_rules_for_any_function(f, h):
+    f, h = activation(f), activation(h)
+    plain = [Activation(n, lambda x, k=k: k.function(x), k.kinks, max(k.growth, 1)) for n, k in (("f", f), ("h", h))]
+    for covariance in [(0.3, 1.2, 0.4), (1.0, 0.5, -0.6)]:
+        for ours, known in zip(
+            jax.tree.leaves(both(f, h, covariance)), jax.tree.leaves(both(*plain, covariance)), strict=True
+        ):
+            np.testing.assert_allclose(ours, known, rtol=1e-10, atol=1e-12)
+
+
+def test_erf_of_the_usual_convention_has_saads_and_sollas_average():
+    erf, (p, q, c) = activation("erf(x/sqrt(2))"), (0.3, 1.2, 0.4)
+    ours = pair_moments(erf, erf, p, q, c)
+    np.testing.assert_allclose(ours.value, 2 / np.pi * np.arcsin(c / np.sqrt((1 + p) * (1 + q))), rtol=1e-14)
+    np.testing.assert_allclose(ours.cross, 2 / np.pi / np.sqrt((1 + p) * (1 + q) - c**2), rtol=1e-14)

@@ -37,7 +37,8 @@ def named(rename: dict[str, str]) -> Iterator[None]:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinkOptions:
     activation: str = "erf"
-    """Student's link function: linear, relu, erf, sigmoid, tanh, He1 ... He20, sums ("He2+0.5*He4"), squares ("erf^2")."""
+    """Student's link function: linear, relu, erf, sigmoid, tanh, He1 ... He20, sums ("He2+0.5*He4"), squares ("erf^2"),
+    of a scaled argument ("erf(x/sqrt(2))")."""
     teacher: OptionalText = None
     """Teacher's link function; the student's unless given."""
 

@@ -97,7 +97,7 @@ def draw(dataset: Any) -> Any:
             data, colour = dataset.sel(strength=mu, moment=moment), strength_colour(mu)
             ax.plot(data["fine"], data["law"], color=colour, label=f"mixture $\\mu = {mu}$")
             draw_simulated(ax, data["rank"], *data["chain"].transpose("value", "rank").values, color=colour)
-        ax.set(xscale="log", xlabel="rank $r$", ylabel=f"{word} {ESCAPE_LABEL}, in $\\eta\\cdot$step", ylim=(0, None))
+        ax.set(xscale="log", xlabel="rank $r$", ylabel=f"{word} {ESCAPE_LABEL}", ylim=(0, None))
         ax.set_xticks(ranks, [str(r) for r in ranks])
         ax.minorticks_off()
     label = f"direct and law at $d = {dataset.attrs['direct_dimension']:g}$, $\\mu = {_STRENGTHS[0]}$"

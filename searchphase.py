@@ -4,7 +4,7 @@ import importlib.metadata
 
 import odes
 import theory
-import validation
+import validation.simulation
 
 __all__ = ["odes", "theory", "validation"]
 __version__ = importlib.metadata.version("searchphase")

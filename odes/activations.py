@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
 
-from odes.arguments import ArgumentError, finite, nearest, require, require_kind, scalar
+from odes.arguments import ArgumentError, finite, nearest, positive, require, require_kind, scalar
 from odes.quadrature import gaussian_average, line_rule, plane_rule
 from odes.shown import Shown
 
@@ -91,9 +92,20 @@ class Activation(Shown):
 
     @classmethod
     def from_function(
-        cls, function: Callable, *, name: str | None = None, kinks: Sequence[float | int] = (), growth: int = 1
+        cls,
+        function: Callable,
+        *,
+        name: str | None = None,
+        kinks: Sequence[float | int] = (),
+        growth: int = 1,
+        largest: float = 4.0,
     ) -> "Activation":
-        """Makes an activation of your own elementwise JAX function, whose derivative jumps at the `kinks` and nowhere else.
+        """Makes an activation of your own elementwise JAX function.
+
+        - `kinks`: all places where its first or second derivative jumps; nodes are graded towards them, so that a place where it
+            changes fast may be one too;
+        - `growth`: the power of |x| with which it grows at infinity at most;
+        - `largest`: its averages are tested at variances up to this one.
 
         >>> gelu = Activation.from_function(jax.nn.gelu)
         >>> gelu.name
@@ -104,12 +116,17 @@ class Activation(Shown):
         (a thousand roundings in single precision): if it jumps, has a kink that is not among the `kinks`, or changes on too
         short a scale ([`averaging_errors`][]).
         """
-        made = cls(name or getattr(function, "__name__", "custom"), function, tuple(sorted(map(float, kinks))), growth)
+        require_kind("function", function, Callable, "a function")
+        called = getattr(function, "__name__", "custom") if name is None else name
+        require_kind("name", called, str, "a text")
+        require_kind("growth", growth, (int, np.integer), "a whole number of at least 0")
+        require("growth", growth, "a whole number of at least 0", lambda x: x >= 0)
+        places = tuple(sorted(float(scalar("kinks", kink, "finite numbers", finite)) for kink in _several(kinks)))
+        largest = float(scalar("largest", largest, "positive and finite", positive))
         _require_elementwise(function)
-        require("kinks", made.kinks, "finite numbers", np.isfinite)
-        require("growth", growth, "a whole number of at least 0", lambda x: (x >= 0) & (x == np.round(x)))
+        made = cls(called, function, places, int(growth))
         most = max(_LARGEST_ERROR, 1e3 * float(jnp.finfo(jnp.result_type(float)).eps))
-        for why, error in averaging_errors(made).items():
+        for why, error in averaging_errors(made, [*_TRIED, largest]).items():
             if not error <= most:
                 raise ArgumentError("function", f"cannot be averaged accurately: {why}; off by {error:.1e}")
         return made
@@ -180,40 +197,49 @@ class Activation(Shown):
 _LARGEST_ERROR = 1e-6
 """Of the averages of a user's function, relative to their root mean squares."""
 
-_TRIED = (0.1, 1.0, 4.0)
-"""The variances at which its averages are tried."""
+_TRIED = (0.1, 1.0)
+"""The variances at which its averages are tried, besides the largest."""
+
+
+def _several(values: Any) -> list[Any]:
+    """The values of a sequence; anything else alone."""
+    return list(values) if isinstance(values, list | tuple | np.ndarray) else [values]
 
 
 def _require_elementwise(function: Callable) -> None:
-    """Raises ArgumentError unless a JAX function maps every number by itself."""
+    """Raises ArgumentError unless a JAX function maps every number by itself to a finite one."""
     x = jnp.linspace(-2.9, 3.1, 7)
     try:
-        whole = function(x)
-        alike = np.shape(whole) == x.shape and jnp.allclose(
-            whole, jnp.concatenate([function(x[i : i + 1]) for i in range(7)])
-        )
         jax.eval_shape(function, jax.ShapeDtypeStruct(x.shape, x.dtype))
-    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
-        reason = str(error).splitlines()[0]
+        whole, single = function(x), [function(x[i : i + 1]) for i in range(7)]
+    except Exception as error:  # whatever the user's function raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ArgumentError("function", f"must be an elementwise function of JAX arrays, but fails: {reason}") from None
-    if not alike:
+    if not isinstance(whole, jax.Array) or not jnp.issubdtype(whole.dtype, jnp.floating):
+        raise ArgumentError("function", "must return real numbers in floating point")
+    if whole.shape != x.shape or not jnp.allclose(whole, jnp.concatenate(single), equal_nan=True):
         raise ArgumentError(
             "function", "must be elementwise: the value at x must depend on x alone, and on nothing else"
         )
+    if not jnp.all(jnp.isfinite(whole)):
+        raise ArgumentError("function", "must be finite for every x, negative ones too")
 
 
-def averaging_errors(f: Activation) -> dict[str, float]:
+def averaging_errors(f: Activation, variances: Sequence[float]) -> dict[str, float]:
     r"""By how much Gaussian averages of f and its derivative are off, at the worst of some variances, by what is the matter.
 
     Averages of $f^2$, $f'^2$ and of $f(x)f(y)$, $f'(x)f'(y)$ at correlation ½ are compared with those by a rule of twice the nodes.
-    Stein's lemma, $E[xf] = pE[f']$, fails where f jumps, $E[xf'] = pE[f'']$ where f has a kink that it does not declare. All errors
-    are relative to $E[f^2]$ and $E[f'^2]$, or to their roots.
+    Stein's lemma, $E[xf] = pE[f']$, fails where f jumps, that for f' or f'' where these do: they may at declared kinks alone, since
+    averages are differentiated by Price's theorem elsewhere. All errors are relative to mean squares, or to their roots.
     """
+
+    def second(x: Array) -> Array:
+        return jax.jvp(f.derivative, (x,), (jnp.ones_like(x),))[1]
 
     def along(x: Array) -> Array:
         image, slope = f(x), f.derivative(x)
-        bend = jax.jvp(f.derivative, (x,), (jnp.ones_like(x),))[1]
-        return jnp.stack([image**2, slope**2, x * image, slope, x * slope, bend])
+        bend, twist = jax.jvp(second, (x,), (jnp.ones_like(x),))
+        return jnp.stack([image**2, slope**2, bend**2, x * image, slope, x * slope, bend, x * bend, twist])
 
     def across(x: Array, y: Array) -> Array:
         return jnp.stack([f(x) * f(y), f.derivative(x) * f.derivative(y)])
@@ -225,16 +251,17 @@ def averaging_errors(f: Activation) -> dict[str, float]:
         lines = [gaussian_average(along, p, rule=line_rule(degree, f.kinks, n), smooth=False) for n in (1, 2)]
         rules = [plane_rule(degree, f.kinks, f.kinks, n) for n in (1, 2)]
         pairs = [gaussian_average(across, p, p, p / 2, rule=rule, smooth=False) for rule in rules]
-        usual, sizes = lines[0], jnp.where(lines[1][:2] > 0, lines[1][:2], 1)
-        unresolved = jnp.abs(jnp.stack([usual[:2] - lines[1][:2], pairs[0] - pairs[1]])) / sizes[None]
-        stein = jnp.abs(jnp.stack([usual[2] - p * usual[3], usual[4] - p * usual[5]])) / jnp.sqrt(p * sizes)
-        return jnp.stack([unresolved.max(), stein[0], 0 if f.kinks else stein[1]])
+        (usual, finer), squares = lines, jnp.where(lines[1][:3] > 0, lines[1][:3], 1)
+        unresolved = jnp.abs(jnp.stack([usual[:2] - finer[:2], pairs[0] - pairs[1]])) / squares[None, :2]
+        stein = jnp.abs(usual[3::2] - p * usual[4::2]) / jnp.sqrt(p * squares)
+        return jnp.stack([unresolved.max(), stein[0], 0 if f.kinks else stein[1], 0 if f.kinks else stein[2]])
 
-    unresolved, jump, kink = np.asarray(errors(jnp.asarray(_TRIED))).max(axis=0)
+    unresolved, jump, kink, bend = np.asarray(errors(jnp.asarray(variances, float))).max(axis=0)
     return {
-        "it changes too fast, or has a kink or a jump between the nodes (declare kinks=(x1, x2, ...))": unresolved.item(),
-        "it jumps, and a jump has no gradient that SGD could follow": jump.item(),
+        "it changes too fast, or has a kink or a jump between the nodes (kinks=(x1, x2, ...) puts nodes there)": unresolved.item(),
+        "it jumps, or has another derivative than SGD would follow": jump.item(),
         "its derivative jumps (declare kinks=(x1, x2, ...))": kink.item(),
+        "its second derivative jumps (declare kinks=(x1, x2, ...))": bend.item(),
     }
 
 

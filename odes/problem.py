@@ -94,7 +94,7 @@ class Problem(Shown):
             "frame_gram",
             self.frame_gram,
             "symmetric and positive semi-definite",
-            lambda g: np.allclose(g, g.T) and np.linalg.eigvalsh(g).min() > -1e-10 * max(np.trace(g), 1),
+            lambda g: np.allclose(g, g.T) and np.linalg.eigvalsh(g).min() > -_rounding() * max(np.trace(g), 1),
         )
         self.adapter, self.sgd = _trained_by(adapter, sgd)
 
@@ -173,6 +173,9 @@ class Problem(Shown):
             names = {field.name for field in dataclasses.fields(part)} | {more}
             if own := {key: changes.pop(key) for key in names & set(changes)}:
                 changes[name] = changes.get(name, part).replace(**own)
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            require_known("changes", name, known)
         return dataclasses.replace(self, **changes)
 
     @property
@@ -253,7 +256,13 @@ class Problem(Shown):
         **Raises** ArgumentError where the problem has a link function of the user's own that is not given.
         """
         names = ("frame_gram", "directions", "frozen", "target", "readout", "teacher_readout")
-        stored: dict[str, Any] = {name: values[name] for name in ("student", "teacher")} | links
+        stored: dict[str, Any] = {name: values[name] for name in ("student", "teacher")}
+        for name, link in links.items():
+            require_known("links", name, stored)
+            if not isinstance(stored[name], dict):
+                raise ArgumentError(name, f"is stored, {stored[name]!r}, and cannot be given")
+            require_kind(name, link, Activation, "an Activation")
+            stored[name] = link
         for name, link in stored.items():
             if isinstance(link, dict):
                 raise ArgumentError(
@@ -329,6 +338,11 @@ class Family(Shown):
             adapter=self.adapter,
             sgd=self.sgd,
         )
+
+
+def _rounding() -> float:
+    """By how much less than 0 an eigenvalue may be, relative to the trace."""
+    return max(1e-10, 10 * float(jnp.finfo(jnp.result_type(float)).eps))
 
 
 def _trained_by(adapter: Adapter | None, sgd: SGD | None) -> tuple[Adapter, SGD]:

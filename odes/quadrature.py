@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, ScalarLike
 
 _RADIAL_NODES, _RADIAL_END, _RADIAL_SCALE = 56, 9.0, 0.12
 _ANGULAR_NODES, _ANGULAR_SCALE = 64, 1 / 60
-_PANEL_NODES, _STEP_NODES, _STEP_SCALE = 80, 96, 0.5
-_NARROWEST = 1e-8
+_PANEL_NODES, _STEP_NODES, _STEP_SCALE = 80, 128, 0.5
+_NARROWEST = 1e-5
 """Steps of a conditional average that are narrower than this, in standard deviations, are taken as jumps."""
 
 Nodes = tuple[Array, ...]
@@ -148,9 +148,9 @@ def panel_rule(degree: int, kinks: Kinks, others: Kinks, finer: int = 1) -> Call
         root, rest = jnp.sqrt(p), safe_sqrt(q - c**2 / p)
         steep = c / root
         sloped = jax.lax.stop_gradient(jnp.where(jnp.abs(steep) > _NARROWEST, steep, _NARROWEST))
-        width = jax.lax.stop_gradient(jnp.maximum(rest / jnp.abs(sloped), _NARROWEST))
+        width = jax.lax.stop_gradient(rest / jnp.abs(sloped))
         near = jnp.asarray(other[other != 0], p.dtype) / sloped
-        scale = jnp.minimum(_STEP_SCALE * width, _RADIAL_SCALE)
+        scale = jnp.where(width > _NARROWEST, jnp.minimum(_STEP_SCALE * width, _RADIAL_SCALE), _RADIAL_SCALE)
         s, s_weights = _panels(jnp.sort(jnp.concatenate([jnp.asarray(own, p.dtype) / root, near])), end, scale, n_steps)
         s, s_weights = s[:, None], s_weights[:, None]
         cuts = (jnp.asarray(other, p.dtype)[None] - steep * s) / jnp.where(rest > 0, rest, 1)

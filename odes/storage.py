@@ -72,18 +72,22 @@ def read_dataset(path: str | os.PathLike) -> Any:
     """
     import xarray
 
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError("path", f"must be the path of a file, but is {path!r:.60}")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}")
     try:
         dataset = xarray.load_dataset(path, engine="h5netcdf")
     except (OSError, ValueError, KeyError) as error:
-        raise ArgumentError("path", f"must name a netCDF file, but {path} cannot be read: {error}") from None
-    if "version_searchphase" not in dataset.attrs:
-        raise ArgumentError("path", f"must name a file that `save` wrote, but {path} has no record of what made it")
+        raise ArgumentError(None, f"{path} cannot be read as a netCDF file: {error}") from None
+    if not {"version_searchphase", "kind"} <= set(dataset.attrs):
+        raise ArgumentError(None, f"{path} has no record of what made it: it is no result of searchphase")
     return dataset
 
 
 _OBJECTS: dict[str, Callable[..., Any]] = {}
+_ELSEWHERE = dict.fromkeys(("simulation", "simulations", "merged"), "validation.simulation")
+"""Kinds of objects that modules above this package make."""
 
 
 def loads(kind: str) -> Callable[[Callable], Callable]:
@@ -104,8 +108,10 @@ def load(path: str | os.PathLike, **links: Any) -> Any:
     **Raises** ArgumentError if this project did not write the file, and where such a function is missing.
     """
     dataset = read_dataset(path)
-    make = _OBJECTS.get(json.loads(dataset.attrs["kind"]))
-    return dataset if make is None else make(dataset, **links)
+    kind = json.loads(dataset.attrs["kind"])
+    if kind in _ELSEWHERE and kind not in _OBJECTS:
+        raise ArgumentError(None, f"{path} holds simulations: import {_ELSEWHERE[kind]} before it is loaded")
+    return _OBJECTS[kind](dataset, **links) if kind in _OBJECTS else dataset
 
 
 DESCRIPTIONS = {

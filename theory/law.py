@@ -131,6 +131,8 @@ def escape_law(
     rank, adapter = problem.adapter.rank, problem.adapter
     require("trained", adapter.trained, "1 for every row, as the theory of the search assumes", lambda x: x == 1)
     require("weight_decay", adapter.weight_decay, "0, as the theory of the search assumes", lambda x: x == 0)
+    least = problem.frame_size + rank
+    require("dimension", problem.sgd.dimension, f"at least {least}, the number of directions", lambda d: d >= least)
     if starts is None:
         starts = min(max(_ROWS // rank, _FEWEST), _MOST) // _dearer(problem)
     require("starts", starts, "at least 2", lambda n: n >= 2)

@@ -102,6 +102,13 @@ def test_own_function_is_passed_through():
     "function, kinks, reason",
     [
         (jnp.sum, (), "elementwise"),
+        (lambda x: x > 0, (), "floating point"),
+        (lambda x: jnp.asarray(x, complex), (), "floating point"),
+        (jnp.log, (), "finite for every x"),
+        (lambda x: {}[0], (), "but fails: KeyError"),
+        (jax.nn.elu, (), "its second derivative jumps"),
+        (lambda x: jax.nn.relu(x) ** 2, (), "its second derivative jumps"),
+        (lambda x: jnp.tanh(x) + 0 * jax.lax.stop_gradient(x) + jax.lax.stop_gradient(x), (), "another derivative"),
         (jax.nn.softmax, (), "elementwise"),
         (np.tanh, (), "of JAX arrays"),
         (jnp.sign, (0,), "it jumps"),
@@ -118,6 +125,12 @@ def test_own_function_is_passed_through():
 def test_own_functions_that_cannot_be_averaged_are_refused(function, kinks, reason):
     with pytest.raises(ArgumentError, match=reason):
         Activation.from_function(function, kinks=kinks)
+
+
+def test_averages_are_tested_up_to_the_largest_variance():
+    Activation.from_function(lambda x: jnp.cos(2 * x))
+    with pytest.raises(ArgumentError, match="too fast"):
+        Activation.from_function(lambda x: jnp.cos(2 * x), largest=50.0)
 
 
 def test_known_is_what_the_name_alone_says():

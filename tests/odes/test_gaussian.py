@@ -240,6 +240,26 @@ def test_kinks_anywhere_match_mpmath(p, q, c):
     assert abs(float(ours.curvature) - (stein - c * cross) / p) <= 1e-10
 
 
+@pytest.mark.parametrize("p, q, c", [(1e-3, 1e-3, 1e-3), (1e-3, 4e-3, -2e-3), (0.25, 1.0, 0.5), (1.0, 1.0, 1 - 1e-9)])
+def test_kinks_at_full_correlation_match_the_average_of_one_variable(p, q, c):
+    clipped = Activation.from_function(jax.nn.hard_tanh, kinks=(-1, 1))
+    ours = jax.jit(lambda: pair_moments(clipped, clipped, p, q, c))()
+    z, weights = np.polynomial.legendre.leggauss(400)
+    ends = [-9.0, *sorted(s * k / math.sqrt(v) for s in (-1, 1) for k in (1,) for v in (p, q)), 9.0]
+    value, cross = 0.0, 0.0
+    for low, high in zip(ends, ends[1:], strict=False):
+        low, high = max(low, -9.0), min(high, 9.0)
+        if low < high:
+            s = low + (high - low) * (z + 1) / 2
+            density = weights * (high - low) / 2 * np.exp(-(s**2) / 2) / math.sqrt(2 * math.pi)
+            x, y = math.sqrt(p) * s, math.copysign(math.sqrt(q), c) * s
+            value += density @ (np.clip(x, -1, 1) * np.clip(y, -1, 1))
+            cross += density @ ((abs(x) < 1) * (abs(y) < 1.0))
+    tolerance = 1e-10 if c**2 == p * q else 2e-5  # the last covariance is not quite there
+    np.testing.assert_allclose(ours.value, value, rtol=tolerance)
+    np.testing.assert_allclose(ours.cross, cross, rtol=tolerance)
+
+
 def test_kinks_of_a_sum_are_those_of_its_terms_and_its_averages_those_of_its_terms():
     both = Activation.from_function(lambda x: jax.nn.relu(x - 1) + jax.nn.relu(-x), kinks=(1, 0))
     parts = [

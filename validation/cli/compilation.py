@@ -4,8 +4,9 @@ import gc
 import os
 from pathlib import Path
 
+_BOUND = "jax_compilation_cache_max_size"
 _SETTINGS = {
-    "jax_compilation_cache_max_size": 2**30,
+    _BOUND: 2**30,
     "jax_persistent_cache_min_compile_time_secs": 0.05,
 }
 """At most 1 GiB is kept, what has not been used for longest goes first; programs compiled in less time are not worth reading."""
@@ -45,6 +46,9 @@ def set_up(*, hurry: bool = False) -> None:
     except (OSError, RuntimeError):  # a user without a home folder is a RuntimeError
         pass
     jax.config.update("jax_compilation_cache_dir", kept)
+    own = (
+        "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    )  # JAX bounds the size only of folders that were bounded from the start
     for name, value in _SETTINGS.items():
-        if name.upper() not in os.environ:
+        if name.upper() not in os.environ and (own or name != _BOUND):
             jax.config.update(name, value)

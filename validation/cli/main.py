@@ -34,7 +34,7 @@ _CLEARER = (
         r" takes a whole number, not \1",
     ),
     (r": (takes .*)$", r" \1"),
-    (r"^Unrecognized options: (-?[\d.].*)$", r"too many values: \1 (the flag before takes one)"),
+    (r"^Unrecognized options: (-?[\d.].*)$", r"too many values: \1 (flags take one value here)"),
 )
 """What tyro says of words that are not numbers of the kind that the flag takes, and how it is said here."""
 

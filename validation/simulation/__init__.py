@@ -4,5 +4,6 @@ from validation.simulation.chain import ChainSimulator, affordable_chain, chain_
 from validation.simulation.direct import DirectSimulator, direct_simulator, simulate_direct
 from validation.simulation.ensemble import Block, simulate, simulate_stages
 from validation.simulation.fine_tuning import simulated_fine_tuning
+from validation.simulation.points import Place, simulate_points
 from validation.simulation.result import Simulation, even_steps, mean_and_error, observables
 from validation.simulation.simulator import Simulator

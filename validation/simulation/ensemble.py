@@ -258,7 +258,7 @@ def simulate_stages(
     require_kind("seeds", seeds, (int, np.integer), "a whole number of at least 1")
     require("seeds", seeds, "at least 1", lambda x: x >= 1)
     require_kind("first_seed", first_seed, (int, np.integer), "a whole number of at least 0")
-    require("first_seed", first_seed, "at least 0", lambda x: x >= 0)
+    require("first_seed", first_seed, "at least 0, with all seeds below 2^32", lambda x: 0 <= x <= 2**32 - seeds)
     if escape is not None:
         require_kind("escape", escape, Escape, "an Escape, such as Escape('loss', 0.5)")
     steps = _checked(stages, records)

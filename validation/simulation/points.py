@@ -51,6 +51,9 @@ def simulate_points(
     simulators = [simulator(problem) for problem in problems]
     stored: list[Simulation] = []
     if parts is not None and (finished := _finished(parts)) is not None:
+        there = finished["seed"].values.tolist()
+        if places_of(finished) != list(places) or there != [first_seed + i for i in range(len(there))]:
+            raise ArgumentError(None, f"{parts.path} holds other points or seeds: name another --output")
         stored = from_dataset(finished.isel(seed=slice(seeds)), problems, escape)
         if stored[0].seed.size == seeds:
             parts.remove()
@@ -136,6 +139,7 @@ def from_dataset(dataset: Any, problems: Sequence[Problem], escape: Escape | Non
     return simulations
 
 
+@loads("merged")
 @loads("simulations")
 def loaded(dataset: Any, **links: Activation) -> list[Simulation]:
     """The simulations in a stored dataset."""
@@ -165,9 +169,6 @@ def merged(datasets: Sequence[Any]) -> Any:
     else:
         needed = "the same points and no seed twice (--seed-offset), or the same seeds and no point twice"
         raise ArgumentError(None, f"the files must have {needed}")
-    attributes = datasets[0].attrs | {"problems": json.dumps([some.problem.to_dict() for some in whole])}
-    flags = json.loads(attributes["command"]) | {"mixture": [], "seeds": int(whole[0].seed.size)}
-    flags["seed_offset"] = int(np.min(whole[0].seed))
-    for flag, name in (("strength", "strength"), ("alignment", "alignment"), ("rank", "rank"), ("dim", "dimension")):
-        flags[flag] = list(dict.fromkeys(getattr(place, name) for place in where))
-    return to_dataset(whole, where).assign_attrs(attributes | {"command": json.dumps(flags)})
+    attributes = {"escape": datasets[0].attrs["escape"]}
+    attributes["problems"] = json.dumps([some.problem.to_dict() for some in whole])
+    return to_dataset(whole, where).assign_attrs(attributes)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from odes import Activation, Escape, Overlaps, Problem, Solution, Trajectory, losses
-from odes.arguments import require
+from odes.arguments import ArgumentError, require
 from odes.storage import described, loads, write_dataset
 
 _BLOWN_UP = 1e4
@@ -127,12 +127,15 @@ def _loaded(dataset: Any, **links: Activation) -> Simulation:
 def joined(parts: Sequence[Simulation]) -> Simulation:
     """One simulation of all seeds of several that are alike but for their seeds, in the order of their numbers.
 
-    **Raises** ArgumentError for seeds that are in two of them.
+    **Raises** ArgumentError for seeds that are in two of them, and for other recorded times.
     """
+    if any(part.t.shape != parts[0].t.shape or np.any(part.t != parts[0].t) for part in parts):
+        raise ArgumentError(None, "seeds of one point must have been recorded at the same times (--t1, --records)")
     first, names = parts[0], ("overlaps", "loss", "seed", "recorded", "escape_times")
     whole = jax.tree.map(lambda *x: np.concatenate(x), *([getattr(part, name) for name in names] for part in parts))
     numbers, places = np.unique(whole[2], return_index=True)
-    require("seed", len(whole[2]), "different in every part", lambda n: n == numbers.size)
+    if numbers.size < len(whole[2]):
+        raise ArgumentError(None, "no seed may be in two parts")
     chosen = jax.tree.map(lambda x: jax.device_put(x[places]), whole)
     return dataclasses.replace(first, **dict(zip(names, chosen, strict=True)))
 

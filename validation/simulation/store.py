@@ -88,6 +88,8 @@ class Parts:
         try:
             dataset = read_dataset(file)
             _settings(dataset.attrs)
+            if json.loads(dataset.attrs["kind"]) not in ("simulations", "block"):
+                raise ValueError
         except (ValueError, KeyError, OSError):
             raise ArgumentError(
                 None, f"{file} is not a result of this command: remove it, or name another --output"

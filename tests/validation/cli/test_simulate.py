@@ -176,11 +176,18 @@ def test_parts_that_were_computed_apart_are_put_together(capsys, tmp_path):
     code, out, _ = run(capsys, "merge", first, other, "--output", points, "--plot", str(tmp_path / "g.png"), "--json")
     assert [(place["strength"], place["rank"]) for place in json.loads(out)["points"]] == [(0.2, 1), (0.4, 3)]
     same_bits(load(points)[1], load(other)[0])
+    assert_refused(
+        capsys, [*words, "--strength", "0.2", "--seeds", "6", "--output", seeds, "--resume"], "is not a result"
+    )
+    assert_refused(capsys, [*words, "--strength", "0.2", "--seeds", "6", "--output", seeds], "holds something else")
+    longer = str(tmp_path / "longer.nc")
+    run(capsys, *words, "--strength", "0.2", "--seeds", "2", "--seed-offset", "9", "--t1", "200", "--output", longer)
+    assert_refused(capsys, ["merge", first, longer], "recorded at the same times")
     for files, message in (
         ((first, first), "no seed twice"),
         ((later, other), "the same points"),
         ((first,), "two files or more"),
-        ((first, str(tmp_path / "g.png")), "cannot be read"),
+        ((first, str(tmp_path / "g.png")), "cannot be read as a netCDF file"),
         ((first, str(tmp_path / "none.nc")), "there is no file"),
     ):
         assert_refused(capsys, ["merge", *files], message)

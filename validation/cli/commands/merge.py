@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -24,7 +23,8 @@ _APART = ("seeds", "seed_offset", "strength", "alignment", "mixture", "rank", "d
 class Merge(OutputOptions):
     """Put together what `searchphase simulate` stored apart: other seeds (--seed-offset) of the same points, or other points.
 
-    Prints what one run of all seeds and points would have printed.
+    Prints what one run of all seeds and points would have printed, up to rounding; with --until-escape blocks of other seeds end at
+    other records.
     """
 
     files: Files = ()
@@ -35,11 +35,13 @@ class Merge(OutputOptions):
             raise ArgumentError(None, "needs two files or more that simulate --output wrote")
         datasets = [read_dataset(file) for file in self.files]
         for file, dataset in zip(self.files, datasets, strict=True):
-            if json.loads(dataset.attrs["kind"]) not in ("simulations", "merge") or "seed" not in dataset.coords:
+            if json.loads(dataset.attrs["kind"]) not in ("simulations", "merged") or "seed" not in dataset.coords:
                 raise ArgumentError(None, f"{file} is not a file that simulate --output wrote")
-            if different := differing(dataset.attrs, datasets[0].attrs, _APART):
+            if different := differing(_simulated(dataset), _simulated(datasets[0]), _APART):
                 raise ArgumentError(None, f"{file} was made with {', '.join(different)}, unlike {self.files[0]}")
-        return merged(datasets)
+        flags = json.loads(_simulated(datasets[0])["command"])
+        kept = {name: value for name, value in flags.items() if name not in _APART}
+        return merged(datasets).assign_attrs(simulated=json.dumps(kept))
 
     def document(self, result: Any) -> dict[str, Any]:
         return {"points": points_of(loaded(result), places_of(result))}
@@ -51,8 +53,13 @@ class Merge(OutputOptions):
         return result
 
     def store(self, result: Any, path: str) -> None:
-        kept = {name: json.loads(result.attrs[name]) for name in ("command", "problems", "escape", "seeds_per_block")}
-        write_dataset(result, path, kind="simulations", merged=[Path(file).name for file in self.files], **kept)
+        kept = {name: json.loads(result.attrs[name]) for name in ("problems", "escape", "simulated")}
+        write_dataset(result, path, kind="merged", command=dataclasses.asdict(self), **kept)
 
     def draw(self, result: Any) -> Any:
         return draw(loaded(result), places_of(result))
+
+
+def _simulated(dataset: Any) -> dict[str, str]:
+    """What made a stored dataset, with the flags of `simulate` as its command."""
+    return dataset.attrs | {"command": dataset.attrs.get("simulated", dataset.attrs["command"])}

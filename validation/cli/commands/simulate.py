@@ -58,7 +58,8 @@ class Simulate(RunOptions, SweepOptions):
         if self.resume and self.output is None:
             raise ArgumentError("resume", "goes on with what --output stored: give both")
         self.check_start()
-        check("seed_offset", self.seed_offset, "at least 0", self.seed_offset >= 0)
+        most = 2**32 - self.seeds
+        check("seed_offset", self.seed_offset, "at least 0, with all seeds below 2^32", 0 <= self.seed_offset <= most)
         points = self.sweep()
         return simulate_points(
             list(points.values()),

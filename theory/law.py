@@ -40,9 +40,10 @@ class EscapeLaw(Shown):
 
     - `mean`, `std`: of the runs that escape; 0 where w0 meets the goal already, NaN where the law does not hold;
     - `mean_error`, `std_error`: their standard errors, since they are averages over sampled starts;
-    - `probability`: of an escape within the horizon ([`theory.patience`][]), the part of the starts from which the flow escapes. Where
-        some do not, noise decides about those near the border, and the part of single runs may differ by a few tenths. NaN
-        where the law is refused for another reason than that too few starts escape;
+    - `probability`: of an escape within the horizon ([`theory.patience`][]); NaN where the law does not hold;
+    - `escaping`: the part of the starts from which the flow escapes within it, NaN where the law is refused before that is looked at.
+        Where it is less than 0.95 the law is refused: noise decides about starts near the border, and the part of single runs
+        differs from it by up to a few tenths;
     - `validity`: why the law does not hold, a number of [`theory.Validity`][], 0 where it does;
     - `tau`: the time scale of growth at the problem's learning rate;
     - `amplitude`: $a_0 = \sqrt{r\,\mathrm{Var}}$, the root mean square amplitude of the unstable mode referred to the start;
@@ -56,6 +57,7 @@ class EscapeLaw(Shown):
     mean_error: Float[Array, ""]
     std_error: Float[Array, ""]
     probability: Float[Array, ""]
+    escaping: Float[Array, ""]
     validity: Int[Array, ""]
     tau: Float[Array, ""]
     amplitude: Float[Array, ""]
@@ -204,8 +206,22 @@ def _law(
     radii = jnp.log(mode.variance) / 2 + jnp.asarray(np.log(chi_quantiles(rank, times.size)), times.dtype)
     offsets = times[order][::-1] + mode.tau * radii
     tried = (valid == Validity.holds) | (valid == Validity.trapped)
-    probability = jnp.where(already, 1, jnp.where(tried, count / escaped.size, jnp.nan))
-    return EscapeLaw(mean, std, mean_error, std_error, probability, valid, mode.tau, amplitude, radii, offsets, rank)
+    escaping = jnp.where(already, 1, jnp.where(tried, count / escaped.size, jnp.nan))
+    probability = jnp.where(valid == Validity.trapped, jnp.nan, escaping)
+    return EscapeLaw(
+        mean=mean,
+        std=std,
+        mean_error=mean_error,
+        std_error=std_error,
+        probability=probability,
+        escaping=escaping,
+        validity=valid,
+        tau=mode.tau,
+        amplitude=amplitude,
+        log_radii=radii,
+        offsets=offsets,
+        rank=rank,
+    )
 
 
 def _grows(problem: Problem, phase: SearchPhase) -> Array:
@@ -237,7 +253,7 @@ def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float
     still escapes, 0 if not even 1e-4 does, NaN where D(w0) <= 0 or G = 0. It is a limit of the flow: rows that are not normalised
     grow with the noise, and steps that are stable at w0 may become unstable before. At rank 1 it is sharp but for the fluctuations of
     single runs at finite dimension. At higher rank starts share the amplitude in other ways, which are trapped at other noise
-    scales, often smaller ones: the probability of an escape there is `EscapeLaw.probability`.
+    scales, often smaller ones: from which part of them the flow escapes is `EscapeLaw.escaping`.
 
     **Raises** ArgumentError unless the problem is single-index.
     """

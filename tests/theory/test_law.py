@@ -87,7 +87,10 @@ def test_law_says_where_it_does_not_hold(problem, doubt):
     assert doubt in law.doubt and (law.doubt == "") == (doubt == "")
     numbers = [law.mean, law.std, law.quantile(0.5)]
     assert np.isfinite(numbers).all() == (doubt == "")
-    assert np.isnan(law.probability) == (doubt not in ("", "does not escape"))
+    assert np.isnan(law.probability) == (doubt != "")
+    assert np.isnan(law.escaping) == (doubt not in ("", "does not escape")) and bool(law.escaping >= 0.95) == (
+        doubt == ""
+    )
 
 
 def test_a_drift_that_noise_overtakes_is_no_law():

@@ -20,7 +20,7 @@ from validation.figures.style import TAU_LABEL, link_label, log_height, sweep_ax
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PLATEAU = ("up", "rate", "tau", "drift")
 _PLACE = ("strength", "alignment", "rank", "dimension")
-_MOMENTS = ("mean", "std", "mean_error", "std_error", "probability")
+_MOMENTS = ("mean", "std", "mean_error", "std_error", "probability", "escaping")
 _NO_LAW = dict.fromkeys(_MOMENTS, np.nan) | {"quantiles": None, "doubt": None}
 
 
@@ -99,6 +99,8 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
             place = ", ".join(f"{name} {point[name]:g}" for name in _PLACE if name not in hidden)
             if point["escape_time_doubt"]:
                 print(f"no escape time at {place}: {point['escape_time_doubt']}")
+                if point["escaping_starts"] > 0:
+                    print(f"  (from {point['escaping_starts']:.0%} of random starts the flow does)")
             elif self.dim:
                 spread = ", ".join(f"{level}: {time:.4g}" for level, time in point["escape_time_quantiles"].items())
                 met = " (w0 meets the goal)" if point["escape_time_std"] == 0 else ""
@@ -146,7 +148,8 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
 
 def _column(name: str) -> str:
     """What a number of the law is called among the columns."""
-    return f"escape_{name}" if name == "probability" else f"escape_time_{name}"
+    named = {"probability": "escape_probability", "escaping": "escaping_starts"}
+    return named.get(name, f"escape_time_{name}")
 
 
 def settled(problem: Problem) -> dict[str, float] | None:

@@ -2,15 +2,16 @@ r"""Fine-tuning from the checkpoints of a pretraining run: its time as a functio
 
 import dataclasses
 import math
+import statistics
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from odes import Escape, Overlaps, Solution, Transfer, gradient_at, self_moments, solve
+from odes import Escape, Overlaps, Solution, Transfer, gradient_at, mean_change, self_moments, solve
 from odes.arguments import ArrayLike
 from odes.shown import Shown
 from theory.lanes import in_lanes
@@ -22,6 +23,12 @@ _HORIZON = 500.0
 
 _MOST_STEPS = 2**14
 """Pretraining of so many steps at most is iterated step by step; longer ones, whose steps are short, are solved as a flow."""
+
+_LOGS = np.log([statistics.NormalDist().inv_cdf(0.5 + (i + 0.5) / 64) for i in range(32)])
+"""log |N| at quantiles of equal probability of a standard normal number N."""
+
+_MOST_MOVED = 0.03
+"""By so much of itself the mean time from random pretrainings may differ from that from the typical one."""
 
 _NEVER = math.inf
 """At this fraction of the source loss the start counts as arrived, so that nothing stops pretraining before its end."""
@@ -59,10 +66,15 @@ def checkpoints(
     ([`pretrained_until`][]); each checkpoint's w0 makes a single-index problem ([`odes.Transfer.fine_tuning`][]) whose time is a
     function of $w\cdot\omega^*$ and $|w|^2$, and the chain rule with their velocities gives the slope. Time 0 is a random w0.
     Looks at its numbers, and so does not work under jit or vmap.
+
+    Random weights differ from the typical ones by a factor |N| in their overlap m with the source, N standard normal, and so are
+    ahead by $\log|N|$ in units of $m/\dot m$ at the start. Where the mean of the weights over N is ahead or behind by a time that,
+    with the slope, moves fine-tuning by more than 3 % its time is that of typical weights, no mean (`Validity.unsettled`); not so for
+    a `start` that is given.
     """
     grid = np.asarray(times, jnp.result_type(float))
     run = pretrained_until(transfer, float(grid.max()), start=start)
-    return tuned_from(transfer, run, grid, goal)
+    return tuned_from(transfer, run, grid, goal, random=start is None)
 
 
 def pretrained_until(
@@ -110,15 +122,31 @@ def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction
     )
 
 
-def tuned_from(transfer: Transfer, run: Solution, times: np.ndarray, goal: Escape | None = None) -> Checkpoints:
-    """[`checkpoints`][] at times of a pretraining that is solved already; NaN after its end."""
+def tuned_from(
+    transfer: Transfer, run: Solution, times: np.ndarray, goal: Escape | None = None, *, random: bool = True
+) -> Checkpoints:
+    """[`checkpoints`][] at times of a pretraining that is solved already, from typical or `random` weights; NaN after its end."""
     goal = Escape() if goal is None else goal
-    return in_lanes(lambda at: _tuned_from(transfer, run, at, goal), times)
+    return in_lanes(lambda at: _tuned_from(transfer, run, at, goal, jnp.asarray(random)), times)
 
 
 @eqx.filter_jit
-def _tuned_from(transfer: Transfer, run: Solution, times: Float[Array, " n"], goal: Escape) -> Checkpoints:
+def _tuned_from(
+    transfer: Transfer, run: Solution, times: Float[Array, " n"], goal: Escape, random: Bool[Array, ""]
+) -> Checkpoints:
     alone = _weights_alone(transfer)
+    begin = run.evaluate(jnp.zeros((), times.dtype))
+    first, begun = (x.cross[0, 1] for x in (begin, mean_change(alone.pretraining, begin)))
+    ahead = jnp.where(random, jnp.asarray(_LOGS, times.dtype) * jnp.abs(first / jnp.where(begun == 0, 1, begun)), 0)
+
+    def moved(time: Array, at: Overlaps, velocity: Overlaps) -> Array:
+        """By how much time the weights of random pretrainings are ahead on average."""
+        others = jax.vmap(run.evaluate)(jnp.clip(time + ahead, 0, run.t_final))
+        now, others, speed = (
+            jnp.concatenate([x.cross[..., 0, :], x.down_gram[..., 0, :1]], -1) for x in (at, others, velocity)
+        )
+        square = speed @ speed
+        return (others.mean(axis=0) - now) @ speed / jnp.where(square > 0, square, 1)
 
     def tuned(overlaps: Overlaps) -> tuple[Array, tuple[FineTuning, Array]]:
         problem = alone.fine_tuning(overlaps).replace(adapter=transfer.adapter)
@@ -147,7 +175,10 @@ def _tuned_from(transfer: Transfer, run: Solution, times: Float[Array, " n"], go
         )
         numbers, codes = eqx.partition(known, eqx.is_inexact_array)
         known = eqx.combine(jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), numbers), codes)
-        valid = jnp.where(sound, tuning.validity, int(Validity.trapped))
+        small = jnp.abs(slope * moved(time, at, moving)) <= _MOST_MOVED * tuning.time
+        unsettled = (tuning.validity == Validity.holds) & ~small
+        valid = jnp.where(unsettled, int(Validity.unsettled), tuning.validity)
+        valid = jnp.where(sound, valid, int(Validity.trapped))
         return eqx.tree_at(lambda c: (c.time, c.tuning.validity), known, (time, valid))
 
     return jax.vmap(one)(times)

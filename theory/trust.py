@@ -26,7 +26,7 @@ _HEAVIEST_TAIL, _MOST_OUTLYING = 0.01, 0.3
 class Validity(Meaning):
     """Why a mean time does not hold, in the order in which the reasons are looked for; the first member is where it does.
 
-    The last three are those of a single typical start, not of the law from many.
+    The last four are those of a single typical start, not of the law from many.
     """
 
     holds = ""
@@ -42,6 +42,9 @@ class Validity(Meaning):
     large_start = "the dimension is too small: the start is no small perturbation (above 0.2, with kinks 0.2 |w0|)"
     plateau = "D <= 0 at w0: a plateau comes before the search, and no start is typical"
     split = "SGD noise shrinks the rows: the time depends on how they share the start, and no start is typical"
+    unsettled = (
+        "random weights are pretrained faster or slower than typical ones, which moves the mean time by more than 3 %"
+    )
 
 
 def validity(

@@ -14,7 +14,7 @@ class _Lines(tqdm):
     """Whole lines instead of a bar that is drawn over itself."""
 
     def __init__(self, *args: Any, **options: Any):
-        self._estimated = False
+        self._told = 0.0
         super().__init__(*args, mininterval=_SOON, maxinterval=_SOON, delay=_SOON, leave=False, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -23,16 +23,16 @@ class _Lines(tqdm):
         if msg == "" or not done or not total or done >= total:
             return
         left = elapsed * (total - state["n"]) / done
-        if not self._estimated and left > _EVERY:
-            self._estimated, self.mininterval, self.maxinterval = True, _EVERY, _EVERY
+        if not self._told and left > _EVERY:
             told = f"will take about {tqdm.format_interval(elapsed + left)}"
-        elif elapsed >= _EVERY:
+        elif elapsed - self._told >= _EVERY:
             told = (
                 f"{state['n'] / total:.0%} after {tqdm.format_interval(elapsed)}, {done / elapsed:.4g} {state['unit']}/s, "
                 f"{tqdm.format_interval(left)} left"
             )
         else:
             return
+        self._told = elapsed
         name = f"{self.desc}: " if self.desc else ""
         print(f"{name}{told}", file=sys.stderr, flush=True)
 

@@ -33,3 +33,11 @@ def test_a_long_run_says_how_long_and_then_a_line_a_minute(clock, capsys):
 def test_a_short_run_says_nothing(clock, capsys):
     counted(clock, 40, 1.0)
     assert capsys.readouterr().err == ""
+
+
+def test_every_piece_of_work_is_counted_once(clock, capsys):
+    for _ in progress(range(300), total=300, unit="setting"):
+        clock[0] += 1.0
+    *_, last = capsys.readouterr().err.splitlines()
+    share, minutes, seconds = map(int, re.match(r"(\d+)% after (\d\d):(\d\d)", last).groups())
+    assert abs(share - (60 * minutes + seconds) / 3) <= 2

@@ -108,7 +108,7 @@ def test_flow_symmetry_and_unit_rows(key):
 
 def test_noise_of_several_units_is_refused_not_wrong():
     problem = two_by_three("erf")
-    with pytest.raises(ValueError, match=r"must have shape \(K, P\) for the SGD noise = \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"SGD\(batch_size=inf\) leaves it out"):
         flow(problem, pretrained(problem))
 
 

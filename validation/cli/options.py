@@ -23,6 +23,8 @@ from validation.cli.values import (
 from validation.simulation.points import Place
 
 _LARGEST_RANK = 4096
+_LONG = 10.0
+"""Runs shorter than so many time scales of the search may just have ended too early."""
 
 
 @contextlib.contextmanager
@@ -297,10 +299,10 @@ class RunOptions(OutputOptions, EscapeOptions):
         return end
 
 
-def noise_forbids(problem: Problem, escape: Escape) -> str:
-    """What is to be said where SGD noise does not let the flow escape; empty where it does."""
+def noise_forbids(problem: Problem, escape: Escape, end: float) -> str:
+    """What is to be said of a run to time `end` without escape if SGD noise does not let the flow escape; empty if that is not why."""
     theta = float(problem.sgd.noise_scale)
-    if not theta > 0:
+    if not theta > 0 or end < _LONG * float(search_phase(problem).tau):
         return ""
     largest = float(largest_noise_scale(problem, escape))
     if not theta > largest:

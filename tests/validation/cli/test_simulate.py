@@ -144,7 +144,7 @@ def test_a_finished_run_is_printed_again_or_refused(capsys, tmp_path):
     )
     assert run(capsys, "escape", "--output", str(tmp_path / "run.nc"), "--force")[0] == 0
     code, _, err = run(capsys, *words, "--resume")
-    assert code == 2 and err.count("\n") == 1 and "run.nc was made with" in err
+    assert code == 2 and err.count("\n") == 1 and "run.nc is not a result of this command" in err
     (tmp_path / "run.nc").write_text("no netCDF")
     code, _, err = run(capsys, *words, "--resume")
     assert code == 2 and err.count("\n") == 1 and "is not a result of this command" in err
@@ -196,8 +196,10 @@ def test_parts_that_were_computed_apart_are_put_together(capsys, tmp_path):
 
 
 def test_what_noise_forbids_and_what_diverges_is_said(capsys):
-    code, out, _ = run(capsys, *"simulate --method chain --dim 1e4 --batch-size 100 --seeds 2 --t1 40".split())
-    assert code == 0 and "SGD noise forbids the escape: theta = eta * d / B = 20" in out
+    words = "simulate --method chain --dim 1e4 --batch-size 50 --seeds 2 --t1".split()
+    code, out, _ = run(capsys, *words, "500")
+    assert code == 0 and "SGD noise forbids the escape: theta = eta * d / B = 40" in out
+    assert "forbids" not in run(capsys, *words, "4")[1]
     words = (
         "simulate --method chain --activation linear --free-rows --learning-rate 50 --seeds 2 --t1 400 --batch-size inf"
     )

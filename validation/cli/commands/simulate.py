@@ -100,8 +100,11 @@ class Simulate(RunOptions, SweepOptions):
     def report(self, result: list[Simulation]) -> None:
         report(result, list(self.sweep()))
         for simulation in result:
-            if np.isnan(simulation.escape_times).all() and (words := noise_forbids(simulation.problem, self.escape)):
+            if np.isnan(simulation.escape_times).all() and (words := self._forbidden(simulation)):
                 print(words)
+
+    def _forbidden(self, simulation: Simulation) -> str:
+        return noise_forbids(simulation.problem, self.escape, float(simulation.t[-1]))
 
     def exit_code(self, result: list[Simulation]) -> int:
         return 1 if any(simulation.diverged.all() for simulation in result) else 0

@@ -46,7 +46,9 @@ class Solve(RunOptions, SGDOptions, ModelOptions):
     def report(self, result: Solution) -> None:
         print_sample({name: np.asarray(x) if x.ndim == 1 else np.asarray(x)[0] for name, x in columns(result).items()})
         print(result)
-        if not np.isfinite(result.escape_time) and (words := noise_forbids(result.problem, self.escape)):
+        if not np.isfinite(result.escape_time) and (
+            words := noise_forbids(result.problem, self.escape, float(result.t_final))
+        ):
             print(words)
 
     def store(self, result: Solution, path: str) -> None:

@@ -39,7 +39,7 @@ class Validity(Meaning):
     trapped = "SGD at this noise scale does not escape"
     fluctuations = "SGD noise at the escape is too large for this dimension (above 1.5 % of |U|^2, 2.5 % ahead of the mean or 0.5 % behind)"
     heavy_tails = "too few samples for the gradient's heavy tails: they shrink the rows by 1 % less than predicted, or a few decide"
-    large_start = "the dimension is too small: the start is no small perturbation (above 0.2, with kinks 0.2 |w0|)"
+    large_start = "the dimension is too small: the start is no small perturbation (above 0.2, with kinks 0.2 |w0|; rank above 1 % of d)"
     plateau = "D <= 0 at w0: a plateau comes before the search, and no start is typical"
     split = "SGD noise shrinks the rows: the time depends on how they share the start, and no start is typical"
     unsettled = (

@@ -20,6 +20,9 @@ _STEP = 1.5
 _LARGEST_AMPLITUDE = 0.2
 """Of the start, or with kinks its ratio to |w0|: beyond this no start is typical."""
 
+_MOST_ROWS = 0.01
+"""The rank over the dimension: the typical start's rows are orthogonal, and those of random starts only up to its root."""
+
 _SPLIT = 0.03
 """The time is trusted if that of a start which the rows share in another way differs by no more than this part."""
 
@@ -90,6 +93,7 @@ def fine_tuning(
     whole = jnp.sqrt(problem.adapter.rank * mode.variance)
     large = whole > _LARGEST_AMPLITUDE * jnp.where(kinked(problem), problem.strength, 1.0)
     large |= found == 0  # a start that meets the goal, though w0 does not
+    large |= problem.adapter.rank > _MOST_ROWS * problem.sgd.dimension
     divided = ~(jnp.abs(runs.escape_time[-1] - found) <= _SPLIT * found)
     doubts = [already, valid != Validity.holds, large, phase.D <= 0, divided]
     codes = [int(Validity.holds), valid, int(Validity.large_start), int(Validity.plateau), int(Validity.split)]

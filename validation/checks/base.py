@@ -1,6 +1,7 @@
 r"""What a check is: a number from theory, the same from a simulation, its standard error, z; and the setting it belongs to."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -148,7 +149,8 @@ class Case:
         from scipy import special
 
         theory, simulation, error = float(theory), float(simulation), float(error)
-        deviation = (simulation - theory) / error
+        gap = simulation - theory
+        deviation = gap / error if error else math.copysign(math.inf, gap) if gap else 0.0
         if runs is not None:
             deviation = float(-np.sign(deviation) * special.ndtri(special.stdtr(runs - 1, -abs(deviation))))
         d = float(self.problem.sgd.dimension)

@@ -59,6 +59,11 @@ class Escape(Shown):
         """Criterion and threshold, as JSON can hold them."""
         return {"criterion": self.criterion, "threshold": float(self.threshold)}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any] | None) -> "Escape | None":
+        """The criterion that `to_dict` described, None for none."""
+        return None if values is None else cls(**values)
+
     def value(
         self, problem: Problem, overlaps: Overlaps, loss: Float[Array, "..."] | None = None
     ) -> Float[Array, "..."]:

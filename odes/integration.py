@@ -278,7 +278,6 @@ def solve(
 @loads("solution")
 def _loaded(dataset: Any, **links: Activation) -> Solution:
     """The solution in a stored dataset, without interpolant."""
-    escape = json.loads(dataset.attrs["escape"])
     return Solution(
         t=jax.device_put(dataset["time"].values),
         overlaps=Overlaps.from_variables(dataset),
@@ -290,7 +289,7 @@ def _loaded(dataset: Any, **links: Activation) -> Solution:
         steps_rejected=jnp.asarray(int(dataset.attrs["steps_rejected"])),
         result=getattr(diffrax.RESULTS, dataset.attrs["result"]),
         problem=Problem.from_dict(json.loads(dataset.attrs["problem"]), **links),
-        escape=None if escape is None else Escape(**escape),
+        escape=Escape.from_dict(json.loads(dataset.attrs["escape"])),
         _interpolations=None,
     )
 

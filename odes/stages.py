@@ -142,7 +142,7 @@ def _loaded(dataset: Any, **links: Activation) -> StagedSolution:
         final=Overlaps.from_variables(dataset, "final_"),
         problem=stages[-1]["problem"],
         stages=tuple(Stage(**stage) for stage in stages),
-        escape=None if own["escape"] is None else Escape(**own["escape"]),
+        escape=Escape.from_dict(own["escape"]),
         since=own["since"],
         messages=tuple(own["messages"]),
     )

@@ -172,9 +172,8 @@ def _law(
 
     runs, amplitudes = jax.vmap(run)(normals)
     logs = jnp.log(amplitudes)
-    found = jax.lax.stop_gradient(
-        runs.escape_time
-    )  # its derivative is NaN where it is, and would make all derivatives NaN
+    # The derivative of an escape time that is NaN is NaN, and would make all derivatives NaN.
+    found = jax.lax.stop_gradient(runs.escape_time)
     escaped = jnp.isfinite(found)
     times = jnp.where(escaped, jnp.where(found > 0, runs.t_final, 0), jnp.nan) + lag * logs
     number, every = jnp.sum(escaped), jnp.all(escaped)

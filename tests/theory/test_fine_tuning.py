@@ -80,3 +80,21 @@ def test_time_0_is_trusted_only_where_w0_itself_meets_the_goal():
     assert float(tuning.time) == 0 and int(tuning.validity) == Validity.large_start
     tuning = fine_tuning(problem, Escape("absolute", 10.0))
     assert float(tuning.time) == 0 and bool(tuning.trusted)
+
+
+def test_more_rows_than_a_hundredth_of_the_dimension_have_no_typical_start():
+    """The chain takes 1250 +- 8 at rank 32 in d = 1197, the typical start 1333: rows of random starts are not orthogonal."""
+    problem = single(strength=1.31, rank=32, eta=0.1756, theta=0.0, d=1197)
+    goal = Escape("loss", 0.64)
+    assert Validity(int(fine_tuning(problem, goal).validity)) == Validity.large_start
+    assert Validity(int(fine_tuning(problem.replace(dimension=1e5), goal).validity)) == Validity.holds
+
+
+def test_an_escape_that_noise_delays_is_not_trusted():
+    """The loss falls slowly where the rows have grown: the chain is 4.3 % late here, 1.0 % at four times the dimension."""
+    adapter = dict(rank=16, normalized=False, scale=40.65, lr_ratio=1.4826)
+    problem = single("linear", strength=0.18246, eta=0.03134, theta=8.816, d=44379, **adapter)
+    goal = Escape("loss", 0.16521)
+    assert Validity(int(fine_tuning(problem, goal).validity)) == Validity.fluctuations
+    larger = problem.replace(dimension=4 * 44379, noise_scale=8.816)
+    assert Validity(int(fine_tuning(larger, goal).validity)) == Validity.holds

@@ -308,6 +308,6 @@ def noise_forbids(problem: Problem, escape: Escape, end: float) -> str:
     if not theta > largest:
         return ""
     return (
-        f"SGD noise forbids the escape: theta = eta * d / B = {theta:.4g}, but the flow escapes up to {largest:.4g} alone "
-        "(a larger --batch-size or a smaller --learning-rate reaches that)"
+        f"SGD noise forbids the escape: theta = eta * d / B = {theta:.4g}, but the flow escapes only up to {largest:.4g} "
+        "(try a larger --batch-size or a smaller --learning-rate)"
     )

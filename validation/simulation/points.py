@@ -144,8 +144,7 @@ def from_dataset(dataset: Any, problems: Sequence[Problem], escape: Escape | Non
 def loaded(dataset: Any, **links: Activation) -> list[Simulation]:
     """The simulations in a stored dataset."""
     problems = [Problem.from_dict(values, **links) for values in json.loads(dataset.attrs["problems"])]
-    escape = json.loads(dataset.attrs["escape"])
-    return from_dataset(dataset, problems, None if escape is None else Escape(**escape))
+    return from_dataset(dataset, problems, Escape.from_dict(json.loads(dataset.attrs["escape"])))
 
 
 def places_of(dataset: Any) -> list[Place]:

@@ -119,9 +119,8 @@ class Simulation(Trajectory):
 @loads("simulation")
 def _loaded(dataset: Any, **links: Activation) -> Simulation:
     """The simulation in a stored dataset."""
-    escape = json.loads(dataset.attrs["escape"])
     problem = Problem.from_dict(json.loads(dataset.attrs["problem"]), **links)
-    return Simulation.from_dataset(dataset, problem, None if escape is None else Escape(**escape))
+    return Simulation.from_dataset(dataset, problem, Escape.from_dict(json.loads(dataset.attrs["escape"])))
 
 
 def joined(parts: Sequence[Simulation]) -> Simulation:

@@ -103,3 +103,9 @@ def test_a_remedy_of_weights_that_meet_the_goal_takes_no_samples():
     assert remedy.samples == 0
     found = confirmed_remedy(remedy, goal, seeds=3, key=jax.random.key(0))
     assert found["chain_samples"] == 0 and found["reached"] == 3
+
+
+def test_numbers_without_error_agree_if_they_are_equal():
+    case = EASY.case(FEW, jax.random.key(0))
+    assert case.check("same", 0.0, 0.0, 0.0).agrees(1.0)
+    assert not case.check("other", 0.0, 1e-9, 0.0).agrees(1e9)

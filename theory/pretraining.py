@@ -137,7 +137,7 @@ def _tuned_from(
     alone = _weights_alone(transfer)
     begin = run.evaluate(jnp.zeros((), times.dtype))
     first, begun = (x.cross[0, 1] for x in (begin, mean_change(alone.pretraining, begin)))
-    ahead = jnp.where(random, jnp.asarray(_LOGS, times.dtype) * jnp.abs(first / jnp.where(begun == 0, 1, begun)), 0)
+    ahead = jnp.where(random, jnp.asarray(_LOGS, times.dtype) * jnp.abs(first / begun), 0)
 
     def moved(time: Array, at: Overlaps, velocity: Overlaps) -> Array:
         """By how much time the weights of random pretrainings are ahead on average."""

@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from odes import Escape, Overlaps, Solution, Transfer, gradient_at, mean_change, self_moments, solve
+from odes import Escape, Overlaps, Solution, Transfer, gradient_at, self_moments, solve
 from odes.arguments import ArrayLike
 from odes.shown import Shown
 from theory.lanes import in_lanes
@@ -24,8 +24,8 @@ _HORIZON = 500.0
 _MOST_STEPS = 2**14
 """Pretraining of so many steps at most is iterated step by step; longer ones, whose steps are short, are solved as a flow."""
 
-_LOGS = np.log([statistics.NormalDist().inv_cdf(0.5 + (i + 0.5) / 64) for i in range(32)])
-"""log |N| at quantiles of equal probability of a standard normal number N."""
+_LUCK = np.array([statistics.NormalDist().inv_cdf(0.5 + (i + 0.5) / 32) for i in range(16)])
+"""|N| at quantiles of equal probability of a standard normal number N."""
 
 _MOST_MOVED = 0.03
 """By so much of itself the mean time from random pretrainings may differ from that from the typical one."""
@@ -67,14 +67,14 @@ def checkpoints(
     function of $w\cdot\omega^*$ and $|w|^2$, and the chain rule with their velocities gives the slope. Time 0 is a random w0.
     Looks at its numbers, and so does not work under jit or vmap.
 
-    Random weights differ from the typical ones by a factor |N| in their overlap m with the source, N standard normal, and so are
-    ahead by $\log|N|$ in units of $m/\dot m$ at the start. Where the mean of the weights over N is ahead or behind by a time that,
-    with the slope, moves fine-tuning by more than 3 % its time is that of typical weights, no mean (`Validity.unsettled`); not so for
-    a `start` that is given.
+    Random weights differ from the typical ones by a factor |N| in their overlap with the source, N standard normal, and are pretrained
+    as well, at quantiles of |N|. Where their mean is ahead or behind of the typical ones by a time that, with the slope, moves
+    fine-tuning by more than 3 % its time is that of typical weights, no mean (`Validity.unsettled`); not so for a `start` that
+    is given.
     """
     grid = np.asarray(times, jnp.result_type(float))
     run = pretrained_until(transfer, float(grid.max()), start=start)
-    return tuned_from(transfer, run, grid, goal, random=start is None)
+    return tuned_from(transfer, run, grid, goal, others=random_pretrainings(transfer, run) if start is None else None)
 
 
 def pretrained_until(
@@ -95,17 +95,19 @@ def pretrained_until(
     return _pretrained(transfer, start, jnp.asarray(end), jnp.asarray(fraction), iterated=end <= _MOST_STEPS * rate)
 
 
+def random_pretrainings(transfer: Transfer, run: Solution) -> Solution:
+    """Pretraining as in `run`, of the typical weights, for as long from weights whose overlap is |N| times as large: a batch of
+    runs, at quantiles of equal probability of |N|, N standard normal."""
+    end = run.t_final
+    return _randomly_pretrained(transfer, end, iterated=bool(end <= _MOST_STEPS * transfer.pretraining_sgd.learning_rate))
+
+
 def _weights_alone(transfer: Transfer) -> Transfer:
     """The transfer with one adapter row, which rests in pretraining: all that is kept of a run are its weights."""
     return dataclasses.replace(transfer, adapter=transfer.adapter.replace(rank=1))
 
 
-@eqx.filter_jit
-def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction: Array, *, iterated: bool) -> Solution:
-    alone = _weights_alone(transfer)
-    start = (
-        alone.typical_start() if start is None else Overlaps(start.up[:, :2], start.cross[:2], start.down_gram[:2, :2])
-    )
+def _solved(alone: Transfer, start: Overlaps, end: Array, fraction: Array, *, iterated: bool) -> Solution:
     return solve(
         alone.pretraining,
         start,
@@ -122,31 +124,54 @@ def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction
     )
 
 
+@eqx.filter_jit
+def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction: Array, *, iterated: bool) -> Solution:
+    alone = _weights_alone(transfer)
+    start = (
+        alone.typical_start() if start is None else Overlaps(start.up[:, :2], start.cross[:2], start.down_gram[:2, :2])
+    )
+    return _solved(alone, start, end, fraction, iterated=iterated)
+
+
+@eqx.filter_jit
+def _randomly_pretrained(transfer: Transfer, end: Array, *, iterated: bool) -> Solution:
+    alone = _weights_alone(transfer)
+    typical, never = alone.typical_start(), jnp.full((), _NEVER, end.dtype)
+
+    def one(luck: Array) -> Solution:
+        start = eqx.tree_at(lambda x: x.cross, typical, typical.cross.at[0].multiply(luck))
+        return _solved(alone, start, end, never, iterated=iterated)
+
+    return jax.vmap(one)(jnp.asarray(_LUCK, end.dtype))
+
+
 def tuned_from(
-    transfer: Transfer, run: Solution, times: np.ndarray, goal: Escape | None = None, *, random: bool = True
+    transfer: Transfer, run: Solution, times: np.ndarray, goal: Escape | None = None, *, others: Solution | None = None
 ) -> Checkpoints:
-    """[`checkpoints`][] at times of a pretraining that is solved already, from typical or `random` weights; NaN after its end."""
+    """[`checkpoints`][] at times of a pretraining that is solved already; NaN after its end.
+
+    `others` are the [`random_pretrainings`][] if `run` began with typical weights that stand for random ones.
+    """
     goal = Escape() if goal is None else goal
-    return in_lanes(lambda at: _tuned_from(transfer, run, at, goal, jnp.asarray(random)), times)
+    return in_lanes(lambda at: _tuned_from(transfer, run, others, at, goal), times)
 
 
 @eqx.filter_jit
 def _tuned_from(
-    transfer: Transfer, run: Solution, times: Float[Array, " n"], goal: Escape, random: Bool[Array, ""]
+    transfer: Transfer, run: Solution, others: Solution | None, times: Float[Array, " n"], goal: Escape
 ) -> Checkpoints:
     alone = _weights_alone(transfer)
-    begin = run.evaluate(jnp.zeros((), times.dtype))
-    first, begun = (x.cross[0, 1] for x in (begin, mean_change(alone.pretraining, begin)))
-    ahead = jnp.where(random, jnp.asarray(_LOGS, times.dtype) * jnp.abs(first / begun), 0)
 
     def moved(time: Array, at: Overlaps, velocity: Overlaps) -> Array:
         """By how much time the weights of random pretrainings are ahead on average."""
-        others = jax.vmap(run.evaluate)(jnp.clip(time + ahead, 0, run.t_final))
-        now, others, speed = (
-            jnp.concatenate([x.cross[..., 0, :], x.down_gram[..., 0, :1]], -1) for x in (at, others, velocity)
+        if others is None:
+            return jnp.zeros_like(time)
+        there = eqx.filter_vmap(lambda other: other.evaluate(jnp.minimum(time, other.t_final)))(others)
+        now, there, speed = (
+            jnp.concatenate([x.cross[..., 0, :], x.down_gram[..., 0, :1]], -1) for x in (at, there, velocity)
         )
         square = speed @ speed
-        return (others.mean(axis=0) - now) @ speed / jnp.where(square > 0, square, 1)
+        return (there.mean(axis=0) - now) @ speed / jnp.where(square > 0, square, 1)
 
     def tuned(overlaps: Overlaps) -> tuple[Array, tuple[FineTuning, Array]]:
         problem = alone.fine_tuning(overlaps).replace(adapter=transfer.adapter)

@@ -9,7 +9,7 @@ import numpy as np
 from odes import Escape, Transfer
 from odes.arguments import ArrayLike, require
 from theory.meanings import Meaning
-from theory.pretraining import Checkpoints, pretrained_until, tuned_from
+from theory.pretraining import Checkpoints, pretrained_until, random_pretrainings, tuned_from
 
 _MATTERS = 0.01
 """Changes of the cost below 1 % do not count."""
@@ -88,9 +88,10 @@ def judge(
     require("times", grid, "at least one number", lambda x: x.ndim == 1 and x.size >= 1)
     require("times", grid, "increasing, from 0 or later", lambda x: x[0] >= 0 and bool(np.all(np.diff(x) > 0)))
     run = pretrained_until(transfer, float(grid[-1]))
+    others = random_pretrainings(transfer, run)
 
     def costs(at: np.ndarray, known: Checkpoints | None = None) -> tuple[Checkpoints, np.ndarray, np.ndarray]:
-        found = tuned_from(transfer, run, at, goal) if known is None else known
+        found = tuned_from(transfer, run, at, goal, others=others) if known is None else known
         return found, np.asarray(found.tuning.time) + price * at, np.asarray(found.slope) + price
 
     def located(function, first: np.ndarray):

@@ -6,7 +6,7 @@ import pytest
 
 from odes import SGD, Adapter, Escape, Family, Transfer, gradient_at, pretrained, solve
 from tests.helpers import at, close
-from theory import checkpoints, fine_tuning
+from theory import Validity, checkpoints, fine_tuning
 from validation.simulation import mean_and_error, simulated_fine_tuning
 
 LARGE = SGD(dimension=1e5, batch_size=2e4)
@@ -92,3 +92,19 @@ def test_fine_tuning_after_many_large_steps_takes_the_time_of_the_chain(key):
     simulated = simulated_fine_tuning(transfer, time, goal, longest=2 * float(found.time[0]), seeds=60, key=key)
     mean, error = mean_and_error(simulated)
     assert abs(mean - float(found.time[0])) < 4 * error < 0.06 * mean
+
+
+def test_pretraining_that_is_a_matter_of_luck_is_refused_until_it_has_converged():
+    # x^2 - 1: random weights leave the start at times that scatter by more than pretraining takes
+    transfer = Transfer(
+        "He2",
+        cosine=0.065,
+        adapter=Adapter(3, scale=6.57, lr_ratio=1.58),
+        sgd=SGD(learning_rate=4.6e-4, batch_size=64, dimension=472),
+    )
+    times = np.array([1.39, 2.78])
+    drawn = checkpoints(transfer, times).tuning
+    assert drawn.validity.tolist() == [Validity.unsettled, Validity.holds]
+    given = checkpoints(transfer, times, start=transfer.typical_start()).tuning
+    assert given.validity.tolist() == [Validity.holds, Validity.holds]
+    np.testing.assert_allclose(given.time, drawn.time, rtol=1e-12)

@@ -15,7 +15,8 @@ from odes.escape import Escape
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.integration import Solution, log_times, solve
 from odes.overlaps import Covariances, Overlaps, covariances, gram_root, pretrained, random_overlaps, target_overlap
-from odes.population import NoiseMoments, PopulationGradient, gradient_of, kurtosis_of, noise_moments, noise_of
+from odes.noise import kurtosis_of, noise_error, noise_of
+from odes.population import PopulationGradient, gradient_of
 from odes.problem import Family, Problem
 from odes.quadrature import gaussian_average
 from odes.stages import Stage, StagedSolution, restarted, solve_stages

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from odes.noise import kurtosis_of, noise_of
 from odes.overlaps import Overlaps, covariances
-from odes.population import PopulationGradient, gradient_of, kurtosis_of, noise_of
+from odes.population import PopulationGradient, gradient_of
 from odes.problem import Problem
 
 
@@ -26,12 +27,12 @@ def losses(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
 
 
 def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
-    """N at given overlaps (K = P = 1)."""
+    """N at given overlaps ([`noise_of`][])."""
     return noise_of(problem, covariances(problem, overlaps))
 
 
-def kurtosis_at(problem: Problem, overlaps: Overlaps) -> Float[Array, ""]:
-    """The kurtosis of one sample's gradient amplitude at given overlaps (K = P = 1)."""
+def kurtosis_at(problem: Problem, overlaps: Overlaps) -> Float[Array, " K"]:
+    """The kurtosis of every unit's amplitude in one sample's gradient at given overlaps ([`kurtosis_of`][])."""
     return kurtosis_of(problem, covariances(problem, overlaps))
 
 

@@ -1,11 +1,12 @@
 r"""Averages over one and over two correlated Gaussian variables by quadrature, with derivatives that stay exact.
 
-Everything here is an average over $(x, y) \sim \mathcal N(0, [[p, c], [c, q]])$ with $c^2 \le pq$. Four rules compute them:
+Nearly everything here is an average over $(x, y) \sim \mathcal N(0, [[p, c], [c, q]])$ with $c^2 \le pq$. The rules are:
 
 - [`line_rule`][]: functions of one variable, with kinks at given places;
 - [`polar_rule`][]: functions of two, with kinks at 0 or none, at any variance and correlation;
 - [`panel_rule`][]: functions of two, with kinks at any given places;
-- [`tensor_rule`][]: polynomials of two, exactly.
+- [`tensor_rule`][]: polynomials of two, exactly;
+- [`cloud_rule`][]: functions of more variables, by quasi-random points, to about 1e-3.
 
 One rule differentiates them: Price's theorem, $\partial_c E[F] = E[F_{xy}]$, $\partial_p E[F] = E[F_{xx}]/2$, for smooth F.
 Derivatives stay exact and finite at full correlation $c^2 = pq$, where the nodes themselves move infinitely fast.
@@ -23,6 +24,7 @@ from jaxtyping import Array, Float, ScalarLike
 _RADIAL_NODES, _RADIAL_END, _RADIAL_SCALE = 56, 9.0, 0.12
 _ANGULAR_NODES, _ANGULAR_SCALE = 64, 1 / 60
 _PANEL_NODES, _STEP_NODES, _STEP_SCALE = 80, 128, 0.5
+_POINTS, _LINES, _LINE_NODES = 2**13, 2**11, 12
 _NARROWEST = 1e-5
 """Steps of a conditional average that are narrower than this, in standard deviations, are taken as jumps."""
 
@@ -181,6 +183,63 @@ def plane_rule(degree: int, kinks: Kinks, others: Kinks, finer: int = 1) -> Call
     if {*kinks, *others} <= {0.0}:
         return polar_rule(degree, finer)
     return panel_rule(degree, kinks, others, finer)
+
+
+def cholesky_root(covariance: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The lower-triangular L with L L^T = `covariance`, whose columns are 0 where a variable depends on those before it."""
+    columns: list[Array] = []
+    for n in range(covariance.shape[0]):
+        rest = covariance[:, n] - sum((column * column[n] for column in columns), jnp.zeros_like(covariance[n]))
+        pivot = rest[n]
+        free = pivot > 1e-14 * covariance[n, n]
+        column = jnp.where(free, rest / jnp.sqrt(jnp.where(free, pivot, 1)), 0)
+        columns.append(jnp.where(np.arange(covariance.shape[0]) >= n, column, 0))
+    return jnp.stack(columns, axis=1)
+
+
+@functools.cache
+def _normal_points(n: int, count: int, sample: int) -> np.ndarray:
+    """Points (n, count) that are spread like independent normal numbers: scrambled Sobol points, of which `sample` says which."""
+    from scipy import special
+    from scipy.stats import qmc
+
+    return special.ndtri(qmc.Sobol(n, scramble=True, rng=sample).random(count)).T
+
+
+@functools.cache
+def cloud_rule(degree: int, kinks: tuple[Kinks, ...], sample: int = 0) -> Callable[[Array], Nodes]:
+    r"""The rule for E[F(x)] of a function of n variables with F of at most the given growth, smooth but for `kinks` of every variable.
+
+    x = L z with L a root of the covariance. Smooth functions are averaged over 8192 fixed scrambled Sobol points z. For functions
+    with kinks those would make averages that jump: they are integrated along 2048 parallel lines, cut where any variable has a kink, and
+    over Sobol points across. Averages are smooth functions of the covariance, with an error of 1e-3 to 1e-2, which another `sample`
+    shows.
+    """
+    n, end = len(kinks), _end(degree)
+    if not any(kinks):
+
+        def points(covariance: Array) -> Nodes:
+            z = jnp.asarray(_normal_points(n, _POINTS, sample), covariance.dtype)
+            return *(cholesky_root(covariance) @ z), jnp.full(_POINTS, 1 / _POINTS, covariance.dtype)
+
+        return points
+    units, places = np.array([(unit, kink) for unit, some in enumerate(kinks) for kink in some]).T
+    along = np.linalg.qr(np.concatenate([np.ones((n, 1)), np.eye(n)[:, 1:]], axis=1))[0]
+
+    def lines(covariance: Array) -> Nodes:
+        across = along[:, 1:] @ _normal_points(n - 1, _LINES, sample)
+        root = cholesky_root(covariance)
+        middle, direction = root @ jnp.asarray(across, root.dtype), root @ jnp.asarray(along[:, 0], root.dtype)
+        steep = direction[units.astype(int)]
+        moving = jnp.abs(steep) > _NARROWEST * jnp.sqrt(jnp.diagonal(covariance))[units.astype(int)]
+        cuts = (jnp.asarray(places, root.dtype)[:, None] - middle[units.astype(int)]) / jnp.where(moving, steep, 1)[:, None]
+        cuts = jnp.where(moving[:, None], cuts, end)
+        s, weights = _panels(jnp.sort(cuts, axis=0).T, end, _STEP_SCALE, 2 * _LINE_NODES)
+        x = middle[:, :, None] + direction[:, None, None] * s[None]
+        weights = weights * jnp.exp(-(s**2) / 2) / (np.sqrt(2 * np.pi) * _LINES)
+        return *x.reshape(n, -1), weights.reshape(-1)
+
+    return lines
 
 
 def _partial(function: Callable, argument: int) -> Callable:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odes import SGD, Adapter, Family, Overlaps, Problem, Transfer
+from odes import SGD, Adapter, Covariances, Family, Overlaps, Problem, Transfer, noise_of
 
 
 def single(
@@ -53,6 +53,14 @@ def two_by_three(link, **options):
     ]
     readouts = dict(readout=[1.0, -0.7], teacher_readout=[0.8, 0.5, -0.3])
     return Problem(link, frame_gram=gram, target=np.eye(5)[:3], frozen=np.eye(5)[3:], **readouts, **options)
+
+
+def noise_of_one(student, teacher, p, q, c):
+    """N of one student and one teacher unit with the readouts 1.5 and 0.7 and label noise 0.3 at given variances and covariance."""
+    options = dict(readout=[1.5], teacher_readout=[0.7], sgd=SGD(label_noise=0.3))
+    problem = Problem(student, teacher=teacher, frame_gram=np.eye(2), frozen=[[0, 1]], target=[[1, 0]], **options)
+    Q, M, P = (jnp.reshape(jnp.asarray(x, float), (1, 1)) for x in (p, c, q))
+    return noise_of(problem, Covariances(Q, M, P))[0, 0]
 
 
 def frame_vectors(problem, d, key):

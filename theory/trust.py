@@ -183,7 +183,7 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
     root = jnp.sqrt(jnp.maximum(velocity**2 + 2 * acceleration * deviation, 0))
     last = 2 * deviation / (jnp.abs(velocity) + root)
     noise = noise_at(problem, crossing)[0, 0]
-    outlying = sgd.noise_scale * kurtosis_at(problem, crossing) / sgd.dimension
+    outlying = sgd.noise_scale * kurtosis_at(problem, crossing)[0] / sgd.dimension
     tail = sgd.noise_scale * adapter.kappa**2 * noise * length * outlying / 2
     return Fluctuations(
         relative=jnp.sum(squares[1:]) / length,

@@ -106,12 +106,6 @@ def test_flow_symmetry_and_unit_rows(key):
     np.testing.assert_allclose(jnp.diagonal(change.down_gram), 0, atol=1e-15)
 
 
-def test_noise_of_several_units_is_refused_not_wrong():
-    problem = two_by_three("erf")
-    with pytest.raises(ValueError, match=r"SGD\(batch_size=inf\) leaves it out"):
-        flow(problem, pretrained(problem))
-
-
 FREE = dict(rank=2, normalized=False, scale=3.0, lr_ratio=0.5)
 
 

@@ -9,8 +9,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from odes import Activation, activation, noise_moments, pair_moments, self_moments
+from odes import Activation, activation, pair_moments, self_moments
 from odes.quadrature import gaussian_average, polar_rule, tensor_rule
+from tests.problems import noise_of_one
 from tests.reference import FUNCTIONS, pair_average
 
 COVARIANCES = [
@@ -57,9 +58,9 @@ def scales(f, h, p, q):
 
 
 def both(f, h, covariance):
-    """The pair's and the noise's moments."""
+    """The pair's moments and the noise of one student and one teacher unit."""
     p, q, c = covariance
-    return pair_moments(activation(f), activation(h), p, q, c), noise_moments(activation(f), activation(h), p, c, q)
+    return pair_moments(activation(f), activation(h), p, q, c), noise_of_one(f, h, p, q, c)
 
 
 @functools.cache
@@ -90,20 +91,18 @@ def test_self_moments_are_pair_moments_at_full_correlation(f):
 
 
 @pytest.mark.parametrize("f, h", PAIRS)
-def test_noise_moments_match_independent_quadrature(f, h):
+def test_noise_of_one_unit_matches_independent_quadrature(f, h):
     (value_f, slope_f), (value_h, _) = FUNCTIONS[f], FUNCTIONS[h]
     for p, q, c in COVARIANCES:
-        ours = moments(f, h)((p, q, c))[1]
-        integrands = {
-            "ss": lambda x, y: value_f(x) ** 2 * slope_f(x) ** 2,
-            "sp": lambda x, y: value_f(x) * value_h(y) * slope_f(x) ** 2,
-            "pp": lambda x, y: value_h(y) ** 2 * slope_f(x) ** 2,
-            "slope": lambda x, y: slope_f(x) ** 2,
-        }
-        expected = {name: pair_average(function, p, q, c) for name, function in integrands.items()}
-        scale = expected | {"sp": math.sqrt(expected["ss"] * expected["pp"])}
-        for name, reference in expected.items():
-            assert abs(float(getattr(ours, name)) - reference) <= 1e-10 * scale[name], (name, (p, q, c))
+        averages = [
+            pair_average(function, p, q, c)
+            for function in (
+                lambda x, y: ((1.5 * value_f(x) - 0.7 * value_h(y)) ** 2 + 0.3) * slope_f(x) ** 2,
+                lambda x, y: (1.5**2 * value_f(x) ** 2 + 0.7**2 * value_h(y) ** 2 + 0.3) * slope_f(x) ** 2,
+            )
+        ]
+        ours, (reference, scale) = moments(f, h)((p, q, c))[1], averages
+        assert abs(float(ours) - 1.5**2 * reference) <= 1e-10 * 1.5**2 * scale, (p, q, c)
 
 
 @pytest.mark.parametrize("name", ["erf", "relu", "He5", "He2+0.5*He4"])

@@ -1,0 +1,296 @@
+r"""The covariance of the gradient's noise, $N_{kl} = E[g_kg_l]$ with $g_k = a_k(e - \sqrt\Delta z)\sigma'(\lambda_k)$, for any numbers of units.
+
+The joint covariance of all K + P preactivations is $S = \begin{pmatrix} Q & M \\ M^T & P \end{pmatrix}$, and the error
+$e = \sum_ic_if_i(x_i)$ with c = (a, -b) and f the student's or the teacher's link function. Averages of the products of four factors,
+$E[f_if_j\sigma'_k\sigma'_l]$, are
+
+- closed formulas for erf: the factors $\sigma'$ tilt the Gaussian;
+- finite sums for polynomials: Mehler's sum, of four variables;
+- arcsines for relu, and where i, j, k and l all differ one integral over them, by Gauss-Legendre;
+- quadrature in the plane of one student and one teacher unit, and fixed quasi-random points for more, for all other links.
+
+Arguments may be scaled in each of them.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.polynomial import hermite_e
+
+from odes.activations import both_are, unscaled
+from odes.gaussian import mean_derivatives, pair_rule
+from odes.orthants import half_moments
+from odes.overlaps import Covariances
+from odes.population import within
+from odes.problem import Problem
+from odes.quadrature import Nodes, cloud_rule, gaussian_average
+
+_MOST_TERMS = 2**16
+"""Sums for polynomials that have more terms than this are done by quasi-random points."""
+
+
+def joint(covariance: Covariances) -> Float[Array, "n n"]:
+    """S, the covariance of all K + P preactivations."""
+    return jnp.block([[covariance.Q, covariance.M], [covariance.M.T, covariance.P]])
+
+
+@eqx.filter_jit
+def noise_of(problem: Problem, covariance: Covariances, *, sample: int = 0) -> Float[Array, "K K"]:
+    r"""$N_{kl} = a_k a_l E[(e^2 + \Delta)\sigma'(\lambda_k)\sigma'(\lambda_l)]$ at given covariances.
+
+    The noise term of the flow is $\theta\kappa^2U^TNU$. One sample's gradient with respect to w_k is g_k x, g_k = a_k e σ'(λ_k);
+    N is the second moment of g and so of the gradient in every direction to which no weight points.
+
+    Near machine precision where it is a closed formula or an integral over the plane; by fixed quasi-random points, of which
+    `sample` says which, for several units of other links than erf, relu and polynomials ([`noise_error`][]).
+    """
+    readout, factors = problem.readout, jnp.concatenate([problem.readout, -problem.teacher_readout])
+    square = _squared_error(problem, factors, joint(covariance), sample)
+    labels = problem.sgd.label_noise * within(problem.student, covariance.Q).cross
+    return jnp.outer(readout, readout) * (square + labels)
+
+
+def noise_error(problem: Problem, covariance: Covariances) -> Float[Array, ""]:
+    """The error of [`noise_of`][] relative to its largest entry, from another set of points; 0 where it is not done by points."""
+    first = noise_of(problem, covariance)
+    return jnp.abs(noise_of(problem, covariance, sample=1) - first).max() / jnp.abs(first).max()
+
+
+def _squared_error(problem: Problem, factors: Array, covariance: Array, sample: int) -> Float[Array, "K K"]:
+    r"""$E[e^2\sigma'(\lambda_k)\sigma'(\lambda_l)]$ by the best rule for the link functions."""
+    units = problem.readout.size
+    (s, student), (t, teacher) = unscaled(problem.student), unscaled(problem.teacher)
+    scales = np.repeat([s, t], [units, factors.size - units])
+    scaled = covariance * np.outer(scales, scales)
+    if both_are(student, teacher, "erf"):
+        return s**2 * _erf_square(units, factors, scaled)
+    if both_are(student, teacher, "relu"):
+        return s**2 * _relu_square(units, factors, scaled)
+    polynomials = problem.student.hermite is not None and problem.teacher.hermite is not None
+    if polynomials and factors.size > 2:
+        terms = _mehler_terms(*_polynomials(problem))
+        if terms is not None:
+            return _polynomial_square(problem, factors, covariance, terms)
+
+    if factors.size == 2:
+        return _plane_square(problem, factors, covariance)
+
+    def integrand(*x: Array) -> Array:
+        slopes = [problem.student.derivative(some) for some in x[:units]]
+        error = _error(problem, factors, x)
+        return jnp.stack([error**2 * slopes[k] * slopes[l] for k, l in zip(*_upper(units), strict=True)])
+
+    *x, weights = _cloud(problem, _growth(problem), sample)(covariance)
+    return _symmetric(units, integrand(*x) @ weights)
+
+
+def _error(problem: Problem, factors: Array, x: Sequence[Array]) -> Array:
+    """e at given preactivations."""
+    units = problem.readout.size
+    images = [*map(problem.student, x[:units]), *map(problem.teacher, x[units:])]
+    return sum((c * image for c, image in zip(factors, images, strict=True)), jnp.zeros_like(x[0]))
+
+
+def _growth(problem: Problem) -> int:
+    """The power with which the square of the gradient's amplitude grows."""
+    student, teacher = problem.student.growth, problem.teacher.growth
+    return 2 * (max(student, teacher) + max(student - 1, 0))
+
+
+def _cloud(problem: Problem, growth: int, sample: int) -> Callable[[Array], Nodes]:
+    units, teachers = problem.units
+    return cloud_rule(growth, (problem.student.kinks,) * units + (problem.teacher.kinks,) * teachers, sample)
+
+
+def _plane_square(problem: Problem, factors: Array, covariance: Array) -> Float[Array, "1 1"]:
+    """The average of one student and one teacher unit, in the plane."""
+    student, teacher = problem.student, problem.teacher
+
+    def integrand(x: Array, y: Array) -> Array:
+        slope, image, target = student.derivative(x) ** 2, student(x), teacher(y)
+        return jnp.stack([image**2 * slope, image * target * slope, target**2 * slope])
+
+    rule, smooth = pair_rule(student, teacher, _growth(problem)), not (student.kinked or teacher.kinked)
+    (p, c), (_, q) = covariance
+    moments = gaussian_average(integrand, p, q, c, rule=rule, smooth=smooth)
+    return jnp.reshape(moments @ _weights_of_pairs(factors), (1, 1))
+
+
+@functools.cache
+def _upper(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns of a matrix's upper triangle."""
+    return np.triu_indices(n)
+
+
+def _symmetric(n: int, upper: Array) -> Float[Array, "n n"]:
+    """The symmetric matrix with the given upper triangle."""
+    place = np.zeros((n, n), int)
+    place[_upper(n)] = np.arange(upper.size)
+    return upper[np.maximum(place, place.T)]
+
+
+def _weights_of_pairs(factors: Array) -> Array:
+    """c_i c_j for i <= j, twice where i < j."""
+    i, j = _upper(factors.size)
+    return factors[i] * factors[j] * np.where(i == j, 1.0, 2.0)
+
+
+def _erf_square(units: int, factors: Array, covariance: Array) -> Float[Array, "K K"]:
+    r"""$\frac4\pi\det(1 + 2G)^{-1/2}\,c^T\kappa(T)\,c$ with $T = S - E(\frac12 + G)^{-1}E^T$, E the columns k and l of S and G their rows.
+
+    κ is the matrix of averages of two erf at the covariance T. Without case distinctions for equal indices, the I4 of Saad & Solla 1995.
+    """
+    k, l = (some[:, None] for some in _upper(units))
+    i, j = (some[None] for some in _upper(factors.size))
+    S, n = covariance, np.arange(factors.size)[None]
+    first, second, across = S[k, k] + 0.5, S[l, l] + 0.5, S[k, l]
+    determinant = first * second - across**2
+
+    def tilted(i: np.ndarray, j: np.ndarray) -> Array:
+        mixed = S[i, k] * S[j, l] + S[i, l] * S[j, k]
+        pulled = S[i, k] * S[j, k] * second - across * mixed + S[i, l] * S[j, l] * first
+        return S[i, j] - pulled / determinant
+
+    room, both = 1 + 2 * tilted(n, n), 2 * tilted(i, j)
+    root = jnp.sqrt(room[:, i[0]] * room[:, j[0]] - both**2)
+    pairs = (2 / np.pi) * jnp.arctan2(both, root)
+    return _symmetric(units, pairs @ _weights_of_pairs(factors) * (2 / np.pi) / jnp.sqrt(determinant[:, 0]))
+
+
+def _relu_square(units: int, factors: Array, covariance: Array) -> Float[Array, "K K"]:
+    """Sums of E[x_i x_j] over the part of space in which x_i, x_j, x_k and x_l are positive."""
+    pairs = list(zip(*_upper(factors.size), strict=True))
+    groups: dict[tuple[int, ...], list[tuple[int, int, tuple[int, ...]]]] = {}
+    for row, (k, l) in enumerate(zip(*_upper(units), strict=True)):
+        for column, (i, j) in enumerate(pairs):
+            inside = list(dict.fromkeys((int(i), int(j), int(k), int(l))))
+            shape = (len(inside), inside.index(int(j)))
+            groups.setdefault(shape, []).append((row, column, tuple(inside)))
+    moments = jnp.zeros((units * (units + 1) // 2, len(pairs)), covariance.dtype)
+    for (_, j), members in groups.items():
+        rows, columns, inside = (np.array(some) for some in zip(*members, strict=True))
+        parts = covariance[inside[:, :, None], inside[:, None, :]]
+        moments = moments.at[rows, columns].set(jax.vmap(functools.partial(half_moments, j=j))(parts))
+    return _symmetric(units, moments @ _weights_of_pairs(factors))
+
+
+Series = tuple[float, ...]
+
+
+def _polynomials(problem: Problem) -> tuple[Series, Series, Series]:
+    """The Hermite series of σ', σ and φ."""
+    student, teacher = problem.student.hermite, problem.teacher.hermite
+    assert student is not None and teacher is not None
+    slope = tuple(hermite_e.hermeder(student).tolist()) or (0.0,)
+    return slope, student, teacher
+
+
+def _parity(series: Series) -> int | None:
+    """0 for an even polynomial, 1 for an odd one, None for others."""
+    odd, even = any(series[1::2]), any(series[::2])
+    return None if odd and even else int(odd)
+
+
+@functools.cache
+def _mehler_terms(slope: Series, student: Series, teacher: Series) -> tuple[np.ndarray, np.ndarray] | None:
+    """The exponents (terms, 6) of the covariances of six pairs of (k, l, i, j) and the coefficients 1 / prod m!; None if too many.
+
+    Of the terms in which every variable occurs no more often than its polynomial has derivatives. Those that vanish by
+    parity for student and teacher alike are left out.
+    """
+    most = [len(slope) - 1] * 2 + [max(len(student), len(teacher)) - 1] * 2
+    inner, outer = _parity(slope), _parity(student)
+    outer = outer if outer == _parity(teacher) else None
+    parities = [inner, inner, outer, outer]
+    edges, terms = list(itertools.combinations(range(4), 2)), []
+
+    def extend(chosen: tuple[int, ...], left: list[int]) -> bool:
+        if len(chosen) == len(edges):
+            odd = [(full - rest) % 2 for full, rest in zip(most, left, strict=True)]
+            if all(want is None or want == is_odd for want, is_odd in zip(parities, odd, strict=True)):
+                terms.append(chosen)
+            return len(terms) <= _MOST_TERMS
+        a, b = edges[len(chosen)]
+        for m in range(min(left[a], left[b]) + 1):
+            rest = [some - m * (n in (a, b)) for n, some in enumerate(left)]
+            if not extend((*chosen, m), rest):
+                return False
+        return True
+
+    if not extend((), most):
+        return None
+    exponents = np.array(terms)
+    factorials = np.array([math.factorial(m) for m in range(max(most) + 1)], float)
+    return exponents, 1 / factorials[exponents].prod(axis=1)
+
+
+def _polynomial_square(
+    problem: Problem, factors: Array, covariance: Array, terms: tuple[np.ndarray, np.ndarray]
+) -> Float[Array, "K K"]:
+    r"""Mehler's sum of four variables, with a, b running over k, l, i, j and $n_a$ the sum of all $m_{ab}$,
+
+    $$E\Big[\prod_af_a(x_a)\Big] = \sum_m\prod_{a<b}\frac{S_{ab}^{m_{ab}}}{m_{ab}!}\prod_aE\big[f_a^{(n_a)}(x_a)\big].$$
+    """
+    units, (exponents, coefficients) = problem.readout.size, terms
+    slope, student, teacher = _polynomials(problem)
+    edges, variances = list(itertools.combinations(range(4), 2)), jnp.diagonal(covariance)
+    length = max(map(len, (slope, student, teacher)))
+
+    def means(series: Series, p: Array) -> Array:
+        derivatives = mean_derivatives(series, p)
+        return jnp.pad(derivatives, (0, length - derivatives.size))
+
+    along = jax.vmap(functools.partial(means, slope))(variances[:units])
+    images = jnp.concatenate(
+        [
+            jax.vmap(functools.partial(means, student))(variances[:units]),
+            jax.vmap(functools.partial(means, teacher))(variances[units:]),
+        ]
+    )
+    pairs, outer = _upper(units), _upper(factors.size)
+    first, second = np.indices((pairs[0].size, outer[0].size)).reshape(2, -1)
+    variables = [pairs[0][first], pairs[1][first], outer[0][second], outer[1][second]]
+    occurs = [sum(exponents[:, e] for e, pair in enumerate(edges) if a in pair) for a in range(4)]
+    total = jnp.asarray(coefficients, covariance.dtype)[None]
+    for a, table in enumerate([along, along, images, images]):
+        total = total * table[variables[a]][:, occurs[a]]
+    for e, (a, b) in enumerate(edges):
+        entry = covariance[variables[a], variables[b]][:, None]
+        powers = jnp.cumprod(
+            jnp.concatenate([jnp.ones_like(entry), jnp.broadcast_to(entry, (entry.size, length))], 1), axis=1
+        )
+        total = total * powers[:, exponents[:, e]]
+    moments = total.sum(axis=1).reshape(pairs[0].size, outer[0].size)
+    return _symmetric(units, moments @ _weights_of_pairs(factors))
+
+
+def kurtosis_of(problem: Problem, covariance: Covariances) -> Float[Array, " K"]:
+    r"""$E[g_k^4]/E[g_k^2]^2$ of every unit's amplitude $g_k = a_k(e - \sqrt\Delta z)\sigma'(\lambda_k)$ in one sample's gradient.
+
+    3 for a Gaussian, thousands for polynomials: how many samples a batch needs until its squared amplitude is sharp. For several
+    units by quasi-random points, which see less of heavy tails than there is.
+    """
+    noise, factors = problem.sgd.label_noise, jnp.concatenate([problem.readout, -problem.teacher_readout])
+
+    def integrand(*x: Array) -> Array:
+        square = _error(problem, factors, x) ** 2
+        noisy = square**2 + 6 * noise * square + 3 * noise**2
+        slopes = [problem.student.derivative(some) ** 2 for some in x[: problem.readout.size]]
+        return jnp.stack([(square + noise) * slope for slope in slopes] + [noisy * slope**2 for slope in slopes])
+
+    growth, S = 2 * _growth(problem), joint(covariance)
+    if factors.size == 2:
+        rule = pair_rule(problem.student, problem.teacher, growth)
+        moments = gaussian_average(integrand, S[0, 0], S[1, 1], S[0, 1], rule=rule, smooth=False)
+    else:
+        *x, weights = _cloud(problem, growth, sample=0)(S)
+        moments = integrand(*x) @ weights
+    second, fourth = jnp.split(moments, 2)
+    return fourth / second**2

@@ -14,7 +14,17 @@ from odes.equations import (
 from odes.escape import Escape
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.integration import Solution, log_times, solve
-from odes.overlaps import Covariances, Overlaps, covariances, gram_root, pretrained, random_overlaps, target_overlap
+from odes.overlaps import (
+    Covariances,
+    Overlaps,
+    covariances,
+    gram_root,
+    pretrained,
+    random_overlaps,
+    target_overlap,
+    with_own_readout,
+    with_readout,
+)
 from odes.noise import kurtosis_of, noise_error, noise_of
 from odes.population import PopulationGradient, gradient_of
 from odes.problem import Family, Problem

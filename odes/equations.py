@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odes.noise import kurtosis_of, noise_of
-from odes.overlaps import Overlaps, covariances
+from odes.overlaps import Overlaps, covariances, with_readout
 from odes.population import PopulationGradient, gradient_of
 from odes.problem import Problem
 
 
 def gradient_at(problem: Problem, overlaps: Overlaps) -> PopulationGradient:
     """The population loss and its gradient's coefficients C and D at given overlaps."""
-    return gradient_of(problem, covariances(problem, overlaps))
+    return gradient_of(with_readout(problem, overlaps), covariances(problem, overlaps))
 
 
 def losses(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
@@ -28,12 +28,12 @@ def losses(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
 
 def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:
     """N at given overlaps ([`noise_of`][])."""
-    return noise_of(problem, covariances(problem, overlaps))
+    return noise_of(with_readout(problem, overlaps), covariances(problem, overlaps))
 
 
 def kurtosis_at(problem: Problem, overlaps: Overlaps) -> Float[Array, " K"]:
     """The kurtosis of every unit's amplitude in one sample's gradient at given overlaps ([`kurtosis_of`][])."""
-    return kurtosis_of(problem, covariances(problem, overlaps))
+    return kurtosis_of(with_readout(problem, overlaps), covariances(problem, overlaps))
 
 
 def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: bool) -> Overlaps:
@@ -45,6 +45,7 @@ def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: b
     term in $GG^T$, and the products of two changes that weight decay adds, are there if `finite`, that in θ if `noise`.
     """
     adapter, covariance = problem.adapter, covariances(problem, overlaps)
+    problem = with_readout(problem, overlaps)
     gradient = gradient_of(problem, covariance)
     full = adapter.kappa * overlaps.up
     step = full * adapter.trained[None]
@@ -68,7 +69,8 @@ def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: b
     if noise:
         d_gram += problem.sgd.noise_scale * step.T @ noise_of(problem, covariance) @ step
     d_up = -adapter.lr_ratio * adapter.kappa * along_rows * adapter.trained[None]
-    return Overlaps(d_up, d_cross, d_gram)
+    d_readout = None if overlaps.readout is None else -problem.sgd.readout_lr_ratio * gradient.readout
+    return Overlaps(d_up, d_cross, d_gram, d_readout)
 
 
 @eqx.filter_jit
@@ -82,7 +84,8 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
       \dot R = -\kappa(U^TJ + J^TU) + \theta\kappa^2U^TNU.$$
 
     If the adapter is normalised, with $h_a = \dot R_{aa}/2R_{aa}$: $\dot X_a \mathrel{-}= h_aX_a$ and
-    $\dot R_{ab} \mathrel{-}= (h_a + h_b)R_{ab}$, which keep lengths. Weight decay λ adds $-\lambda X$ to $\dot X$ and
+    $\dot R_{ab} \mathrel{-}= (h_a + h_b)R_{ab}$, which keep lengths. Readouts that are trained follow
+    $\dot a_k = -\chi_a\,\partial\ell/\partial a_k$; their noise is of order 1/d. Weight decay λ adds $-\lambda X$ to $\dot X$ and
     $-2\lambda R$ to $\dot R$. Rows of V at rest, and their columns of U, do not change. `noise=False` drops the term in θ.
 
     Source: Saad & Solla 1995 for the method; docs/theory.md, section 4.
@@ -95,6 +98,7 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
         change.up,
         change.cross - growth[:, None] * overlaps.cross,
         change.down_gram - jnp.add.outer(growth, growth) * overlaps.down_gram,
+        change.readout,
     )
 
 
@@ -116,6 +120,7 @@ def mean_change(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> 
         change.up,
         jnp.exp(-logs)[:, None] * change.cross + (jnp.expm1(-logs) / eta)[:, None] * overlaps.cross,
         jnp.exp(-both) * change.down_gram + jnp.expm1(-both) / eta * overlaps.down_gram,
+        change.readout,
     )
 
 

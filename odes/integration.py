@@ -28,7 +28,7 @@ from odes.arguments import (
 from odes.equations import flow, gradient_at, mean_change, modified_flow
 from odes.escape import Escape
 from odes.gaussian import self_moments
-from odes.overlaps import Overlaps, require_start
+from odes.overlaps import Overlaps, require_start, with_own_readout
 from odes.problem import Problem
 from odes.storage import described, loads, write_dataset
 from odes.trajectory import Trajectory
@@ -234,6 +234,7 @@ def solve(
     """
     require_kind("problem", problem, Problem, "a Problem")
     require_start(problem, start)
+    start = with_own_readout(problem, start)
     if escape is not None:
         require_kind("escape", escape, Escape, "an Escape, such as Escape('loss', 0.5)")
     t1 = scalar("t1", t1, "positive and finite", positive)

@@ -125,8 +125,9 @@ def _plane_square(problem: Problem, factors: Array, covariance: Array) -> Float[
 
 @functools.cache
 def _upper(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of a matrix's upper triangle."""
-    return np.triu_indices(n)
+    """The rows and columns of a matrix's upper triangle, as integers of 32 bits, which are right in either precision."""
+    rows, columns = np.triu_indices(n)
+    return rows.astype(np.int32), columns.astype(np.int32)
 
 
 def _symmetric(n: int, upper: Array) -> Float[Array, "n n"]:

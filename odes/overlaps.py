@@ -1,5 +1,6 @@
 r"""The state of the limit: the overlaps that close the dynamics, and their exact random start at dimension d."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -27,7 +28,8 @@ class Overlaps(Shown):
 
     - `up` (K, r): U itself;
     - `cross` (r, f): $X = V F^T$, for a single-index problem the columns m = v·ω* and s = v·w0;
-    - `down_gram` (r, r): $R = V V^T$.
+    - `down_gram` (r, r): $R = V V^T$;
+    - `readout` (K,): a, where readouts are trained; None where they rest, and are the problem's.
 
     Trajectories and batches carry the same arrays with more axes in front.
     """
@@ -35,16 +37,21 @@ class Overlaps(Shown):
     up: Float[Array, "*batch K r"]
     cross: Float[Array, "*batch r f"]
     down_gram: Float[Array, "*batch r r"]
+    readout: Float[Array, "*batch K"] | None = None
 
     def variables(self, *batch: str, prefix: str = "") -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """The arrays as variables of an `xarray.Dataset`, their names after the `prefix`; `batch` names the axes in front."""
-        axes = {"up": ("unit", "rank"), "cross": ("rank", "frame"), "down_gram": ("rank", "rank_")}
-        return {prefix + name: ((*batch, *own), np.asarray(getattr(self, name))) for name, own in axes.items()}
+        axes = {"up": ("unit", "rank"), "cross": ("rank", "frame"), "down_gram": ("rank", "rank_"), "readout": ("unit",)}
+        arrays = {name: getattr(self, name) for name in axes}
+        return {
+            prefix + name: ((*batch, *axes[name]), np.asarray(array)) for name, array in arrays.items() if array is not None
+        }
 
     @classmethod
     def from_variables(cls, dataset: Any, prefix: str = "") -> "Overlaps":
         """The overlaps whose `variables` are in a dataset."""
-        return cls(*(jax.device_put(dataset[prefix + name].values) for name in ("up", "cross", "down_gram")))
+        names = [field.name for field in dataclasses.fields(cls) if prefix + field.name in dataset]
+        return cls(**{name: jax.device_put(dataset[prefix + name].values) for name in names})
 
 
 class Covariances(Shown):
@@ -69,6 +76,21 @@ def covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
         M=(frozen + step @ overlaps.cross) @ problem.target.T,
         P=problem.target @ problem.frame_gram @ problem.target.T,
     )
+
+
+def with_readout(problem: Problem, overlaps: Overlaps) -> Problem:
+    """The problem with the readouts of the overlaps, where these have any."""
+    if overlaps.readout is None:
+        return problem
+    return eqx.tree_at(lambda p: p.readout, problem, overlaps.readout)
+
+
+def with_own_readout(problem: Problem, overlaps: Overlaps) -> Overlaps:
+    """The overlaps with the problem's readouts, where those are trained and the overlaps have none."""
+    if overlaps.readout is not None or not problem.sgd.trains_readouts:
+        return overlaps
+    batch = overlaps.up.shape[:-2]
+    return dataclasses.replace(overlaps, readout=jnp.broadcast_to(problem.readout, (*batch, problem.units[0])))
 
 
 def target_overlap(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
@@ -102,6 +124,8 @@ def require_start(problem: Problem, start: Overlaps) -> None:
         "cross": ("(r, f)", (rank, frame)),
         "down_gram": ("(r, r)", (rank, rank)),
     }
+    if start.readout is not None:
+        shapes["readout"] = ("(K,)", (units,))
     for name, (symbols, shape) in shapes.items():
         require_shape(f"start.{name}", getattr(start, name), symbols, shape)
 

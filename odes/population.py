@@ -23,12 +23,14 @@ class PopulationGradient(Shown):
     - `loss`: $\ell = \frac12 E[(\hat y - y)^2]$ without the label noise's $\Delta/2$;
     - `C` (K, P): $C_{kj} = a_k b_j E[\sigma'(\lambda_k)\phi'(\lambda^*_j)] = -\partial\ell/\partial M$;
     - `D` (K, K): $D_{kl} = a_k a_l E[\sigma'(\lambda_k)\sigma'(\lambda_l)] + \delta_{kl} E[a_k e\, \sigma''(\lambda_k)]$, which is
-      $\partial\ell/\partial Q + (\partial\ell/\partial Q)^T$, with the error $e = \hat y - y$.
+      $\partial\ell/\partial Q + (\partial\ell/\partial Q)^T$, with the error $e = \hat y - y$;
+    - `readout` (K,): $\partial\ell/\partial a_k = E[e\,\sigma(\lambda_k)]$.
     """
 
     loss: Float[Array, ""]
     C: Float[Array, "K P"]
     D: Float[Array, "K K"]
+    readout: Float[Array, " K"]
 
 
 def _all_pairs(f: Activation, h: Activation, p: Array, q: Array, c: Array) -> PairMoments:
@@ -67,4 +69,5 @@ def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient
     loss = 0.5 * jnp.sum(aa * ss.value) - jnp.sum(ab * sp.value) + 0.5 * jnp.sum(bb * pp.value)
     error_curvature = jnp.sum(aa * ss.curvature, axis=1) - jnp.sum(ab * sp.curvature, axis=1)
     loss = jnp.maximum(loss, 0)  # of overlaps with an integrator's errors it can be less
-    return PopulationGradient(loss, ab * sp.cross, aa * ss.cross + jnp.diag(error_curvature))
+    by_readout = ss.value @ problem.readout - sp.value @ problem.teacher_readout
+    return PopulationGradient(loss, ab * sp.cross, aa * ss.cross + jnp.diag(error_curvature), by_readout)

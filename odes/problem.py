@@ -206,6 +206,12 @@ class Problem(Shown):
                 f"but has K, P = {self.units} and the directions {', '.join(self.directions)}",
             )
 
+    def require_known_search(self) -> None:
+        """Raises ArgumentError unless the problem is single-index and its readouts are at rest: its search phase is known."""
+        self.require_single_index()
+        if self.sgd.trains_readouts:
+            raise ArgumentError("problem", "must have readouts at rest for its search phase to be known")
+
     def along(self, name: str) -> int:
         """The number of the frame's row of that name. **Raises** ArgumentError, with those that there are, for another name."""
         require_known("direction", name, self.directions)

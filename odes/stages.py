@@ -16,7 +16,7 @@ from odes.arguments import ArrayLike, concrete, non_negative, real_array, requir
 from odes.equations import losses
 from odes.escape import Escape
 from odes.integration import solve
-from odes.overlaps import Overlaps
+from odes.overlaps import Overlaps, with_own_readout
 from odes.problem import Problem
 from odes.shown import Shown
 from odes.storage import described, loads, write_dataset
@@ -207,6 +207,8 @@ def solve_stages(
     require_stage("since", since, stages)
     names = len({stage.name for stage in stages}) == len(stages)
     require("stages", names, "of different names", lambda x: x)
+    for stage in stages:
+        start = with_own_readout(stage.problem, start)
     state, origin, borders, parts = start, None, [jnp.zeros_like(stages[0].duration)], []
     never = jnp.full_like(stages[0].duration, jnp.nan)
     escape_time, messages = never, []

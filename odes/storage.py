@@ -121,6 +121,8 @@ DESCRIPTIONS = {
     "up": "LoRA's up-matrix U (units x rank)",
     "cross": "overlaps X = V F^T of the rows of V with the fixed directions",
     "down_gram": "Gram matrix R = V V^T of the rows of V",
+    "readout": "readouts a of the student units",
+    "final_readout": "readouts at the end",
     "final_up": "U at the end",
     "final_cross": "X at the end",
     "final_down_gram": "R at the end",

@@ -106,6 +106,8 @@ class SGD(Shown):
     - `batch_size`: B fresh samples a step; infinity is gradient flow.
     - `dimension`: d.
     - `label_noise`: Δ, the variance of the noise on the labels.
+    - `readout_lr_ratio`: $\chi_a = \eta_a/\eta$, the learning rate of the student's readouts over that of V; 0 leaves them at rest.
+    - `trains_readouts`: whether the readouts are part of the state; unless given, where their learning rate is not known to be 0.
 
     Unless given η = 0.2, B = 500 and d = 1000, hence the noise scale θ = 0.4, here and in every command. At a larger dimension θ is
     larger unless B grows with it; above [`theory.largest_noise_scale`][] the flow does not escape.
@@ -118,6 +120,8 @@ class SGD(Shown):
     batch_size: Float[Array, ""]
     dimension: Float[Array, ""]
     label_noise: Float[Array, ""]
+    readout_lr_ratio: Float[Array, ""]
+    trains_readouts: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -126,15 +130,25 @@ class SGD(Shown):
         batch_size: ScalarLike = 500,
         dimension: ScalarLike = 1000,
         label_noise: ScalarLike = 0.0,
+        readout_lr_ratio: ScalarLike = 0.0,
+        trains_readouts: bool | None = None,
     ):
         self.learning_rate = real_array(scalar("learning_rate", learning_rate, "positive and finite", positive))
         self.batch_size = real_array(scalar("batch_size", batch_size, "at least 1", lambda x: x >= 1))
         at_least = "at least 2 and finite"
         self.dimension = real_array(scalar("dimension", dimension, at_least, lambda x: (x >= 2) & finite(x)))
-        self.label_noise = real_array(scalar("label_noise", label_noise, "non-negative and finite", non_negative))
+        allowed = "non-negative and finite"
+        self.label_noise = real_array(scalar("label_noise", label_noise, allowed, non_negative))
+        self.readout_lr_ratio = real_array(scalar("readout_lr_ratio", readout_lr_ratio, allowed, non_negative))
+        if trains_readouts is None:
+            trains_readouts = not (concrete(readout_lr_ratio) and bool(np.all(np.asarray(readout_lr_ratio) == 0)))
+        require_kind("trains_readouts", trains_readouts, bool | np.bool_, "True or False")
+        self.trains_readouts = bool(trains_readouts)
 
     def shown(self) -> dict[str, Any]:
-        return super().shown() | {"noise_scale": self.noise_scale}
+        fields = super().shown() | {"noise_scale": self.noise_scale}
+        hidden = {"trains_readouts"} if self.trains_readouts else {"trains_readouts", "readout_lr_ratio"}
+        return {name: value for name, value in fields.items() if name not in hidden}
 
     @property
     def noise_scale(self) -> Float[Array, ""]:
@@ -151,6 +165,8 @@ class SGD(Shown):
             noise_scale = scalar("noise_scale", noise_scale, "non-negative and finite", non_negative)
             rate, dimension = (changes.get(name, getattr(self, name)) for name in ("learning_rate", "dimension"))
             changes["batch_size"] = real_array(rate) * dimension / real_array(noise_scale)
+        if "readout_lr_ratio" in changes:
+            changes.setdefault("trains_readouts", None)
         return dataclasses.replace(self, **changes)
 
     def whole_batches(self, noise_scale: ScalarLike | None = None) -> "SGD":

@@ -94,6 +94,34 @@ def two_by_two(d):
     )
 
 
+def three_on_one(link="erf", *, d=20, batch=4, eta=0.2, rank=1, **sgd):
+    """Three student units whose frozen rows lie along the one teacher, readouts trained: more units than directions."""
+    return Problem(
+        link,
+        frame_gram=[[1.0]],
+        frozen=[[0.3], [0.0], [-0.4]],
+        target=[[1.0]],
+        readout=[1.0, 0.5, -0.7],
+        teacher_readout=[1.2],
+        adapter=Adapter(rank),
+        sgd=SGD(**(dict(dimension=d, batch_size=batch, learning_rate=eta, readout_lr_ratio=0.6) | sgd)),
+    )
+
+
+def dependent_rows(d):
+    """Two equal teachers and a third opposite to them, students of which one starts at zero, more units than samples."""
+    return Problem(
+        "He2",
+        teacher="He1+0.5*He2",
+        frame_gram=[[1.0, 0.3], [0.3, 0.25]],
+        frozen=[[0.0, 0.8], [0.0, 0.0], [0.2, 0.4], [0.1, 0.2]],
+        target=[[1.0, 0.0], [1.0, 0.0], [-0.5, 0.0]],
+        readout=[0.5, -0.4, 0.3, 0.2],
+        adapter=Adapter(2, normalized=False),
+        sgd=SGD(dimension=d, batch_size=3, learning_rate=0.05, label_noise=0.2, readout_lr_ratio=2.0),
+    )
+
+
 _toy = functools.partial(single, d=20, batch=4, eta=0.4, strength=0.6)
 
 SMALL = {
@@ -103,6 +131,8 @@ SMALL = {
     "rank 3": _toy("He2", batch=8, eta=0.05, alignment=0.4, rank=3, scale=2.0, lr_ratio=2.0),
     "rank 3, free rows": _toy(rank=3, normalized=False),
     "two units": two_by_two(20),
+    "three units on one, readouts": three_on_one(),
+    "dependent rows": dependent_rows(20),
 }
 """Problems of dimension 20, whose every step changes much."""
 

@@ -129,7 +129,7 @@ def escape_law(
     **Raises** ArgumentError unless the problem is single-index with pretrained weights, for an adapter with rows at rest or weight
     decay, and for fewer than two starts.
     """
-    problem.require_single_index()
+    problem.require_known_search()
     rank, adapter = problem.adapter.rank, problem.adapter
     require("trained", adapter.trained, "1 for every row, as the theory of the search assumes", lambda x: x == 1)
     require("weight_decay", adapter.weight_decay, "0, as the theory of the search assumes", lambda x: x == 0)

@@ -66,7 +66,7 @@ def search_phase(problem: Problem) -> SearchPhase:
 
     **Raises** ArgumentError unless the problem is single-index with pretrained weights.
     """
-    problem.require_single_index()
+    problem.require_known_search()
     start = pretrained(problem)
     gradient = gradient_at(problem, start)
     C, D = gradient.C[0, 0], gradient.D[0, 0]

@@ -22,7 +22,7 @@ class FrameBasis(eqx.Module):
 class Coordinates(eqx.Module):
     r"""The rows of V in an orthonormal basis of span(F, V), and U.
 
-    `up` (K, r) is U; `inside` (r, f') and `outside` (r, r) are the components of V within span F and orthogonal to it, the
+    `up` (K, r) is U, `readout` (K,) the readouts where they are trained; `inside` (r, f') and `outside` (r, r) are the components of V within span F and orthogonal to it, the
     second up to a rotation, so that $X$ = inside rows^T and $R$ = inside inside^T + outside outside^T. Unlike R itself they
     cannot become indefinite by rounding.
     """
@@ -30,6 +30,7 @@ class Coordinates(eqx.Module):
     up: Float[Array, "K r"]
     inside: Float[Array, "r span"]
     outside: Float[Array, "r r"]
+    readout: Float[Array, " K"] | None = None
 
 
 def spanning_basis(problem: Problem) -> Float[Array, "f span"]:
@@ -58,10 +59,11 @@ def to_coordinates(rows: Float[Array, "f span"], overlaps: Overlaps) -> Coordina
     """Coordinates of V that have the given overlaps with a frame of the given `rows`."""
     inside = overlaps.cross @ jnp.linalg.pinv(rows).T
     eigenvalues, vectors = jnp.linalg.eigh(overlaps.down_gram - inside @ inside.T)
-    return Coordinates(overlaps.up, inside, vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None])
+    outside = vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None]
+    return Coordinates(overlaps.up, inside, outside, overlaps.readout)
 
 
 def to_overlaps(rows: Float[Array, "f span"], state: Coordinates) -> Overlaps:
     """The overlaps of V at given coordinates."""
     gram = state.inside @ state.inside.T + state.outside @ state.outside.T
-    return Overlaps(state.up, state.inside @ rows.T, gram)
+    return Overlaps(state.up, state.inside @ rows.T, gram, state.readout)

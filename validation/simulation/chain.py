@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odes import Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps
+from odes import Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps, with_own_readout
 from odes.arguments import ArrayLike, require
 from validation.simulation.basis import Coordinates, FrameBasis, frame_basis, to_coordinates, to_overlaps
 from validation.simulation.ensemble import simulate
@@ -36,23 +36,26 @@ class BatchMeans(eqx.Module):
     r"""What a batch leaves of its samples: means over it, in an orthonormal basis of the preactivations.
 
     `teacher` (K, P') and `student` (K, K) are the components of $\frac1B\sum_ig_ix_i^T$ along the teachers' directions and along
-    the student's other directions; `root` (K, K) is a lower-triangular root of $\frac1{B^2}\sum_ig_ig_i^T$.
+    the student's n other directions; `root` (K, K) is a lower-triangular root of $\frac1{B^2}\sum_ig_ig_i^T$; `readout` (K,) is the
+    mean of $e\,\sigma(\lambda_k)$.
     """
 
     teacher: Float[Array, "K teachers"]
-    student: Float[Array, "K K"]
+    student: Float[Array, "K n"]
     root: Float[Array, "K K"]
+    readout: Float[Array, " K"]
 
 
 def _lower_root(rows: Array) -> Array:
-    """A lower-triangular L (n, n) with L L^T = rows rows^T, for rows (n, p), p >= n."""
-    if rows.shape[0] == 1:
+    """A lower-triangular L (n, n) with L L^T = rows rows^T, for rows (n, p)."""
+    count, length = rows.shape
+    if count == 1:
         return jnp.linalg.norm(rows, axis=1, keepdims=True)
-    return jnp.linalg.qr(rows.T, mode="r").T
+    return jnp.linalg.qr(jnp.pad(rows, ((0, 0), (0, max(count - length, 0)))).T, mode="r").T
 
 
 def _directions(rows: Array) -> tuple[Array, Array]:
-    """L (n, n) and Q (n, p) with rows = L Q; Q's rows are orthonormal, or zero where the rows above span them."""
+    """L (K, n) and Q (n, p) with rows (K, p) = L Q and n = min(K, p); Q's rows are orthonormal, the one of K = 1 may be zero."""
     if rows.shape[0] == 1:
         length = jnp.linalg.norm(rows, axis=1, keepdims=True)
         return length, jnp.where(length > 0, rows / jnp.where(length > 0, length, 1), 0)
@@ -75,19 +78,21 @@ def sampled_means(
 
     The samples are drawn and their amplitudes computed in `dtype`; label noise is drawn only if `noisy`.
     """
-    units, teachers = student.shape[0], basis.teacher.shape[1]
+    teachers = basis.teacher.shape[1]
     input_key, noise_key = jax.random.split(key)
-    inputs = jax.random.normal(input_key, (teachers + units, batch), dtype)
+    inputs = jax.random.normal(input_key, (teachers + lengths.shape[1], batch), dtype)
     own = jnp.concatenate([student[:, :teachers], lengths], axis=1).astype(dtype) @ inputs
     target = basis.teacher.astype(dtype) @ inputs[:teachers]
     readout, teacher_readout = problem.readout.astype(dtype), problem.teacher_readout.astype(dtype)
-    error = readout @ problem.student(own) - teacher_readout @ problem.teacher(target)
+    images = problem.student(own)
+    error = readout @ images - teacher_readout @ problem.teacher(target)
     if noisy:
         deviation = jnp.sqrt(problem.sgd.label_noise).astype(dtype)
         error -= deviation * jax.random.normal(noise_key, (batch,), dtype)
     amplitudes = readout[:, None] * problem.student.derivative(own) * error[None]
     products = jnp.sum(amplitudes[:, None] * inputs[None], axis=2) / batch
-    means = BatchMeans(products[:, :teachers], products[:, teachers:], _lower_root(amplitudes) / batch)
+    root, by_readout = _lower_root(amplitudes) / batch, images @ error / batch
+    means = BatchMeans(products[:, :teachers], products[:, teachers:], root, by_readout)
     return jax.tree.map(lambda x: x.astype(student.dtype), means)
 
 
@@ -98,33 +103,40 @@ def expected_means(
     teachers = basis.teacher.shape[1]
     gradient = gradient_at(problem, overlaps)
     along = gradient.D @ student[:, :teachers] - gradient.C @ basis.teacher
-    return BatchMeans(along, gradient.D @ lengths, jnp.zeros_like(lengths))
+    return BatchMeans(along, gradient.D @ lengths, jnp.zeros_like(gradient.D), gradient.readout)
 
 
 def normal_means(
     problem: Problem, basis: FrameBasis, overlaps: Overlaps, student: Array, lengths: Array, key: PRNGKeyArray
 ) -> BatchMeans:
-    r"""The normal limit of [`sampled_means`][], for finite batches too large to sample (K = P = 1).
+    r"""The normal limit of [`sampled_means`][], for finite batches too large to sample, with readouts at rest.
 
-    In an orthonormal basis z of the preactivations, $(\lambda, \lambda^*) = Az$, one sample has by Price's theorem
-    $$E[g^2zz^T] = N\,1 + A^T\begin{pmatrix}2\partial_QN & \partial_MN\\ \partial_MN & 2\partial_PN\end{pmatrix}A,$$
-    and the batch's average fluctuates around its mean with this, less the mean's square, over B. What is left out is of
-    relative order $B^{-1/2}$: the third cumulant of one step, and the fluctuation of the mean of $g^2$.
+    In an orthonormal basis z of the preactivations x = Az, one sample has by Stein's lemma
+    $$E[g_kg_lzz^T] = N_{kl}\,1 + A^TE[\nabla^2(g_kg_l)]A,$$
+    where Price's theorem gives the second derivatives as those of N in the covariances, $2\partial_QN_{kl}$, $\partial_MN_{kl}$ and
+    $2\partial_PN_{kl}$. The batch's average fluctuates around its mean with this, less the mean's square, over B. What is left out is
+    of relative order $B^{-1/2}$: the third cumulant of one step, and the fluctuation of the mean of $gg^T$.
     """
-    covariance = covariances(problem, overlaps)
-    noise, slope = jax.value_and_grad(lambda c: noise_of(problem, c)[0, 0])(covariance)
-    curvature = jnp.block([[2 * slope.Q, slope.M], [slope.M, 2 * slope.P]])
-    teachers = basis.teacher.shape[1]
-    own = jnp.concatenate([student[:, :teachers], lengths], axis=1)
-    mixing = jnp.concatenate([own, jnp.pad(basis.teacher, ((0, 0), (0, 1)))])
+    covariance, (units, teachers) = covariances(problem, overlaps), (student.shape[0], basis.teacher.shape[1])
+    noise = noise_of(problem, covariance)
+    slope = jax.jacrev(lambda c: noise_of(problem, c))(covariance)
+    own, target = slope.Q + jnp.swapaxes(slope.Q, 2, 3), slope.P + jnp.swapaxes(slope.P, 2, 3)
+    curvature = jnp.concatenate(
+        [jnp.concatenate([own, slope.M], axis=3), jnp.concatenate([jnp.swapaxes(slope.M, 2, 3), target], axis=3)], axis=2
+    )
+    rows = jnp.concatenate([student[:, :teachers], lengths], axis=1)
+    mixing = jnp.concatenate([rows, jnp.pad(basis.teacher, ((0, 0), (0, lengths.shape[1])))])
     mean = expected_means(problem, basis, overlaps, student, lengths)
     flat = jnp.concatenate([mean.teacher, mean.student], axis=1)
-    second = noise * jnp.eye(teachers + 1, dtype=noise.dtype) + mixing.T @ curvature @ mixing
-    eigenvalues, vectors = jnp.linalg.eigh(second - flat.T @ flat)
+    second = jnp.einsum("kl,ab->kalb", noise, jnp.eye(flat.shape[1], dtype=noise.dtype))
+    second += jnp.einsum("ia,klij,jb->kalb", mixing, curvature, mixing)
+    second -= jnp.einsum("ka,lb->kalb", flat, flat)
+    eigenvalues, vectors = jnp.linalg.eigh(second.reshape(flat.size, flat.size))
     deviations = jnp.sqrt(jnp.maximum(eigenvalues, 0) / problem.sgd.batch_size)
-    flat += (jax.random.normal(key, (1, teachers + 1), flat.dtype) * deviations[None]) @ vectors.T
-    root = jnp.sqrt(jnp.maximum(noise, 0) / problem.sgd.batch_size)
-    return BatchMeans(flat[:, :teachers], flat[:, teachers:], jnp.reshape(root, (1, 1)))
+    flat += (vectors @ (deviations * jax.random.normal(key, (flat.size,), flat.dtype))).reshape(flat.shape)
+    eigenvalues, vectors = jnp.linalg.eigh(noise)
+    root = _lower_root(vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0) / problem.sgd.batch_size)[None])
+    return BatchMeans(flat[:, :teachers], flat[:, teachers:], root, jnp.zeros(units, flat.dtype))
 
 
 class ChainSimulator(Simulator):
@@ -154,23 +166,24 @@ class ChainSimulator(Simulator):
         start = self.initial
         if start is None:
             start = random_overlaps(self.problem, key, up=self.up, length=self.length)
-        return to_coordinates(self.basis.rows, start)
+        return to_coordinates(self.basis.rows, with_own_readout(self.problem, start))
 
     def overlaps(self, state: Coordinates) -> Overlaps:
         return to_overlaps(self.basis.rows, state)
 
     def taken_over(self, state: Coordinates, before: Simulator) -> Coordinates:
-        return to_coordinates(self.basis.rows, before.overlaps(state))
+        return to_coordinates(self.basis.rows, with_own_readout(self.problem, before.overlaps(state)))
 
     def step(self, state: Coordinates, key: PRNGKeyArray) -> Coordinates:
         r"""One SGD step, exact in law at dimension d.
 
         With the batch gradient G (K x d), $U \leftarrow U - \chi\eta\kappa\,GV^T$ and
         $V \leftarrow V - \eta(\kappa\,U^TG + \lambda V)$, both at the old weights and of trained rows alone; then these rows get unit
-        length if the adapter is normalised. G is put together from the batch's means along the preactivations, a Gaussian matrix along the
+        length if the adapter is normalised. Trained readouts go against the mean of $e\,\sigma(\lambda)$. G is put together from the batch's means along the preactivations, a Gaussian matrix along the
         other directions of span(F, V), and the root of a Wishart matrix (Bartlett) for the d - f' - r directions outside.
         """
-        problem, basis = self.problem, self.basis
+        basis = self.basis
+        problem = self.problem if state.readout is None else eqx.tree_at(lambda p: p.readout, self.problem, state.readout)
         adapter, sgd = problem.adapter, problem.sgd
         span, teachers = basis.rows.shape[1], basis.teacher.shape[1]
         (units, rank), real = state.up.shape, state.up.dtype
@@ -201,7 +214,10 @@ class ChainSimulator(Simulator):
         if adapter.normalized:
             moved /= jnp.where(trained.T > 0, jnp.linalg.norm(moved, axis=1, keepdims=True), 1)
         up = state.up - size * adapter.lr_ratio * trained * (gradient @ down.T)
-        return Coordinates(up, moved[:, :span], _lower_root(moved[:, span:]))
+        readout = None
+        if state.readout is not None:
+            readout = state.readout - sgd.learning_rate * sgd.readout_lr_ratio * means.readout
+        return Coordinates(up, moved[:, :span], _lower_root(moved[:, span:]), readout)
 
 
 def chain_simulator(
@@ -221,7 +237,7 @@ def chain_simulator(
     - `dtype`: "float32" or "float64", of the samples; the state is always in JAX's default type.
 
     **Raises** ArgumentError for a dimension below rank F + r + K, a fractional batch, one of more than [`LARGEST_BATCH`][]
-    samples unless `normal_batches`, and normal batches with more than one student or teacher unit.
+    samples unless `normal_batches`, and normal batches of trained readouts.
     """
     basis = frame_basis(problem)
     least = basis.rows.shape[1] + problem.adapter.rank + problem.units[0]
@@ -231,7 +247,7 @@ def chain_simulator(
         sampling = "mean"
     elif normal_batches:
         sampling = "normal"
-        require("units", problem.units, "(1, 1) for normal batches", lambda units: units == 1)
+        require("readout_lr_ratio", problem.sgd.readout_lr_ratio, "0 for normal batches", lambda ratio: ratio == 0)
     else:
         batch = whole_number("batch_size", problem.sgd.batch_size)
         allowed = f"at most {LARGEST_BATCH} to be sampled (method gaussian takes larger ones)"

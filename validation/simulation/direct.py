@@ -1,5 +1,6 @@
 r"""Direct simulation of one-pass SGD in d dimensions."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odes import Overlaps, Problem
+from odes import Overlaps, Problem, with_own_readout
 from odes.arguments import ArrayLike, require
 from validation.simulation.basis import spanning_basis, to_coordinates
 from validation.simulation.ensemble import simulate
@@ -24,10 +25,11 @@ _COPIES = 3
 
 
 class Weights(eqx.Module):
-    """The trained matrices of one run: `up` (K, r) and `down` (r, d)."""
+    """What is trained in one run: `up` (K, r), `down` (r, d) and, unless they rest, the readouts (K,)."""
 
     up: Float[Array, "K r"]
     down: Float[Array, "r d"]
+    readout: Float[Array, " K"] | None = None
 
 
 def initial_weights(
@@ -39,14 +41,15 @@ def initial_weights(
     down *= jnp.broadcast_to(jnp.asarray(length, dtype), (rank,))[:, None] / jnp.linalg.norm(
         down, axis=1, keepdims=True
     )
-    return Weights(jnp.broadcast_to(jnp.asarray(up, dtype), (problem.units[0], rank)), down)
+    readout = problem.readout if problem.sgd.trains_readouts else None
+    return Weights(jnp.broadcast_to(jnp.asarray(up, dtype), (problem.units[0], rank)), down, readout)
 
 
 def sgd_step(problem: Problem, directions: Array, weights: Weights, inputs: Array, label_noise: Array) -> Weights:
     r"""One step on the batch `inputs` (B, d) with label noise `label_noise` (B,) already scaled by $\sqrt\Delta$.
 
     $U \leftarrow U - \chi\eta\,\nabla_UL$, $V \leftarrow V - \eta(\nabla_VL + \lambda V)$ for the batch loss
-    $L = \frac{1}{2B}\sum(\hat y - y)^2$, gradients at the old weights, of the trained rows of V and their columns of U alone;
+    $L = \frac{1}{2B}\sum(\hat y - y)^2$, $a \leftarrow a - \chi_a\eta\,\nabla_aL$ if readouts are trained, gradients at the old weights, of the trained rows of V and their columns of U alone;
     then the trained rows of V are rescaled to unit length if the adapter is normalised.
     """
     adapter, sgd = problem.adapter, problem.sgd
@@ -55,8 +58,9 @@ def sgd_step(problem: Problem, directions: Array, weights: Weights, inputs: Arra
     units = student.shape[0]
     preactivations = inputs @ jnp.concatenate([student, problem.target @ directions]).T
     own, target = preactivations[:, :units], preactivations[:, units:]
-    error = problem.student(own) @ problem.readout - problem.teacher(target) @ problem.teacher_readout - label_noise
-    amplitude = jnp.outer(error, problem.readout) * problem.student.derivative(own)
+    readout, images = problem.readout if weights.readout is None else weights.readout, problem.student(own)
+    error = images @ readout - problem.teacher(target) @ problem.teacher_readout - label_noise
+    amplitude = jnp.outer(error, readout) * problem.student.derivative(own)
     gradient = amplitude.T @ inputs / inputs.shape[0]
     size, trained = sgd.learning_rate * kappa, adapter.trained[None]
     up = weights.up - size * adapter.lr_ratio * trained * (gradient @ weights.down.T)
@@ -64,7 +68,10 @@ def sgd_step(problem: Problem, directions: Array, weights: Weights, inputs: Arra
     down = kept - size * (weights.up * trained).T @ gradient
     if adapter.normalized:
         down /= jnp.where(trained.T > 0, jnp.linalg.norm(down, axis=1, keepdims=True), 1)
-    return Weights(up, down)
+    if weights.readout is None:
+        return Weights(up, down)
+    by_readout = images.T @ error / inputs.shape[0]
+    return Weights(up, down, readout - sgd.learning_rate * sgd.readout_lr_ratio * by_readout)
 
 
 class DirectSimulator(Simulator):
@@ -103,9 +110,11 @@ class DirectSimulator(Simulator):
         return sgd_step(problem, self.directions, state, inputs, noise)
 
     def overlaps(self, state: Weights) -> Overlaps:
-        return Overlaps(state.up, state.down @ self.directions.T, state.down @ state.down.T)
+        return Overlaps(state.up, state.down @ self.directions.T, state.down @ state.down.T, state.readout)
 
     def taken_over(self, state: Weights, before: Simulator) -> Weights:
+        if state.readout is None and self.problem.sgd.trains_readouts:
+            return dataclasses.replace(state, readout=self._cast.readout)
         return state
 
 
@@ -142,9 +151,10 @@ def direct_simulator(
         return jax.device_put(np.pad(rows, ((0, 0), (0, dimension - np.shape(rows)[1]))).astype(dtype))
 
     if start is not None:
-        place = to_coordinates(basis, start)
+        place = to_coordinates(basis, with_own_readout(problem, start))
         down = np.concatenate([place.inside, place.outside], axis=1)
-        initial = Weights(place.up.astype(dtype), embed(down))
+        readout = None if place.readout is None else place.readout.astype(dtype)
+        initial = Weights(place.up.astype(dtype), embed(down), readout)
     return DirectSimulator(
         problem=problem,
         directions=embed(basis),

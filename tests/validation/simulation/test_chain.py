@@ -25,6 +25,8 @@ def features(run, record=-1):
         state.down_gram[:, rows, columns],
         np.asarray(run.loss)[:, record, None],
     ]
+    if state.readout is not None:
+        parts.append(state.readout)
     return np.concatenate(parts, axis=1)
 
 
@@ -108,7 +110,7 @@ def test_coordinates_have_the_overlaps(case, key):
     np.testing.assert_allclose(problem.target @ basis.rows, target, atol=1e-14)
 
 
-@pytest.mark.parametrize("case", ["aligned", "not aligned, label noise", "rank 3"])
+@pytest.mark.parametrize("case", ["aligned", "not aligned, label noise", "rank 3", "two units"])
 def test_normal_batches_have_the_samples_mean_and_covariance(case, key):
     """2e6 samples' products with the preactivations against Price's theorem, within 4.5 standard errors."""
     problem, size, draws = CASES[case], 1000, 2000
@@ -117,7 +119,7 @@ def test_normal_batches_have_the_samples_mean_and_covariance(case, key):
     down = jnp.concatenate([state.inside, state.outside], axis=1)
     rank = problem.adapter.rank
     student = jnp.pad(problem.frozen @ basis.rows, ((0, 0), (0, rank))) + problem.adapter.kappa * state.up @ down
-    lengths = jnp.linalg.norm(student[:, 1:], keepdims=True)
+    lengths = jnp.linalg.qr(student[:, basis.teacher.shape[1] :].T, mode="r").T
     noisy = bool(problem.sgd.label_noise > 0)
     keys = jax.random.split(key, draws)
     sampled = jax.jit(
@@ -131,11 +133,11 @@ def test_normal_batches_have_the_samples_mean_and_covariance(case, key):
     normal = jax.jit(
         jax.vmap(lambda k: normal_means(large, basis, to_overlaps(basis.rows, state), student, lengths, k))
     )(keys)
-    one, two = (np.concatenate([x.teacher[:, 0], x.student[:, 0]], axis=1) for x in (sampled, normal))
+    one, two = (np.concatenate([x.teacher, x.student], axis=2).reshape(draws, -1) for x in (sampled, normal))
     assert largest_z(one, two) < 4.5
     assert largest_z(*(np.einsum("ni,nj->nij", x, x) for x in (one - one.mean(axis=0), two - two.mean(axis=0)))) < 4.5
-    roots = np.asarray(sampled.root[:, 0, 0]) ** 2
-    assert abs(roots.mean() - normal.root[0, 0, 0] ** 2) < 4.5 * roots.std() / np.sqrt(draws)
+    squares, expected = (np.einsum("nij,nkj->nik", x.root, x.root) for x in (sampled, normal))
+    assert np.all(np.abs(squares.mean(axis=0) - expected[0]) < 4.5 * squares.std(axis=0) / np.sqrt(draws))
 
 
 def test_given_start_is_kept_and_dimension_costs_nothing(key):
@@ -158,5 +160,5 @@ def test_given_start_is_kept_and_dimension_costs_nothing(key):
 def test_bad_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         chain_simulator(single(**(dict(d=20, batch=4, eta=0.1, strength=0.6) | change)))
-    with pytest.raises(ValueError, match="`units` must be"):
-        chain_simulator(SMALL["two units"], normal_batches=True)
+    with pytest.raises(ValueError, match="`readout_lr_ratio` must be 0 for normal batches"):
+        chain_simulator(SMALL["three units on one, readouts"], normal_batches=True)

@@ -12,12 +12,14 @@ from odes.equations import (
     noise_at,
 )
 from odes.escape import Escape
+from odes.files import read_problem, write_problem
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.integration import Solution, log_times, solve
 from odes.overlaps import (
     Covariances,
     Overlaps,
     covariances,
+    frame_overlaps,
     gram_root,
     pretrained,
     random_overlaps,

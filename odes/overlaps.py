@@ -115,6 +115,24 @@ def pretrained(problem: Problem) -> Overlaps:
     )
 
 
+def frame_overlaps(problem: Problem, *, up: ArrayLike, rows: ArrayLike | None = None) -> Overlaps:
+    r"""The overlaps at U = `up` and rows of V in the span of the fixed directions, V = BF with B = `rows` (r, f), 0 unless given.
+
+    $X = B\Gamma$, $R = B\Gamma B^T$. With rows 0 this is the other start of LoRA, $V = 0$ and a given U; with $U = 1$ and B the
+    coordinates of W0 it is the start of training all weights from there.
+
+    **Raises** ArgumentError for shapes that do not fit, and for rows of length 0 that are normalised.
+    """
+    rank, frame = problem.adapter.rank, problem.frame_size
+    rows = jnp.zeros((rank, frame)) if rows is None else real_array(rows)
+    require_shape("rows", rows, "(r, f)", (rank, frame))
+    gram = rows @ problem.frame_gram @ rows.T
+    if problem.adapter.normalized:
+        require("rows", jnp.diagonal(gram), "of length 1, since the adapter's are normalised", lambda x: np.isclose(x, 1))
+    up = jnp.broadcast_to(real_array(up), (problem.units[0], rank))
+    return Overlaps(up, rows @ problem.frame_gram, gram)
+
+
 def require_start(problem: Problem, start: Overlaps) -> None:
     """Raises ArgumentError unless `start` are overlaps of the problem's adapter."""
     require_kind("start", start, Overlaps, "Overlaps, such as those of random_overlaps")
@@ -140,7 +158,7 @@ def gram_root(gram: Float[Array, "f f"]) -> tuple[Float[Array, "f f"], Bool[Arra
 def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0, length: ArrayLike = 1.0) -> Overlaps:
     r"""The overlaps of a random start at dimension d, drawn exactly: rows of V uniform on the sphere with radius `length`, U = `up`.
 
-    Both are one number, or one for every row of V (its column of U).
+    Both are one number, or one for every row of V (its column of U); U may be given whole, as (K, r).
 
     The components of a Gaussian row in span F are normal; the remainders of the r rows lie in d - rank F dimensions
     and their Gram matrix is Wishart, drawn by Bartlett's decomposition; then the rows are normalised. The overlaps X are

@@ -162,6 +162,73 @@ class Problem(Shown):
             **parts,
         )
 
+    @classmethod
+    def committee(
+        cls,
+        activation: str | Activation,
+        *,
+        pretrained: ArrayLike,
+        teachers: int | None = None,
+        teacher_gram: ArrayLike | None = None,
+        own: ArrayLike | None = None,
+        readout: ArrayLike | str = "1",
+        teacher_readout: ArrayLike | str = "1",
+        trains: Literal["adapter", "weights"] = "adapter",
+        **parts: Any,
+    ) -> "Problem":
+        r"""K student units that learn P teacher units, $W_0 = BT + \mathrm{diag}(\beta)\,\Xi$ with rows of Ξ of length 1 across the rest.
+
+        - `pretrained`: B (K, P), or its diagonal $\mu_1 \dots \mu_K$: row k is then $\mu_kt_k$, and 0 for k > P;
+        - `teachers`: P; the number of columns of B, or of rows of the Gram matrix, unless given, and else K;
+        - `teacher_gram` (P, P): $TT^T$, the identity unless given;
+        - `own` (K,): β, the lengths of the students' own directions, none unless given;
+        - `readout`, `teacher_readout`: "1", "1/n" or "1/sqrt(n)" with n the number of units, or numbers (K,), (P,);
+        - `trains`: the "adapter", or the "weights" themselves: nothing is frozen then, and V is W, of rank K with U = 1 at rest and free
+            rows; [`odes.frame_overlaps`][] starts it from W0 and [`odes.random_overlaps`][] with `up` = 1 from random rows.
+        - `parts`: `teacher`, `adapter`, `sgd`.
+
+        The directions are "target 1" to "target P" and, where β is not 0, "own 1" to "own K".
+
+        >>> problem = Problem.committee("erf(x/sqrt(2))", pretrained=[0.3, 0.3, 1, 1], readout="1/sqrt(n)", adapter=Adapter(2))
+        >>> problem.units, problem.readout.tolist()
+        ((4, 4), [0.5, 0.5, 0.5, 0.5])
+
+        **Raises** ArgumentError where shapes do not fit, for a Gram matrix that is none and for an adapter where weights are trained.
+        """
+        require_known("trains", trains, ("adapter", "weights"))
+        rows = np.asarray(pretrained, float)
+        require("pretrained", rows, "a list of numbers or a matrix, not empty", lambda x: x.ndim in (1, 2) and x.size > 0)
+        gram = None if teacher_gram is None else np.asarray(teacher_gram, float)
+        if teachers is None:
+            teachers = rows.shape[1] if rows.ndim == 2 else len(rows) if gram is None else len(gram)
+        require_kind("teachers", teachers, int | np.integer, "a whole number of at least 1")
+        require("teachers", teachers, "a whole number of at least 1", lambda n: n >= 1)
+        if rows.ndim == 1:
+            rows = np.eye(len(rows), teachers) * rows[:, None]
+        units = len(rows)
+        require_shape("pretrained", rows, "(K, P)", (units, teachers))
+        gram = np.eye(teachers) if gram is None else gram
+        require_shape("teacher_gram", gram, "(P, P)", (teachers, teachers))
+        lengths = np.zeros(units) if own is None else np.asarray(own, float)
+        require_shape("own", lengths, "(K,)", (units,))
+        alone = np.flatnonzero(lengths)
+        frame = np.eye(teachers + alone.size)
+        frame[:teachers, :teachers] = gram
+        frozen = np.concatenate([rows, np.diag(lengths)[:, alone]], axis=1)
+        if trains == "weights":
+            require("adapter", "adapter" in parts, "left out where weights are trained", lambda given: not given)
+            frozen, parts = np.zeros_like(frozen), parts | {"adapter": Adapter(units, lr_ratio=0.0, normalized=False)}
+        return cls(
+            activation,
+            frame_gram=frame,
+            directions=[f"target {j + 1}" for j in range(teachers)] + [f"own {k + 1}" for k in alone],
+            frozen=frozen,
+            target=np.eye(teachers, len(frame)),
+            readout=_readouts("readout", readout, units),
+            teacher_readout=_readouts("teacher_readout", teacher_readout, teachers),
+            **parts,
+        )
+
     def replace(self, **changes: Any) -> "Problem":
         """The problem with some fields changed, its own or those of its adapter and SGD ([`Adapter.replace`][], [`SGD.replace`][]).
 
@@ -349,6 +416,15 @@ class Family(Shown):
 def _rounding() -> float:
     """By how much less than 0 an eigenvalue may be, relative to the trace."""
     return max(1e-10, 10 * float(jnp.finfo(jnp.result_type(float)).eps))
+
+
+def _readouts(name: str, given: ArrayLike | str, units: int) -> ArrayLike:
+    """Readouts by name, or as they are given."""
+    if not isinstance(given, str):
+        return given
+    values = {"1": 1.0, "1/n": 1 / units, "1/sqrt(n)": units**-0.5}
+    require_known(name, given, values)
+    return np.full(units, values[given])
 
 
 def _trained_by(adapter: Adapter | None, sgd: SGD | None) -> tuple[Adapter, SGD]:

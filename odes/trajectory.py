@@ -1,9 +1,11 @@
 """What trajectories of the overlaps have in common, integrated or simulated, one or many."""
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from odes.overlaps import Overlaps, target_overlap
+from odes.overlaps import Covariances, Overlaps, covariances, target_overlap
 from odes.problem import Problem
 from odes.shown import Shown
 
@@ -38,6 +40,27 @@ class Trajectory(Shown):
         """w·ω* of the whole student, ω* being what it learns."""
         return target_overlap(self.problem, self.overlaps)
 
+    @property
+    def covariances(self) -> Covariances:
+        """Q (*batch, K, K), M (*batch, K, P) and P of the preactivations."""
+        return _covariances(self.problem, self.overlaps)
+
+    @property
+    def readout(self) -> Float[Array, "*batch K"]:
+        """The readouts a, those of the problem where they rest."""
+        if self.overlaps.readout is not None:
+            return self.overlaps.readout
+        return jnp.broadcast_to(self.problem.readout, (*self.overlaps.up.shape[:-2], self.problem.units[0]))
+
     def _along(self, direction: str) -> Float[Array, "*batch r"]:
         self.problem.require_one_unit()
         return self.overlaps.cross[..., self.problem.along(direction)]
+
+
+@eqx.filter_jit
+def _covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
+    batch = overlaps.up.shape[:-2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), overlaps)
+    return jax.tree.map(
+        lambda x: x.reshape(*batch, *x.shape[1:]), jax.vmap(lambda at: covariances(problem, at))(flat)
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from odes import SGD, Activation, Adapter, Escape, Family, Problem, Transfer, activation
+from odes import SGD, Activation, Adapter, Escape, Family, Problem, Transfer, activation, read_problem
 from odes.arguments import ArgumentError
 from theory import largest_noise_scale, search_phase
 from validation.checks.settings import mixture_place
@@ -15,6 +15,7 @@ from validation.cli.output import OutputOptions
 from validation.cli.values import (
     Numbers,
     OptionalFloat,
+    OptionalPath,
     OptionalText,
     check,
     check_seed,
@@ -34,6 +35,23 @@ def named(rename: dict[str, str]) -> Iterator[None]:
         yield
     except ArgumentError as error:
         raise ArgumentError(rename.get(error.name or "", error.name), error.complaint) from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    problem: OptionalPath = None
+    """TOML file with a problem of any numbers of units, instead of the flags for links, pretrained weights, adapter and SGD."""
+
+    def stored(self, *free: str) -> Problem | None:
+        """The problem in the file, if there is one; flags that it makes meaningless, all but the `free`, must not be given."""
+        if self.problem is None:
+            return None
+        for group in (LinkOptions, RowOptions, AdapterOptions, ModelOptions, RateOptions, SweepOptions, SGDOptions):
+            for field in dataclasses.fields(group):
+                own = type(self).__dataclass_fields__.get(field.name)
+                if own is not None and field.name not in free and getattr(self, field.name) != own.default:
+                    raise ArgumentError("problem", f"holds all of the problem: leave out --{field.name.replace('_', '-')}")
+        return read_problem(self.problem)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +138,7 @@ class ModelOptions(AdapterOptions, LinkOptions):
         (place,) = _places(*(() if value is None else (value,) for value in given))
         return place
 
-    def problem(self, sgd: SGD) -> Problem:
+    def asked(self, sgd: SGD) -> Problem:
         """The problem that the flags ask for."""
         student, teacher = self.links
         return Family(student, teacher=teacher, adapter=self.adapter, sgd=sgd).at(*self.place())
@@ -185,6 +203,12 @@ class SweepOptions(RateOptions, RowOptions, LinkOptions):
             for family in self.families()
             for place in self.pretrained()
         }
+
+
+def place_of(problem: Problem) -> Place:
+    """Where a problem is; several units have no strength and no alignment."""
+    weights = (float(problem.strength), float(problem.alignment)) if problem.is_single_index else (math.nan, math.nan)
+    return Place(*weights, problem.adapter.rank, float(problem.sgd.dimension))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,6 +314,8 @@ class RunOptions(OutputOptions, EscapeOptions):
         if self.t1 is not None:
             check("t1", self.t1, "positive and finite", positive)
             return self.t1
+        if not problem.is_single_index:
+            raise ArgumentError("t1", "must be given where there are several units")
         end = 20 * float(search_phase(problem).tau)
         if not np.isfinite(end):
             place = f"strength {float(problem.strength):g}"
@@ -302,6 +328,8 @@ class RunOptions(OutputOptions, EscapeOptions):
 def noise_forbids(problem: Problem, escape: Escape, end: float) -> str:
     """What is to be said of a run to time `end` without escape if SGD noise does not let the flow escape; empty if that is not why."""
     theta = float(problem.sgd.noise_scale)
+    if not problem.is_single_index or problem.sgd.trains_readouts:
+        return ""
     if not theta > 0 or end < _LONG * float(search_phase(problem).tau):
         return ""
     largest = float(largest_noise_scale(problem, escape))

@@ -1,6 +1,7 @@
 """`searchphase escape`: the search phase of pretrained weights, analytically."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
@@ -10,8 +11,8 @@ import numpy as np
 
 from odes import Escape as Criterion
 from odes import Family, Problem
-from theory import critical_points, escape_law, largest_noise_scale, plateau, sweep
-from validation.cli.options import EscapeOptions, SweepOptions
+from theory import SearchPhase, critical_points, escape_law, largest_noise_scale, plateau, search_phase, sweep
+from validation.cli.options import EscapeOptions, FileOptions, SweepOptions, place_of
 from validation.cli.output import OutputOptions
 from validation.cli.report import lines_of, rows_of, table
 from validation.cli.values import Numbers
@@ -33,7 +34,7 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Escape(OutputOptions, EscapeOptions, SweepOptions):
+class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
     """Rate and time scale of the search phase, critical strengths and, at a dimension, the law of the escape time."""
 
     dim: Numbers = ()
@@ -42,26 +43,37 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
     """Also find the largest noise scale theta = eta * d / B at which SGD still escapes (needs more time)."""
 
     def compute(self) -> Found:
-        escape, places, points = self.escape, np.asarray(self.pretrained()), []
-        families = self.families()
+        if (problem := self.stored()) is not None:
+            phase = jax.tree.map(lambda x: x[None], search_phase(problem))
+            return Found(self.points([problem], phase), [])
+        families, places, points = self.families(), np.asarray(self.pretrained()), []
         for family in families:
             phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
-            problems = [family.at(*place) for place in places.tolist()]
-            columns: dict[str, Any] = {"strength": places[:, 0], "alignment": places[:, 1]}
-            names = ("C", "D", "G", "noise", "loss", "rate", "tau")
-            columns |= {name: np.asarray(getattr(phase, name)) for name in names}
-            columns["plateau"] = [
-                settled(problem) if D < 0 else None for problem, D in zip(problems, columns["D"], strict=True)
-            ]
-            laws = [law_of(problem, escape) if self.dim else _NO_LAW for problem in problems]
-            columns |= {_column(name): [law[name] for law in laws] for name in _NO_LAW}
-            columns["largest_noise_scale"] = np.full(len(places), np.nan)
-            if self.noise_limit:
-                columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, escape) for p in problems])
-            columns["rank"] = [family.adapter.rank] * len(places)
-            columns["dimension"] = [float(family.sgd.dimension) if self.dim else np.nan] * len(places)
-            points.extend(rows_of(columns))
+            points += self.points([family.at(*place) for place in places.tolist()], phase)
         return Found(points, self.critical(families[0], places))
+
+    @property
+    def gives_law(self) -> bool:
+        """Whether the law of the escape time is asked for: a dimension is given, or a problem, which has one."""
+        return bool(self.dim) or self.problem is not None
+
+    def points(self, problems: Sequence[Problem], phase: SearchPhase) -> list[dict[str, Any]]:
+        """What is known of some problems, whose search phases are known."""
+        places = [place_of(problem) for problem in problems]
+        columns: dict[str, Any] = {name: [getattr(place, name) for place in places] for name in ("strength", "alignment")}
+        names = ("C", "D", "G", "noise", "loss", "rate", "tau")
+        columns |= {name: np.asarray(getattr(phase, name)) for name in names}
+        columns["plateau"] = [
+            settled(problem) if D < 0 else None for problem, D in zip(problems, columns["D"], strict=True)
+        ]
+        laws = [law_of(problem, self.escape) if self.gives_law else _NO_LAW for problem in problems]
+        columns |= {_column(name): [law[name] for law in laws] for name in _NO_LAW}
+        columns["largest_noise_scale"] = np.full(len(places), np.nan)
+        if self.noise_limit:
+            columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, self.escape) for p in problems])
+        columns["rank"] = [place.rank for place in places]
+        columns["dimension"] = [place.dimension if self.gives_law else np.nan for place in places]
+        return rows_of(columns)
 
     def critical(self, family: Family, places: np.ndarray) -> list[dict[str, float]]:
         """The gradient's zeros along each family, up to the largest strength asked for or 1 (to mu = 1 for mixtures)."""
@@ -82,7 +94,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
 
     def report(self, result: Found) -> None:
         hidden = {"escape_time_quantiles", "escape_time_doubt"}
-        if not self.dim:
+        if not self.gives_law:
             hidden |= {_column(name) for name in _MOMENTS}
         hidden |= {name for name in ("rank", "dimension") if len({str(point[name]) for point in result.points}) == 1}
         if not self.noise_limit:
@@ -101,7 +113,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
                 print(f"no escape time at {place}: {point['escape_time_doubt']}")
                 if point["escaping_starts"] > 0:
                     print(f"  (from {point['escaping_starts']:.0%} of random starts the flow does)")
-            elif self.dim:
+            elif self.gives_law:
                 spread = ", ".join(f"{level}: {time:.4g}" for level, time in point["escape_time_quantiles"].items())
                 met = " (w0 meets the goal)" if point["escape_time_std"] == 0 else ""
                 print(f"quantiles of the escape time at {place}: {spread}{met}")
@@ -116,7 +128,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions):
         columns: dict[str, Any] = {name: [point[name] for point in result.points] for name in result.points[0]}
         plateaus, quantiles = columns.pop("plateau"), columns.pop("escape_time_quantiles")
         columns["escape_time_doubt"] = [doubt or "" for doubt in columns["escape_time_doubt"]]
-        for level in _QUANTILES if self.dim else ():
+        for level in _QUANTILES if self.gives_law else ():
             columns[f"escape_time_quantile_{level}"] = [times[str(level)] for times in quantiles]
         for name in _PLATEAU:
             columns[f"plateau_{name}"] = [np.nan if some is None else some[name] for some in plateaus]

@@ -38,7 +38,7 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
     def compute(self) -> list[dict[str, Any]]:
         self.check_confirm()
         goal = self.escape if self.goal is None else Escape("absolute", self.goal)
-        found = list(progress(remedies(self.problem(self.sgd), goal, ways=self.ways), unit="remedy"))
+        found = list(progress(remedies(self.asked(self.sgd), goal, ways=self.ways), unit="remedy"))
         found.sort(key=lambda remedy: (not np.isfinite(remedy.samples), remedy.samples))
         rows = [describe(remedy, found) for remedy in found]
         if self.confirm:

@@ -1,6 +1,8 @@
 """`searchphase simulate`: SGD at finite dimension."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +14,9 @@ import numpy as np
 
 from odes import Problem, solve
 from odes.arguments import ArgumentError
-from validation.cli.options import RunOptions, SweepOptions, noise_forbids
+from validation.cli.options import FileOptions, RunOptions, SweepOptions, noise_forbids, place_of
 from validation.cli.report import lines_of, print_sample, table
+from validation.cli.units import of_units, scalars
 from validation.cli.values import OptionalInt, check
 from validation.figures.style import ESCAPE_LABEL, link_label, log_height, sweep_axis
 from validation.simulation.chain import chain_simulator
@@ -28,7 +31,7 @@ _LINES = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Simulate(RunOptions, SweepOptions):
+class Simulate(RunOptions, SweepOptions, FileOptions):
     """Train at finite dimension by one-pass SGD: several seeds, at one or several strengths, alignments, ranks and dimensions.
 
     With --output every block of seeds is stored as soon as it is finished, so that an interrupted run can go on. Seed n has the same
@@ -72,8 +75,20 @@ class Simulate(RunOptions, SweepOptions):
             escape=self.escape,
             until_escape=self.until_escape,
             block=self.block,
-            parts=None if self.output is None else Parts(self.output, dataclasses.asdict(self), self.resume),
+            parts=None if self.output is None else Parts(self.output, self.flags(points), self.resume),
         )
+
+    def sweep(self) -> dict[Place, Problem]:
+        problem = self.stored()
+        return super().sweep() if problem is None else {place_of(problem): problem}
+
+    def flags(self, points: dict[Place, Problem]) -> dict[str, Any]:
+        """The flags, with what is in the problem's file besides its name."""
+        flags = dataclasses.asdict(self)
+        if self.problem is not None:
+            content = json.dumps([problem.to_dict() for problem in points.values()])
+            flags["problem"] += f" (content {hashlib.sha256(content.encode()).hexdigest()[:8]})"
+        return flags
 
     def may_replace(self, file: Path) -> bool:
         return self.resume or super().may_replace(file)
@@ -149,7 +164,7 @@ def report(simulations: Sequence[Simulation], places: Sequence[Place]) -> None:
     else:
         (simulation,) = simulations
         escaped = statistics(simulation)
-        print_sample(moments(simulation))
+        print_sample(scalars(moments(simulation)))
         print(simulation)
         mean = f": mean {escaped['escape_time_mean']:.5g}" if escaped["escaped"] else ""
         spread = ", standard error {standard_error:.2g}, std {escape_time_std:.3g}" if escaped["escaped"] > 1 else ""
@@ -161,9 +176,13 @@ def report(simulations: Sequence[Simulation], places: Sequence[Place]) -> None:
 def moments(simulation: Simulation) -> dict[str, Any]:
     """Mean and standard deviation at every record over the seeds that did not diverge; NaN where some seed has no record."""
     columns: dict[str, Any] = {"t": simulation.t}
-    seen, diverged = observables(simulation), simulation.diverged
-    for name in ("m", "loss", "target_overlap"):
-        values = np.asarray(seen[name])
+    diverged = simulation.diverged
+    if simulation.problem.units == (1, 1):
+        seen = {name: observables(simulation)[name] for name in ("m", "loss", "target_overlap")}
+    else:
+        seen = {"loss": simulation.loss} | of_units(simulation)
+    for name, values in seen.items():
+        values = np.asarray(values)
         whole = np.full_like(values, np.nan) if diverged.all() else values[~diverged]
         columns |= {f"{name}_mean": whole.mean(axis=0), f"{name}_std": whole.std(axis=0)}
     return columns
@@ -183,9 +202,10 @@ def draw(simulations: Sequence[Simulation], places: Sequence[Place]) -> Any:
         escapes = np.asarray(simulation.escape_times)
         if np.isfinite(escapes).any():
             ax.axvline(float(np.nanmean(escapes)), color="C0", linestyle=":", linewidth=1, label="mean escape")
-        where = (
-            rf"$\rho$ = {place.strength:g}, $c$ = {place.alignment:g}, $r$ = {place.rank}, $d$ = {place.dimension:g}"
-        )
+        weights = rf"$\rho$ = {place.strength:g}, $c$ = {place.alignment:g}"
+        if not simulation.problem.is_single_index:
+            weights = "$K$ = {}, $P$ = {}".format(*simulation.problem.units)
+        where = f"{weights}, $r$ = {place.rank}, $d$ = {place.dimension:g}"
         ax.set_title(f"{title}, {where}")
         ax.legend()
         return figure

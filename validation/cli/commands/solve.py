@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import Array
 
 from odes import Solution, log_times, random_overlaps, solve
-from validation.cli.options import ModelOptions, RunOptions, SGDOptions, noise_forbids
+from validation.cli.options import FileOptions, ModelOptions, RunOptions, SGDOptions, noise_forbids
 from validation.cli.report import print_sample
+from validation.cli.units import draw_units, of_units, points_error, scalars
 from validation.cli.values import check
 from validation.figures.style import TIME_LABEL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Solve(RunOptions, SGDOptions, ModelOptions):
+class Solve(RunOptions, SGDOptions, ModelOptions, FileOptions):
     """Integrate the closed equations of the overlaps from a random start at dimension d (exit code 1 if that fails)."""
 
     records: int = 201
@@ -31,7 +32,7 @@ class Solve(RunOptions, SGDOptions, ModelOptions):
 
     def compute(self) -> Solution:
         self.check_start()
-        problem = self.problem(self.sgd)
+        problem = self.stored() or self.asked(self.sgd)
         t1 = self.end_time(problem)
         check("records", self.records, "at least 2", self.records >= 2)
         times = log_times(t1, self.records) if self.log_times else np.linspace(0, t1, self.records)
@@ -44,8 +45,10 @@ class Solve(RunOptions, SGDOptions, ModelOptions):
         return columns(result) | stats
 
     def report(self, result: Solution) -> None:
-        print_sample({name: np.asarray(x) if x.ndim == 1 else np.asarray(x)[0] for name, x in columns(result).items()})
+        print_sample(scalars(columns(result)))
         print(result)
+        if error := points_error(result.problem, result.final):
+            print(error)
         if not np.isfinite(result.escape_time) and (
             words := noise_forbids(result.problem, self.escape, float(result.t_final))
         ):
@@ -59,6 +62,9 @@ class Solve(RunOptions, SGDOptions, ModelOptions):
 
         figure, axes = plt.subplots(1, 2, figsize=(6.8, 2.5))
         result.plot(axes[0])
+        if result.problem.units != (1, 1):
+            draw_units(axes[1], result)
+            return figure
         for label, values in (("$m$", result.m), ("$u$", result.u)):
             lines = axes[1].plot(result.t, values, color=f"C{len(axes[1].lines) > 0:d}")
             lines[0].set_label(label)
@@ -72,8 +78,12 @@ class Solve(RunOptions, SGDOptions, ModelOptions):
 
 
 def columns(solution: Solution) -> dict[str, Any]:
-    """What is printed of a solution, by name."""
-    return dict(zip(("t", "loss", "m", "u", "s", "target_overlap"), _columns(solution), strict=True))
+    """What is printed of a solution, by name: overlaps of the one unit, or covariances of several and readouts that are trained."""
+    if solution.problem.units != (1, 1):
+        return {"t": solution.t, "loss": solution.loss} | of_units(solution)
+    names = ("t", "loss", "m", "u", "s", "target_overlap")
+    trained = {} if solution.overlaps.readout is None else {"readout": solution.overlaps.readout}
+    return dict(zip(names, _columns(solution), strict=True)) | trained
 
 
 @eqx.filter_jit

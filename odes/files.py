@@ -1,0 +1,162 @@
+r"""Problems as TOML files that people write: plain matrices in an orthonormal basis, link functions by name.
+
+    student = "erf(x/sqrt(2))"
+    targets = [[1, 0, 0], [0, 1, 0]]          # P x n: the teacher units
+    pretrained = [[0.5, 0, 0], [0, 0.3, 0.2]] # K x n: the pretrained rows W0
+
+    [adapter]
+    rank = 2
+
+    [sgd]
+    dimension = 1e4
+
+`teacher` (the student's link function unless given), `readout` and `teacher_readout` (ones unless given) and the arguments of
+[`odes.Adapter`][] and [`odes.SGD`][] are optional; `noise_scale` may stand instead of `batch_size`.
+"""
+
+import dataclasses
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from odes.arguments import ArgumentError, nearest
+from odes.overlaps import gram_root
+from odes.problem import Problem
+from odes.quadrature import cholesky_root
+from odes.storage import write_whole
+from odes.training import SGD, Adapter
+
+_LINKS = ("student", "teacher")
+_MATRICES = ("targets", "pretrained")
+_READOUTS = ("readout", "teacher_readout")
+
+
+def read_problem(path: str | os.PathLike) -> Problem:
+    """The problem in a TOML file.
+
+    The frame's directions are the targets and the pretrained rows, "target 1", "pretrained 1" and so on, without numbers where
+    there is one of each: the problem is then single-index.
+
+    **Raises** ArgumentError naming the file and what is wrong in it; OSError if it cannot be read.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ArgumentError(None, f"{path} is no TOML file: {error}") from None
+    try:
+        return _problem(values)
+    except ArgumentError as error:
+        raise ArgumentError(None, f"{path}: {_entry(error)}") from None
+
+
+def _entry(error: ArgumentError) -> str:
+    return error.complaint if error.name is None else f"`{error.name}` {error.complaint}"
+
+
+def _problem(values: dict[str, Any]) -> Problem:
+    _require_keys("", values, (*_LINKS, *_MATRICES, *_READOUTS, "adapter", "sgd"), needed=("student", *_MATRICES))
+    for name in _LINKS:
+        if not isinstance(values.get(name, ""), str):
+            raise ArgumentError(name, f"must be the name of a link function, but is {values[name]!r}")
+    matrices = [_matrix(name, values[name]) for name in _MATRICES]
+    if matrices[0].shape[1] != matrices[1].shape[1]:
+        columns = " and ".join(f"{matrix.shape[1]} of `{name}`" for name, matrix in zip(_MATRICES, matrices, strict=True))
+        raise ArgumentError("pretrained", f"must have as many columns as `targets`, the size of the basis, but there are {columns}")
+    rows = np.concatenate(matrices)
+    teachers, units = (len(matrix) for matrix in matrices)
+    numbered = [f"target {j + 1}" for j in range(teachers)] + [f"pretrained {k + 1}" for k in range(units)]
+    coordinates, parts = np.eye(len(rows)), {}
+    for name, make in (("adapter", Adapter), ("sgd", SGD)):
+        given = values.get(name, {})
+        if not isinstance(given, dict):
+            raise ArgumentError(name, f"must be a table, [{name}], but is {given!r}")
+        theta = dict(given) if make is SGD else {}
+        known = [field.name for field in dataclasses.fields(make) if field.name != "trains_readouts"]
+        _require_keys(f"{name}.", given, [*known, "noise_scale"] if make is SGD else known)
+        theta = {key: value for key, value in theta.items() if key == "noise_scale"}
+        if theta and "batch_size" in given:
+            raise ArgumentError("sgd.noise_scale", "sets the batch size: give one of them")
+        parts[name] = make(**{key: value for key, value in given.items() if key not in theta})
+        if theta:
+            parts[name] = parts[name].replace(**theta)
+    return Problem(
+        values["student"],
+        teacher=values.get("teacher"),
+        frame_gram=rows @ rows.T,
+        directions=["target", "pretrained"] if (teachers, units) == (1, 1) else numbered,
+        target=coordinates[:teachers],
+        frozen=coordinates[teachers:],
+        **{name: _numbers(name, values[name]) for name in _READOUTS if name in values},
+        **parts,
+    )
+
+
+def _require_keys(table: str, values: dict[str, Any], known: Any, needed: Any = ()) -> None:
+    """Raises ArgumentError for a key that is not known, and for one that is needed and missing."""
+    for key in values:
+        if key not in known:
+            raise ArgumentError(f"{table}{key}", f"is not known{nearest(key, known)}; there are {', '.join(known)}")
+    for key in needed:
+        if key not in values:
+            raise ArgumentError(f"{table}{key}", "is missing")
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """A list of numbers."""
+    listed = isinstance(values, list) and values and all(_is_number(value) for value in values)
+    if not listed:
+        raise ArgumentError(name, f"must be a list of numbers, but is {values!r:.60}")
+    return np.array(values, float)
+
+
+def _matrix(name: str, values: Any) -> np.ndarray:
+    """A list of rows of the same length."""
+    if not isinstance(values, list) or not values:
+        raise ArgumentError(name, f"must be a matrix, [[...], ...], but is {values!r:.60}")
+    rows = [_numbers(f"{name}[{number}]", row) for number, row in enumerate(values)]
+    if len({row.size for row in rows}) > 1:
+        raise ArgumentError(name, f"must have rows of one length, but they have {', '.join(str(row.size) for row in rows)}")
+    return np.stack(rows)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def write_problem(problem: Problem, path: str | os.PathLike) -> None:
+    """Writes a problem as a file that [`read_problem`][] reads, whole or not at all.
+
+    Rows are given in an orthonormal basis whose first directions span the teachers; directions that are neither target nor pretrained are
+    left out, and names of directions are not kept.
+
+    **Raises** ArgumentError for a link function of the user's own, which no file can hold.
+    """
+    for name in _LINKS:
+        if not getattr(problem, name).known:
+            raise ArgumentError(name, f"must be one that has a name, but {getattr(problem, name).name!r} is a function of your own")
+    rows = jnp.concatenate([problem.target, problem.frozen]) @ gram_root(problem.frame_gram)[0]
+    root = np.asarray(cholesky_root(rows @ rows.T))
+    root = np.where(np.abs(root) < 1e-14 * max(np.abs(root).max(), 1), 0, root)[:, np.abs(root).max(axis=0) > 0]
+    teachers = len(problem.target)
+    values = {name: getattr(problem, name).name for name in _LINKS}
+    lists = dict(zip(_MATRICES, (root[:teachers], root[teachers:]), strict=True))
+    lists |= {name: np.asarray(getattr(problem, name)) for name in _READOUTS}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    lines += [f"{name} = {array.tolist()}" for name, array in lists.items()]
+    for name in ("adapter", "sgd"):
+        part = getattr(problem, name)
+        lines += ["", f"[{name}]"]
+        for field in dataclasses.fields(part):
+            if field.name != "trains_readouts":
+                lines.append(f"{field.name} = {_toml(np.asarray(getattr(part, field.name)).tolist())}")
+    write_whole(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+
+
+def _toml(value: Any) -> str:
+    """A truth value, number or list of numbers; Python's `inf` is TOML's too."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -100,7 +100,7 @@ def _require_keys(table: str, values: dict[str, Any], known: Any, needed: Any = 
     """Raises ArgumentError for a key that is not known, and for one that is needed and missing."""
     for key in values:
         if key not in known:
-            raise ArgumentError(f"{table}{key}", f"is not known{nearest(key, known)}; there are {', '.join(known)}")
+            raise ArgumentError(f"{table}{key}", f"is not known{nearest(key, known) or '; there are ' + ', '.join(known)}")
     for key in needed:
         if key not in values:
             raise ArgumentError(f"{table}{key}", "is missing")

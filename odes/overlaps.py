@@ -169,6 +169,8 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0,
     require_kind("problem", problem, Problem, "a Problem")
     require_key(key)
     require("up", up, "finite", np.isfinite)
+    shapes = [(problem.units[0], problem.adapter.rank)[n:] for n in range(3)]
+    require("up", up, "one number, (r,) or (K, r)", lambda x: np.shape(x) in shapes)
     require("length", length, "positive and finite", positive)
     overlaps, freedom = _drawn(problem, key, real_array(up), real_array(length))
     if concrete(freedom):
@@ -180,7 +182,7 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0,
 
 @eqx.filter_jit
 def _drawn(
-    problem: Problem, key: PRNGKeyArray, up: Float[Array, "*r"], length: Float[Array, "*r"]
+    problem: Problem, key: PRNGKeyArray, up: Float[Array, "*u"], length: Float[Array, "*r"]
 ) -> tuple[Overlaps, Float[Array, ""]]:
     """A random start, and the number of dimensions outside span F."""
     rank, dtype = problem.adapter.rank, problem.frame_gram.dtype

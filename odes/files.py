@@ -44,6 +44,8 @@ def read_problem(path: str | os.PathLike) -> Problem:
 
     **Raises** ArgumentError naming the file and what is wrong in it; OSError if it cannot be read.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}")
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

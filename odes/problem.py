@@ -144,21 +144,32 @@ class Problem(Shown):
 
     @classmethod
     def between_tasks(
-        cls, activation: str | Activation, *, learns: Literal["target", "source"], cosine: ScalarLike, **parts: Any
+        cls,
+        activation: str | Activation,
+        *,
+        learns: Literal["target", "source"],
+        cosine: ScalarLike,
+        units: int = 1,
+        teachers: int = 1,
+        **parts: Any,
     ) -> "Problem":
-        r"""One student unit without frozen weights in the frame (ω*, ω_s) of a target and a source task.
+        r"""K = `units` student units without frozen weights in the frame (ω*, ω_s) of a target and a source task.
 
-        $\omega^*\cdot\omega_s$ = `cosine`. The student `learns` one of the tasks; all its weights are rows of V. `parts` are
-        the `teacher` that makes the labels, `adapter` and `sgd`.
+        $\omega^*\cdot\omega_s$ = `cosine`. Each task has P = `teachers` directions, orthonormal, and those of the same number have this
+        cosine; they are called "target 1" and so on where there are several. The student `learns` one of the tasks; all its
+        weights are rows of V. `parts` are the `teacher` that makes the labels, readouts, `adapter` and `sgd`.
         """
         require_known("learns", learns, ("target", "source"))
         cosine = scalar("cosine", cosine, "between -1 and 1", within_one)
+        numbers = [""] if teachers == 1 else [f" {j + 1}" for j in range(teachers)]
+        own = np.eye(teachers, 2 * teachers, teachers * (learns == "source"))
+        pair = _gram(1.0, cosine, 1.0)
         return cls(
             activation,
-            frame_gram=_gram(1.0, cosine, 1.0),
-            directions=("target", "source"),
-            frozen=[[0.0, 0.0]],
-            target=[[1.0, 0.0] if learns == "target" else [0.0, 1.0]],
+            frame_gram=pair if teachers == 1 else jnp.kron(pair, jnp.eye(teachers, dtype=pair.dtype)),
+            directions=[task + number for task in ("target", "source") for number in numbers],
+            frozen=np.zeros((units, 2 * teachers)),
+            target=own,
             **parts,
         )
 

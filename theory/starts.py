@@ -151,4 +151,4 @@ def staged_start(transfer: Transfer, border: Overlaps, amplitude: float) -> Over
     row = amplitude / np.sqrt(rank) * inside / jnp.sqrt(inside @ gram @ inside)
     rows = jnp.concatenate([jnp.array([[0.0, amplitude]]), jnp.tile(row, (rank, 1))])
     overlaps = rows @ gram @ rows.T
-    return Overlaps(transfer.up[None], rows @ gram, overlaps + jnp.diag(1 - jnp.diagonal(overlaps)))
+    return Overlaps(transfer.up, rows @ gram, overlaps + jnp.diag(1 - jnp.diagonal(overlaps)))

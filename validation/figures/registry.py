@@ -21,6 +21,8 @@ _MODULES = (
     "checkpoints",
     "phase_diagram",
     "truncation",
+    "two_layer",
+    "continual",
 )
 
 

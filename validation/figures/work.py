@@ -55,10 +55,17 @@ class Work:
         return self._run(simulator, steps, until, self.effort.seeds if seeds is None else seeds)
 
     def direct(
-        self, problem: Problem, steps: Any, *, start: Overlaps | None = None, until: Escape | None = None
+        self,
+        problem: Problem,
+        steps: Any,
+        *,
+        start: Overlaps | None = None,
+        until: Escape | None = None,
+        dimension: float | None = None,
     ) -> Simulation:
-        """The direct simulator of the problem at the effort's `direct_dimension`, with its noise scale."""
-        simulator = direct_simulator(at_dimension(problem, self.effort.direct_dimension), start=start)
+        """The direct simulator of the problem at a `dimension`, the effort's `direct_dimension` unless given, with its noise scale."""
+        there = self.effort.direct_dimension if dimension is None else dimension
+        simulator = direct_simulator(at_dimension(problem, there), start=start)
         return self._run(simulator, steps, until, self.effort.direct_seeds)
 
     def escape_times(

@@ -1,6 +1,7 @@
 """Simulations of several problems in one call and in one file, which go on where they were interrupted."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from validation.simulation.store import Parts
 
 
 class Place(NamedTuple):
-    """Where a point of a sweep is."""
+    """Where a point of a sweep is; strength and alignment of several units are `math.nan`, which is equal to itself alone."""
 
     strength: float
     alignment: float
@@ -150,7 +151,8 @@ def loaded(dataset: Any, **links: Activation) -> list[Simulation]:
 def places_of(dataset: Any) -> list[Place]:
     """The places of the points in a stored dataset."""
     columns = [dataset[_COLUMNS.get(name, name)].values.tolist() for name in Place._fields]
-    return [Place(*values) for values in zip(*columns, strict=True)]
+    rows = ([math.nan if math.isnan(value) else value for value in values] for values in zip(*columns, strict=True))
+    return [Place(*values) for values in rows]
 
 
 def merged(datasets: Sequence[Any]) -> Any:

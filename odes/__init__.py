@@ -15,6 +15,7 @@ from odes.escape import Escape
 from odes.files import read_problem, write_problem
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.integration import Solution, log_times, solve
+from odes.noise import kurtosis_of, noise_error, noise_of
 from odes.overlaps import (
     Covariances,
     Overlaps,
@@ -27,7 +28,6 @@ from odes.overlaps import (
     with_own_readout,
     with_readout,
 )
-from odes.noise import kurtosis_of, noise_error, noise_of
 from odes.population import PopulationGradient, gradient_of
 from odes.problem import Family, Problem
 from odes.quadrature import gaussian_average

@@ -35,6 +35,14 @@ def real_array(value: Any) -> jax.Array:
     return jnp.asarray(value, jnp.result_type(float))
 
 
+def numbers(name: str, value: Any, words: str) -> np.ndarray:
+    """A list or matrix of numbers as an array; ArgumentError, saying in `words` what it must be, for anything else."""
+    try:
+        return np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise ArgumentError(name, f"must be {words}, but is {value!r:.60}") from None
+
+
 def concrete(value: Any) -> bool:
     """Whether `value` can be looked at now (it is not being traced by jit, vmap or grad)."""
     return not isinstance(value, jax.core.Tracer)

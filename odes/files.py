@@ -67,8 +67,12 @@ def _problem(values: dict[str, Any]) -> Problem:
             raise ArgumentError(name, f"must be the name of a link function, but is {values[name]!r}")
     matrices = [_matrix(name, values[name]) for name in _MATRICES]
     if matrices[0].shape[1] != matrices[1].shape[1]:
-        columns = " and ".join(f"{matrix.shape[1]} of `{name}`" for name, matrix in zip(_MATRICES, matrices, strict=True))
-        raise ArgumentError("pretrained", f"must have as many columns as `targets`, the size of the basis, but there are {columns}")
+        columns = " and ".join(
+            f"{matrix.shape[1]} of `{name}`" for name, matrix in zip(_MATRICES, matrices, strict=True)
+        )
+        raise ArgumentError(
+            "pretrained", f"must have as many columns as `targets`, the size of the basis, but there are {columns}"
+        )
     rows = np.concatenate(matrices)
     teachers, units = (len(matrix) for matrix in matrices)
     numbered = [f"target {j + 1}" for j in range(teachers)] + [f"pretrained {k + 1}" for k in range(units)]
@@ -102,7 +106,9 @@ def _require_keys(table: str, values: dict[str, Any], known: Any, needed: Any = 
     """Raises ArgumentError for a key that is not known, and for one that is needed and missing."""
     for key in values:
         if key not in known:
-            raise ArgumentError(f"{table}{key}", f"is not known{nearest(key, known) or '; there are ' + ', '.join(known)}")
+            raise ArgumentError(
+                f"{table}{key}", f"is not known{nearest(key, known) or '; there are ' + ', '.join(known)}"
+            )
     for key in needed:
         if key not in values:
             raise ArgumentError(f"{table}{key}", "is missing")
@@ -122,7 +128,9 @@ def _matrix(name: str, values: Any) -> np.ndarray:
         raise ArgumentError(name, f"must be a matrix, [[...], ...], but is {values!r:.60}")
     rows = [_numbers(f"{name}[{number}]", row) for number, row in enumerate(values)]
     if len({row.size for row in rows}) > 1:
-        raise ArgumentError(name, f"must have rows of one length, but they have {', '.join(str(row.size) for row in rows)}")
+        raise ArgumentError(
+            name, f"must have rows of one length, but they have {', '.join(str(row.size) for row in rows)}"
+        )
     return np.stack(rows)
 
 
@@ -140,7 +148,9 @@ def write_problem(problem: Problem, path: str | os.PathLike) -> None:
     """
     for name in _LINKS:
         if not getattr(problem, name).known:
-            raise ArgumentError(name, f"must be one that has a name, but {getattr(problem, name).name!r} is a function of your own")
+            raise ArgumentError(
+                name, f"must be one that has a name, but {getattr(problem, name).name!r} is a function of your own"
+            )
     rows = jnp.concatenate([problem.target, problem.frozen]) @ gram_root(problem.frame_gram)[0]
     root = np.asarray(cholesky_root(rows @ rows.T))
     root = np.where(np.abs(root) < 1e-14 * max(np.abs(root).max(), 1), 0, root)[:, np.abs(root).max(axis=0) > 0]

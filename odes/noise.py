@@ -1,4 +1,4 @@
-r"""The covariance of the gradient's noise, $N_{kl} = E[g_kg_l]$ with $g_k = a_k(e - \sqrt\Delta z)\sigma'(\lambda_k)$, for any numbers of units.
+r"""The covariance of the gradient's noise for any numbers of units, $N_{kl} = E[g_kg_l]$, $g_k = a_k(e - \sqrt\Delta z)\sigma'(\lambda_k)$.
 
 The joint covariance of all K + P preactivations is $S = \begin{pmatrix} Q & M \\ M^T & P \end{pmatrix}$, and the error
 $e = \sum_ic_if_i(x_i)$ with c = (a, -b) and f the student's or the teacher's link function. Averages of the products of four factors,

@@ -62,7 +62,7 @@ def orthant_probability(covariance: Float[Array, "n n"]) -> Float[Array, ""]:
             cc = left - (ac**2 + bc**2 - 2 * r * ac * bc)
             dd = left - (ad**2 + bd**2 - 2 * r * ad * bd)
             across = left * cd - (ac * ad + bc * bd - r * (ac * bd + bc * ad))
-            angle = jnp.arctan2(across, safe_sqrt(cc * dd - across**2))
+            angle = jnp.arctan2(across, safe_sqrt(jnp.asarray(cc * dd - across**2)))
             density = np.cos(s) / jnp.sqrt(left)
             total += jnp.sum(weights * rho[a, b] * density * (0.25 + angle / (2 * np.pi))) / (2 * np.pi)
     return start + total
@@ -80,7 +80,8 @@ def _half_mean(covariance: Array, j: int) -> Array:
 def half_moments(covariance: Float[Array, "n n"], j: int) -> Float[Array, ""]:
     r"""E[x_0 x_j; all positive] of n <= 4 Gaussian variables of mean 0.
 
-    By Stein's lemma, $S_{0j}P + \sum_{m\ne j}S_{0m}\,p_m(0)\,E[x_j;\text{others positive}\,|\,x_m = 0]$ with P the probability that all are.
+    By Stein's lemma,
+    $S_{0j}P + \sum_{m\ne j}S_{0m}\,p_m(0)\,E[x_j;\text{others positive}\,|\,x_m = 0]$ with P the probability that all are.
     """
     total = covariance[0, j] * orthant_probability(covariance)
     for m in range(covariance.shape[0]):

@@ -41,10 +41,17 @@ class Overlaps(Shown):
 
     def variables(self, *batch: str, prefix: str = "") -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """The arrays as variables of an `xarray.Dataset`, their names after the `prefix`; `batch` names the axes in front."""
-        axes = {"up": ("unit", "rank"), "cross": ("rank", "frame"), "down_gram": ("rank", "rank_"), "readout": ("unit",)}
+        axes = {
+            "up": ("unit", "rank"),
+            "cross": ("rank", "frame"),
+            "down_gram": ("rank", "rank_"),
+            "readout": ("unit",),
+        }
         arrays = {name: getattr(self, name) for name in axes}
         return {
-            prefix + name: ((*batch, *axes[name]), np.asarray(array)) for name, array in arrays.items() if array is not None
+            prefix + name: ((*batch, *axes[name]), np.asarray(array))
+            for name, array in arrays.items()
+            if array is not None
         }
 
     @classmethod
@@ -128,7 +135,9 @@ def frame_overlaps(problem: Problem, *, up: ArrayLike, rows: ArrayLike | None = 
     require_shape("rows", rows, "(r, f)", (rank, frame))
     gram = rows @ problem.frame_gram @ rows.T
     if problem.adapter.normalized:
-        require("rows", jnp.diagonal(gram), "of length 1, since the adapter's are normalised", lambda x: np.isclose(x, 1))
+        require(
+            "rows", jnp.diagonal(gram), "of length 1, since the adapter's are normalised", lambda x: np.isclose(x, 1)
+        )
     up = jnp.broadcast_to(real_array(up), (problem.units[0], rank))
     return Overlaps(up, rows @ problem.frame_gram, gram)
 
@@ -137,7 +146,7 @@ def require_start(problem: Problem, start: Overlaps) -> None:
     """Raises ArgumentError unless `start` are overlaps of the problem's adapter."""
     require_kind("start", start, Overlaps, "Overlaps, such as those of random_overlaps")
     units, rank, frame = problem.units[0], problem.adapter.rank, problem.frame_size
-    shapes = {
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "up": ("(K, r)", (units, rank)),
         "cross": ("(r, f)", (rank, frame)),
         "down_gram": ("(r, r)", (rank, rank)),

@@ -16,6 +16,7 @@ from odes.arguments import (
     ArrayLike,
     concrete,
     finite,
+    numbers,
     positive,
     real_array,
     require,
@@ -161,13 +162,13 @@ class Problem(Shown):
         """
         require_known("learns", learns, ("target", "source"))
         cosine = scalar("cosine", cosine, "between -1 and 1", within_one)
-        numbers = [""] if teachers == 1 else [f" {j + 1}" for j in range(teachers)]
+        endings = [""] if teachers == 1 else [f" {j + 1}" for j in range(teachers)]
         own = np.eye(teachers, 2 * teachers, teachers * (learns == "source"))
         pair = _gram(1.0, cosine, 1.0)
         return cls(
             activation,
             frame_gram=pair if teachers == 1 else jnp.kron(pair, jnp.eye(teachers, dtype=pair.dtype)),
-            directions=[task + number for task in ("target", "source") for number in numbers],
+            directions=[task + ending for task in ("target", "source") for ending in endings],
             frozen=np.zeros((units, 2 * teachers)),
             target=own,
             **parts,
@@ -207,24 +208,25 @@ class Problem(Shown):
         **Raises** ArgumentError where shapes do not fit, for a Gram matrix that is none and for an adapter where weights are trained.
         """
         require_known("trains", trains, ("adapter", "weights"))
-        rows = np.asarray(pretrained, float)
-        require("pretrained", rows, "a list of numbers or a matrix, not empty", lambda x: x.ndim in (1, 2) and x.size > 0)
-        gram = None if teacher_gram is None else np.asarray(teacher_gram, float)
-        if teachers is None:
-            teachers = rows.shape[1] if rows.ndim == 2 else len(rows) if gram is None else len(gram)
-        require_kind("teachers", teachers, int | np.integer, "a whole number of at least 1")
-        require("teachers", teachers, "a whole number of at least 1", lambda n: n >= 1)
+        words = "a list of numbers or a matrix, not empty"
+        rows = numbers("pretrained", pretrained, words)
+        require("pretrained", rows, words, lambda x: x.ndim in (1, 2) and x.size > 0)
+        gram = None if teacher_gram is None else numbers("teacher_gram", teacher_gram, "a matrix")
+        likely = rows.shape[1] if rows.ndim == 2 else len(rows) if gram is None else len(gram)
+        count = likely if teachers is None else teachers
+        require_kind("teachers", count, int | np.integer, "a whole number of at least 1")
+        require("teachers", count, "a whole number of at least 1", lambda n: n >= 1)
         if rows.ndim == 1:
-            rows = np.eye(len(rows), teachers) * rows[:, None]
+            rows = np.eye(len(rows), count) * rows[:, None]
         units = len(rows)
-        require_shape("pretrained", rows, "(K, P)", (units, teachers))
-        gram = np.eye(teachers) if gram is None else gram
-        require_shape("teacher_gram", gram, "(P, P)", (teachers, teachers))
-        lengths = np.zeros(units) if own is None else np.asarray(own, float)
+        require_shape("pretrained", rows, "(K, P)", (units, count))
+        gram = np.eye(count) if gram is None else gram
+        require_shape("teacher_gram", gram, "(P, P)", (count, count))
+        lengths = np.zeros(units) if own is None else numbers("own", own, "a list of numbers")
         require_shape("own", lengths, "(K,)", (units,))
         alone = np.flatnonzero(lengths)
-        frame = np.eye(teachers + alone.size)
-        frame[:teachers, :teachers] = gram
+        frame = np.eye(count + alone.size)
+        frame[:count, :count] = gram
         frozen = np.concatenate([rows, np.diag(lengths)[:, alone]], axis=1)
         if trains == "weights":
             require("adapter", "adapter" in parts, "left out where weights are trained", lambda given: not given)
@@ -232,11 +234,11 @@ class Problem(Shown):
         return cls(
             activation,
             frame_gram=frame,
-            directions=[f"target {j + 1}" for j in range(teachers)] + [f"own {k + 1}" for k in alone],
+            directions=[f"target {j + 1}" for j in range(count)] + [f"own {k + 1}" for k in alone],
             frozen=frozen,
-            target=np.eye(teachers, len(frame)),
+            target=np.eye(count, len(frame)),
             readout=_readouts("readout", readout, units),
-            teacher_readout=_readouts("teacher_readout", teacher_readout, teachers),
+            teacher_readout=_readouts("teacher_readout", teacher_readout, count),
             **parts,
         )
 

@@ -232,7 +232,9 @@ def cloud_rule(degree: int, kinks: tuple[Kinks, ...], sample: int = 0) -> Callab
         middle, direction = root @ jnp.asarray(across, root.dtype), root @ jnp.asarray(along[:, 0], root.dtype)
         steep = direction[units.astype(int)]
         moving = jnp.abs(steep) > _NARROWEST * jnp.sqrt(jnp.diagonal(covariance))[units.astype(int)]
-        cuts = (jnp.asarray(places, root.dtype)[:, None] - middle[units.astype(int)]) / jnp.where(moving, steep, 1)[:, None]
+        cuts = (jnp.asarray(places, root.dtype)[:, None] - middle[units.astype(int)]) / jnp.where(moving, steep, 1)[
+            :, None
+        ]
         cuts = jnp.where(moving[:, None], cuts, end)
         s, weights = _panels(jnp.sort(cuts, axis=0).T, end, _STEP_SCALE, 2 * _LINE_NODES)
         x = middle[:, :, None] + direction[:, None, None] * s[None]

@@ -61,6 +61,4 @@ class Trajectory(Shown):
 def _covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
     batch = overlaps.up.shape[:-2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), overlaps)
-    return jax.tree.map(
-        lambda x: x.reshape(*batch, *x.shape[1:]), jax.vmap(lambda at: covariances(problem, at))(flat)
-    )
+    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), jax.vmap(lambda at: covariances(problem, at))(flat))

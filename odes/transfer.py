@@ -30,11 +30,11 @@ from odes.training import SGD, Adapter
 class Transfer(Shown):
     r"""Student units with weights $w_k$ and a LoRA adapter, a source task to pretrain on and a target task to fine-tune for.
 
-    The labels are $\phi_s(\omega_s\cdot x)$ and $\phi(\omega^*\cdot x)$, with $\omega_s\cdot\omega^*$ = `cosine`, or sums of P such terms with
-    the `teacher_readout` ([`Problem.between_tasks`][]). The weights are the first K rows of an adapter of rank K + r whose columns of U
-    rest at 1/κ, so that $w_k + \kappa\sum_a u_{ka}v_a$ are the rows of W: what is trained in a stage is a matter of which rows
-    are ([`Transfer.problem`][]), and every stage acts on the same overlaps in the frame (ω*, ω_s). Nothing but overlaps, and readouts where
-    they are trained, passes from one stage to the next.
+    The labels are $\phi_s(\omega_s\cdot x)$ and $\phi(\omega^*\cdot x)$, with $\omega_s\cdot\omega^*$ = `cosine`, or sums of P
+    such terms with the `teacher_readout` ([`Problem.between_tasks`][]). The weights are the first K rows of an adapter of
+    rank K + r whose columns of U rest at 1/κ, so that $w_k + \kappa\sum_a u_{ka}v_a$ are the rows of W: what is trained in a stage
+    is a matter of which rows are ([`Transfer.problem`][]), and every stage acts on the same overlaps in the frame (ω*, ω_s). Nothing
+    but overlaps, and readouts where they are trained, passes from one stage to the next.
 
     - `student`; `source`, `target`: the link functions σ, φ_s, φ, those of the labels like the student's unless given;
     - `adapter`, `sgd`: of fine-tuning; `pretraining_sgd`: of pretraining, like `sgd` unless given;

@@ -99,7 +99,9 @@ def random_pretrainings(transfer: Transfer, run: Solution) -> Solution:
     """Pretraining as in `run`, of the typical weights, for as long from weights whose overlap is |N| times as large: a batch of
     runs, at quantiles of equal probability of |N|, N standard normal."""
     end = run.t_final
-    return _randomly_pretrained(transfer, end, iterated=bool(end <= _MOST_STEPS * transfer.pretraining_sgd.learning_rate))
+    return _randomly_pretrained(
+        transfer, end, iterated=bool(end <= _MOST_STEPS * transfer.pretraining_sgd.learning_rate)
+    )
 
 
 def _weights_alone(transfer: Transfer) -> Transfer:

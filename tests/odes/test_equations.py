@@ -15,7 +15,6 @@ from odes import (
     Overlaps,
     Problem,
     gradient_of,
-    pretrained,
     random_overlaps,
     solve,
 )

@@ -71,7 +71,9 @@ def test_closed_forms_by_tensor_quadrature(student, teacher, nodes, units, teach
     problem, covariance = committee(student, units, teachers, teacher=teacher), overlaps_of(units, units + teachers, 3)
     reference = by_tensor_rule(problem, covariance, nodes)
     ours = noise_of(problem, covariance)
-    np.testing.assert_allclose(ours, reference, rtol=0, atol=(1e-9 if "erf" in student else 1e-12) * np.abs(reference).max())
+    np.testing.assert_allclose(
+        ours, reference, rtol=0, atol=(1e-9 if "erf" in student else 1e-12) * np.abs(reference).max()
+    )
     assert float(noise_error(problem, covariance)) == 0
 
 
@@ -146,14 +148,18 @@ def test_orthants_with_one_common_factor(loadings):
         return deviations[n] * (mean * stats.norm.cdf(mean / own[n]) + own[n] * stats.norm.pdf(mean / own[n]))
 
     def average(function):
-        return integrate.quad(lambda z: stats.norm.pdf(z) * function(z), -12, 12, epsabs=1e-13, epsrel=1e-12, limit=500)[0]
+        return integrate.quad(
+            lambda z: stats.norm.pdf(z) * function(z), -12, 12, epsabs=1e-13, epsrel=1e-12, limit=500
+        )[0]
 
     chances = [lambda z, n=n: stats.norm.cdf(loadings[n] * z / own[n]) for n in range(len(loadings))]
     expected = average(lambda z: np.prod([chance(z) for chance in chances]))
     np.testing.assert_allclose(orthant_probability(covariance), expected, rtol=1e-9)
     for j in range(1, len(loadings)):
         others = [chances[n] for n in range(1, len(loadings)) if n != j]
-        expected = average(lambda z, j=j, others=others: above(z, 0) * above(z, j) * np.prod([chance(z) for chance in others]))
+        expected = average(
+            lambda z, j=j, others=others: above(z, 0) * above(z, j) * np.prod([chance(z) for chance in others])
+        )
         np.testing.assert_allclose(half_moments(covariance, j), expected, rtol=1e-9)
 
 
@@ -176,7 +182,9 @@ def test_kurtosis_of_every_unit_from_samples():
     rng = np.random.default_rng(1)
     x = jnp.asarray(np.linalg.cholesky(S) @ rng.normal(size=(3, 1_000_000)))
     f = activation("erf")
-    error = problem.readout @ f(x[:2]) - problem.teacher_readout @ f(x[2:]) - np.sqrt(LABELS) * rng.normal(size=x.shape[1])
+    error = (
+        problem.readout @ f(x[:2]) - problem.teacher_readout @ f(x[2:]) - np.sqrt(LABELS) * rng.normal(size=x.shape[1])
+    )
     g = np.asarray(f.derivative(x[:2])) * np.asarray(problem.readout)[:, None] * np.asarray(error)
     blocks = g.reshape(2, 100, -1)
     each = (blocks**4).mean(-1) / (g**2).mean(-1, keepdims=True) ** 2

@@ -91,7 +91,12 @@ CASES = {
     ),
     "K = 2 < P = 4": (
         Problem.committee(
-            "He1+0.4*He2", pretrained=[0.5, 0.2], teachers=4, readout="1/sqrt(n)", teacher_readout="1/n", sgd=SGD(**NOISY)
+            "He1+0.4*He2",
+            pretrained=[0.5, 0.2],
+            teachers=4,
+            readout="1/sqrt(n)",
+            teacher_readout="1/n",
+            sgd=SGD(**NOISY),
         ),
         5,
         4.0,
@@ -131,7 +136,9 @@ def test_flow_matches_an_independent_one(case, key):
     theirs = solve_ivp(field, (0, end), y0, **options).y[:, -1]
     ours = solve(problem, start, t1=end, rtol=1e-11, atol=1e-12, times=[end])
     final = [ours.final.up, ours.final.cross, ours.final.down_gram, ours.readout[-1]]
-    np.testing.assert_allclose(np.concatenate([np.ravel(x) for x in final]), theirs, rtol=0, atol=1e-8 * np.abs(theirs).max())
+    np.testing.assert_allclose(
+        np.concatenate([np.ravel(x) for x in final]), theirs, rtol=0, atol=1e-8 * np.abs(theirs).max()
+    )
     assert np.abs(theirs - y0).max() > 0.05
 
 

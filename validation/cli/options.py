@@ -50,7 +50,9 @@ class FileOptions:
             for field in dataclasses.fields(group):
                 own = type(self).__dataclass_fields__.get(field.name)
                 if own is not None and field.name not in free and getattr(self, field.name) != own.default:
-                    raise ArgumentError("problem", f"holds all of the problem: leave out --{field.name.replace('_', '-')}")
+                    raise ArgumentError(
+                        "problem", f"holds all of the problem: leave out --{field.name.replace('_', '-')}"
+                    )
         return read_problem(self.problem)
 
 

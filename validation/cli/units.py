@@ -23,7 +23,7 @@ def of_units(trajectory: Trajectory) -> dict[str, Any]:
 def scalars(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Columns of numbers, for a table: the entries of arrays by themselves, of matrices with many entries the diagonal.
 
-    Standard deviations of matrices are left out. Entries along the first axis are those of the adapter's rows for u, m and s, of which the first is shown.
+    Standard deviations of matrices are left out. Of u, m and s, whose first axis is that of the adapter's rows, the first row is shown.
     """
     shown: dict[str, np.ndarray] = {}
     for name, values in columns.items():

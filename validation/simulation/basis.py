@@ -22,9 +22,9 @@ class FrameBasis(eqx.Module):
 class Coordinates(eqx.Module):
     r"""The rows of V in an orthonormal basis of span(F, V), and U.
 
-    `up` (K, r) is U, `readout` (K,) the readouts where they are trained; `inside` (r, f') and `outside` (r, r) are the components of V within span F and orthogonal to it, the
-    second up to a rotation, so that $X$ = inside rows^T and $R$ = inside inside^T + outside outside^T. Unlike R itself they
-    cannot become indefinite by rounding.
+    `up` (K, r) is U, `readout` (K,) the readouts where they are trained; `inside` (r, f') and `outside` (r, r) are the components
+    of V within span F and orthogonal to it, the second up to a rotation, so that $X$ = inside rows^T and
+    $R$ = inside inside^T + outside outside^T. Unlike R itself they cannot become indefinite by rounding.
     """
 
     up: Float[Array, "K r"]

@@ -122,7 +122,8 @@ def normal_means(
     slope = jax.jacrev(lambda c: noise_of(problem, c))(covariance)
     own, target = slope.Q + jnp.swapaxes(slope.Q, 2, 3), slope.P + jnp.swapaxes(slope.P, 2, 3)
     curvature = jnp.concatenate(
-        [jnp.concatenate([own, slope.M], axis=3), jnp.concatenate([jnp.swapaxes(slope.M, 2, 3), target], axis=3)], axis=2
+        [jnp.concatenate([own, slope.M], axis=3), jnp.concatenate([jnp.swapaxes(slope.M, 2, 3), target], axis=3)],
+        axis=2,
     )
     rows = jnp.concatenate([student[:, :teachers], lengths], axis=1)
     mixing = jnp.concatenate([rows, jnp.pad(basis.teacher, ((0, 0), (0, lengths.shape[1])))])
@@ -179,11 +180,14 @@ class ChainSimulator(Simulator):
 
         With the batch gradient G (K x d), $U \leftarrow U - \chi\eta\kappa\,GV^T$ and
         $V \leftarrow V - \eta(\kappa\,U^TG + \lambda V)$, both at the old weights and of trained rows alone; then these rows get unit
-        length if the adapter is normalised. Trained readouts go against the mean of $e\,\sigma(\lambda)$. G is put together from the batch's means along the preactivations, a Gaussian matrix along the
-        other directions of span(F, V), and the root of a Wishart matrix (Bartlett) for the d - f' - r directions outside.
+        length if the adapter is normalised. Trained readouts go against the mean of $e\,\sigma(\lambda)$. G is put together from
+        the batch's means along the preactivations, a Gaussian matrix along the other directions of span(F, V), and the root of a
+        Wishart matrix (Bartlett) for the d - f' - r directions outside.
         """
         basis = self.basis
-        problem = self.problem if state.readout is None else eqx.tree_at(lambda p: p.readout, self.problem, state.readout)
+        problem = (
+            self.problem if state.readout is None else eqx.tree_at(lambda p: p.readout, self.problem, state.readout)
+        )
         adapter, sgd = problem.adapter, problem.sgd
         span, teachers = basis.rows.shape[1], basis.teacher.shape[1]
         (units, rank), real = state.up.shape, state.up.dtype

@@ -48,8 +48,9 @@ def initial_weights(
 def sgd_step(problem: Problem, directions: Array, weights: Weights, inputs: Array, label_noise: Array) -> Weights:
     r"""One step on the batch `inputs` (B, d) with label noise `label_noise` (B,) already scaled by $\sqrt\Delta$.
 
-    $U \leftarrow U - \chi\eta\,\nabla_UL$, $V \leftarrow V - \eta(\nabla_VL + \lambda V)$ for the batch loss
-    $L = \frac{1}{2B}\sum(\hat y - y)^2$, $a \leftarrow a - \chi_a\eta\,\nabla_aL$ if readouts are trained, gradients at the old weights, of the trained rows of V and their columns of U alone;
+    $U \leftarrow U - \chi\eta\,\nabla_UL$, $V \leftarrow V - \eta(\nabla_VL + \lambda V)$ and, if readouts are trained,
+    $a \leftarrow a - \chi_a\eta\,\nabla_aL$ for the batch loss $L = \frac{1}{2B}\sum(\hat y - y)^2$, gradients at the old weights, of
+    the trained rows of V and their columns of U alone;
     then the trained rows of V are rescaled to unit length if the adapter is normalised.
     """
     adapter, sgd = problem.adapter, problem.sgd

@@ -151,7 +151,7 @@ def loaded(dataset: Any, **links: Activation) -> list[Simulation]:
 def places_of(dataset: Any) -> list[Place]:
     """The places of the points in a stored dataset."""
     columns = [dataset[_COLUMNS.get(name, name)].values.tolist() for name in Place._fields]
-    rows = ([math.nan if math.isnan(value) else value for value in values] for values in zip(*columns, strict=True))
+    rows = zip(*([math.nan if math.isnan(value) else value for value in column] for column in columns), strict=True)
     return [Place(*values) for values in rows]
 
 

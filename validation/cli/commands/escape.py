@@ -60,7 +60,9 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
     def points(self, problems: Sequence[Problem], phase: SearchPhase) -> list[dict[str, Any]]:
         """What is known of some problems, whose search phases are known."""
         places = [place_of(problem) for problem in problems]
-        columns: dict[str, Any] = {name: [getattr(place, name) for place in places] for name in ("strength", "alignment")}
+        columns: dict[str, Any] = {
+            name: [getattr(place, name) for place in places] for name in ("strength", "alignment")
+        }
         names = ("C", "D", "G", "noise", "loss", "rate", "tau")
         columns |= {name: np.asarray(getattr(phase, name)) for name in names}
         columns["plateau"] = [

@@ -56,3 +56,19 @@ def largest_z(one, two):
     """The largest difference between the means of two samples of one size, column by column, in standard errors."""
     error = np.sqrt((one.var(axis=0) + two.var(axis=0)) / len(one))
     return float(np.abs((one.mean(axis=0) - two.mean(axis=0)) / error).max())
+
+
+def features(run, record=-1):
+    """Every overlap and the loss at one record, a row for every seed."""
+    state = jax.tree.map(lambda x: np.asarray(x[:, record]), run.overlaps)
+    rank = state.down_gram.shape[-1]
+    rows, columns = np.tril_indices(rank)
+    parts = [
+        state.up.reshape(len(state.up), -1),
+        state.cross.reshape(len(state.up), -1),
+        state.down_gram[:, rows, columns],
+        np.asarray(run.loss)[:, record, None],
+    ]
+    if state.readout is not None:
+        parts.append(state.readout)
+    return np.concatenate(parts, axis=1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
 from odes import (
@@ -16,6 +17,8 @@ from odes import (
     flow,
     frame_overlaps,
     gradient_at,
+    mean_change,
+    modified_flow,
     random_overlaps,
     solve,
 )
@@ -214,3 +217,15 @@ def test_committee_reads_rows_lengths_and_readouts():
 def test_bad_committees_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         Problem.committee("erf", **(dict(pretrained=[0.5, 0.3]) | change))
+
+
+def test_a_learnt_target_stays_learnt():
+    """Rank 2 has learnt the two missing directions: no direction grows, not even the antisymmetric rounding of R."""
+    problem = Problem.committee(
+        "erf", pretrained=[0.1, 0.1, 1, 1], adapter=Adapter(2), sgd=SGD(dimension=100, batch_size=5000)
+    )
+    learnt = frame_overlaps(problem, up=[[0.9, 0], [0, 0.9], [0, 0], [0, 0]], rows=np.eye(2, 4))
+    flat, shaped = ravel_pytree(learnt)
+    for field in (flow, mean_change, modified_flow):
+        jacobian = jax.jacfwd(lambda x, field=field: ravel_pytree(field(problem, shaped(x)))[0])(flat)
+        assert np.linalg.eigvals(np.asarray(jacobian)).real.max() < 1e-8

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import SGD, Adapter, Transfer, covariances, solve
+from odes import SGD, Adapter, Overlaps, Transfer, covariances, solve
 from tests.problems import fine_tuned
 
 
@@ -88,3 +88,34 @@ def test_problems_of_a_transfer():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Transfer("erf", **arguments)
+
+
+def test_lora_of_several_units_in_the_joint_state_is_a_problem_of_its_own(key):
+    """From the same weights and trained readouts, the same run in the frame of both tasks and in that of the pretrained rows."""
+    sgd = SGD(dimension=50, batch_size=20, learning_rate=0.2, label_noise=0.1)
+    transfer = Transfer(
+        "erf",
+        source="tanh",
+        cosine=0.6,
+        units=3,
+        teachers=2,
+        readout=[1.0, 0.5, -0.4],
+        teacher_readout=[0.8, 0.3],
+        adapter=Adapter(2, scale=3.0, lr_ratio=0.7),
+        sgd=sgd,
+        pretraining_sgd=sgd.replace(readout_lr_ratio=0.5, batch_size=jnp.inf),
+        length=0.7,
+    )
+    state = solve(transfer.pretraining, transfer.random_start(key), t1=5.0, times=[5.0]).final
+    assert float(jnp.abs(state.readout - transfer.readout).max()) > 0.02
+    tight = dict(t1=20.0, times=jnp.linspace(0.0, 20.0, 5), rtol=1e-10, atol=1e-12)
+    joint = solve(transfer.lora, state, **tight)
+    rows = jnp.concatenate([state.cross[3:, :2], state.down_gram[3:, :3]], axis=1)
+    problem = transfer.fine_tuning(state)
+    assert problem.directions == ("target 1", "target 2", "pretrained 1", "pretrained 2", "pretrained 3")
+    alone = solve(problem, Overlaps(state.up[:, 3:], rows, state.down_gram[3:, 3:]), **tight)
+    np.testing.assert_allclose(joint.loss, alone.loss, rtol=1e-7)
+    np.testing.assert_allclose(joint.covariances.Q, alone.covariances.Q, atol=1e-8)
+    assert float(jnp.abs(alone.overlaps.up[-1]).max()) > 0.05
+    with pytest.raises(ValueError, match="of one student and one teacher unit"):
+        transfer.typical_start()

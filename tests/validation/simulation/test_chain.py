@@ -8,27 +8,10 @@ import pytest
 from scipy import stats
 
 from odes import Escape, Overlaps, Problem, random_overlaps
-from tests.helpers import TOO_SMALL, close, largest_z, smallest_p
+from tests.helpers import TOO_SMALL, close, features, largest_z, smallest_p
 from tests.problems import SMALL, single
 from validation.simulation import ChainSimulator, chain_simulator, direct_simulator, simulate
 from validation.simulation.chain import frame_basis, normal_means, sampled_means, to_coordinates, to_overlaps
-
-
-def features(run, record=-1):
-    """Every overlap and the loss at one record, a row for every seed."""
-    state = jax.tree.map(lambda x: np.asarray(x[:, record]), run.overlaps)
-    rank = state.down_gram.shape[-1]
-    rows, columns = np.tril_indices(rank)
-    parts = [
-        state.up.reshape(len(state.up), -1),
-        state.cross.reshape(len(state.up), -1),
-        state.down_gram[:, rows, columns],
-        np.asarray(run.loss)[:, record, None],
-    ]
-    if state.readout is not None:
-        parts.append(state.readout)
-    return np.concatenate(parts, axis=1)
-
 
 CASES = SMALL | {"d = 1000": single("relu", d=1000, batch=8, eta=0.5, strength=0.6, alignment=0.7, rank=2, noise=0.1)}
 

@@ -15,16 +15,18 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy_reference import aligned_tau, erf_trajectory
+from scipy_reference import aligned_tau, committee_trajectory, erf_trajectory
 
-from odes import SGD, Overlaps, Problem, solve
+from odes import SGD, Adapter, Overlaps, Problem, flow, random_overlaps, solve
 from theory import critical_points, search_phase, sweep
 from validation.checks import compare
 from validation.cli.report import table
-from validation.simulation import even_steps, simulate_chain, simulate_direct
+from validation.simulation import chain_simulator, even_steps, simulate_chain, simulate_direct
 
 ACTIVATIONS = ["linear", "relu", "erf", "sigmoid"] + [f"He{k}" for k in range(2, 8)]
 STRENGTHS = np.linspace(0.05, 0.95, 200)
@@ -195,6 +197,79 @@ def chain() -> list[dict[str, Any]]:
     ]
 
 
+def committees() -> list[dict[str, Any]]:
+    """(e) Several units of erf: trajectories with noise against SciPy, the cost of the noise, the chain against its random numbers."""
+    count, end, pretrained = 1000, 200.0, np.diag([0.5, 0.3])
+    sgd = SGD(dimension=1e4, learning_rate=0.2).replace(noise_scale=1.0)
+    problem = Problem.committee("erf", pretrained=pretrained, adapter=Adapter(2), sgd=sgd)
+    starts = jax.vmap(lambda key: random_overlaps(problem, key))(jax.random.split(jax.random.key(0), count))
+
+    def run(start: Overlaps) -> jax.Array:
+        options = {"adjoint": diffrax.ForwardMode(), "rtol": 1e-5, "atol": 1e-7}
+        final = solve(problem, start, t1=end, times=np.zeros(0), **options).final
+        return jnp.concatenate([final.up.ravel(), final.cross.ravel(), final.down_gram.ravel()])
+
+    one, many = jax.jit(run), jax.jit(jax.vmap(run))
+    first = jax.tree.map(lambda x: x[0], starts)
+    plain = tuple(np.asarray(part) for part in (first.up, first.cross, first.down_gram))
+    exact = committee_trajectory(pretrained, plain, 1.0, end, 1e-12)
+    error = float(np.abs(np.asarray(one(first)) - exact).max())
+    theirs, rtol, scipy_seconds = np.inf, 1e-3, np.nan
+    while theirs > max(error, 1e-6) and rtol > 1e-12:
+        rtol /= 10
+        began = time.perf_counter()
+        theirs = float(np.abs(committee_trajectory(pretrained, plain, 1.0, end, rtol) - exact).max())
+        scipy_seconds = time.perf_counter() - began
+    single, batched = seconds(lambda: one(first), 5), (many(starts), seconds(lambda: many(starts)) / count)[1]
+    rows = [
+        {
+            "what": "K = P = 2 with noise, one trajectory, warm",
+            "seconds": single,
+            "note": f"error {error:.1e}; limit 0.01",
+        },
+        {"what": "one of 1000 vmapped", "seconds": batched, "note": "limit 0.001"},
+        {"what": "one, SciPy DOP853", "seconds": scipy_seconds, "note": f"error {theirs:.1e}, rtol {rtol:.0e}"},
+    ]
+    for units in (1, 2, 8):
+        several = Problem.committee("erf", pretrained=np.linspace(0.2, 0.8, units), adapter=Adapter(2), sgd=sgd)
+        at = random_overlaps(several, jax.random.key(0), up=0.3)
+
+        def looped(noise: bool, several: Problem = several, at: Overlaps = at) -> float:
+            def move(_, y: Overlaps) -> Overlaps:
+                return jax.tree.map(lambda a, b: a + 1e-9 * b, y, flow(several, y, noise=noise))
+
+            loop = eqx.filter_jit(lambda y: jax.lax.fori_loop(0, 300, move, y))
+            loop(at)
+            return seconds(lambda: loop(at)) / 300
+
+        with_noise, without = looped(True), looped(False)
+        what = f"K = P = {units}: one evaluation of the flow with noise, us"
+        rows.append(
+            {"what": what, "seconds": 1e6 * with_noise, "note": f"{with_noise / without:.2g} times that without"}
+        )
+    batch, steps = 500, 1000
+    small = problem.replace(batch_size=batch)
+    simulator, key = chain_simulator(small), jax.random.key(1)
+    begin = simulator.start(key)
+
+    @jax.jit
+    def chained(state: Any) -> Any:
+        return jax.lax.fori_loop(0, steps, lambda i, s: simulator.step(s, jax.random.fold_in(key, i)), state)
+
+    @jax.jit
+    def drawn(total: jax.Array) -> jax.Array:
+        def step(i: jax.Array, _: jax.Array) -> jax.Array:
+            return jax.lax.optimization_barrier(jax.random.normal(jax.random.fold_in(key, i), (4, batch), "float32"))
+
+        return jax.lax.fori_loop(0, steps, step, total)
+
+    blank = jnp.zeros((4, batch), "float32")
+    jax.block_until_ready((chained(begin), drawn(blank)))
+    whole, floor = seconds(lambda: chained(begin)) / steps, seconds(lambda: drawn(blank)) / steps
+    note = f"{whole / floor:.2g} times its random numbers, at most 4"
+    return [*rows, {"what": "K = P = 2: one step of the chain, us", "seconds": 1e6 * whole, "note": note}]
+
+
 def agreement() -> None:
     """64 seeds of the direct simulator against the ODE from the same starts."""
     sgd = SGD(dimension=1000, batch_size=500, learning_rate=0.2)
@@ -222,7 +297,9 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; {device.platform} {device.device_kind}; jax {jax.__version__}\n"
     )
-    print(table([*taus(), *he3(), *trajectories(), *simulator("float32"), *simulator("float64"), *chain()]))
+    print(
+        table([*taus(), *he3(), *trajectories(), *simulator("float32"), *simulator("float64"), *chain(), *committees()])
+    )
     if slow:
         agreement()
 

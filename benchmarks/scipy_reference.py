@@ -47,3 +47,43 @@ def erf_trajectory(mu: float, m0: float, times: np.ndarray, rtol: float) -> np.n
         return np.array([-J, -u * (D * M - C) + u * J * m])
 
     return integrate.solve_ivp(rhs, (0, times[-1]), [0.0, m0], "DOP853", times, rtol=rtol, atol=rtol * 1e-2).y[1]
+
+
+def committee_trajectory(
+    W0: np.ndarray, start: tuple[np.ndarray, ...], theta: float, end: float, rtol: float
+) -> np.ndarray:
+    """The final (U, X, R) of erf units that learn orthonormal teachers with readouts 1, frozen rows W0 (K x P) and a normalised
+    adapter, by `solve_ivp` with a NumPy right-hand side (averages of Saad & Solla)."""
+    units, teachers = W0.shape
+    c = np.concatenate([np.ones(units), -np.ones(teachers)])
+    shapes = [part.shape for part in start]
+    cuts = np.cumsum([part.size for part in start])[:-1]
+
+    def noise(S: np.ndarray) -> np.ndarray:
+        N = np.empty((units, units))
+        for k in range(units):
+            for l in range(k + 1):
+                E = S[:, [k, l]]
+                H = 0.5 * np.eye(2) + S[np.ix_([k, l], [k, l])]
+                T = S - E @ np.linalg.solve(H, E.T)
+                room = np.sqrt(1 + 2 * np.diagonal(T))
+                kernel = 2 / np.pi * np.arcsin(2 * T / np.outer(room, room))
+                N[k, l] = N[l, k] = 4 / np.pi / np.sqrt(np.linalg.det(2 * H)) * (c @ kernel @ c)
+        return N
+
+    def rhs(t, y):
+        U, X, R = (part.reshape(shape) for part, shape in zip(np.split(y, cuts), shapes, strict=True))
+        Q, M = W0 @ W0.T + W0 @ X.T @ U.T + U @ X @ W0.T + U @ R @ U.T, W0 + U @ X
+        S = np.block([[Q, M], [M.T, np.eye(teachers)]])
+        room = 1 + 2 * np.diagonal(S)
+        root = np.sqrt(np.outer(room, room) - 4 * S**2)
+        cross, curvature = 4 / np.pi / root, -8 / np.pi * S / (room[:, None] * root)
+        D = cross[:units, :units] + np.diag((curvature @ c)[:units])
+        C = cross[:units, units:]
+        H, J = D @ (W0 + U @ X) - C, D @ (W0 @ X.T + U @ R) - C @ X.T
+        dX, dR = -U.T @ H, -(U.T @ J + J.T @ U) + theta * U.T @ noise(S) @ U
+        h = np.diagonal(dR) / 2
+        return np.concatenate([(-J).ravel(), (dX - h[:, None] * X).ravel(), (dR - np.add.outer(h, h) * R).ravel()])
+
+    y0 = np.concatenate([part.ravel() for part in start])
+    return integrate.solve_ivp(rhs, (0, end), y0, "DOP853", rtol=rtol, atol=rtol * 1e-2).y[:, -1]

@@ -54,12 +54,16 @@ def points_error(problem: Problem, overlaps: Overlaps) -> str:
 
 
 def draw_units(ax: Any, solution: Solution) -> None:
-    """Every student's overlaps with the teachers (solid, a colour for each student) and square length (dashed)."""
+    """Every student's overlaps with the teachers (solid, a colour for each student), square length (dashed) and, if trained, readout (dotted)."""
     both = solution.covariances
     for k in range(both.Q.shape[1]):
         ax.plot(solution.t, both.M[:, k], color=f"C{k % 10}", linewidth=1)
         ax.plot(solution.t, both.Q[:, k, k], color=f"C{k % 10}", linestyle="--", linewidth=1)
+        if solution.overlaps.readout is not None:
+            ax.plot(solution.t, solution.readout[:, k], color=f"C{k % 10}", linestyle=":", linewidth=1)
     ax.plot([], [], "k-", linewidth=1, label="$M_{kj}$")
     ax.plot([], [], "k--", linewidth=1, label="$Q_{kk}$")
+    if solution.overlaps.readout is not None:
+        ax.plot([], [], "k:", linewidth=1, label="$a_k$")
     ax.set(xlabel=TIME_LABEL, ylabel="overlap")
     ax.legend()

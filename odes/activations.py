@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
 
-from odes.arguments import ArgumentError, finite, nearest, positive, require, require_kind, scalar
+from odes.arguments import ArgumentError, finite, nearest, positive, require, require_integer, require_kind, scalar
 from odes.quadrature import gaussian_average, line_rule, plane_rule
 from odes.shown import Shown
 
@@ -119,7 +119,7 @@ class Activation(Shown):
         require_kind("function", function, Callable, "a function")
         called = getattr(function, "__name__", "custom") if name is None else name
         require_kind("name", called, str, "a text")
-        require_kind("growth", growth, (int, np.integer), "a whole number of at least 0")
+        require_integer("growth", growth, "a whole number of at least 0")
         require("growth", growth, "a whole number of at least 0", lambda x: x >= 0)
         places = tuple(sorted(float(scalar("kinks", kink, "finite numbers", finite)) for kink in _several(kinks)))
         largest = float(scalar("largest", largest, "positive and finite", positive))

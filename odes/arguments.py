@@ -35,11 +35,11 @@ def real_array(value: Any) -> jax.Array:
     return jnp.asarray(value, jnp.result_type(float))
 
 
-def numbers(name: str, value: Any, words: str) -> np.ndarray:
+def numbers(name: str, value: Any, words: str) -> jax.Array:
     """A list or matrix of numbers as an array; ArgumentError, saying in `words` what it must be, for anything else."""
     try:
-        return np.asarray(value, float)
-    except (TypeError, ValueError):
+        return real_array(value if isinstance(value, jax.Array) else np.asarray(value, float))
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentError(name, f"must be {words}, but is {value!r:.60}") from None
 
 
@@ -109,6 +109,11 @@ def require_kind(name: str, value: Any, kind: Any, words: str) -> None:
     """
     if not isinstance(value, kind):
         raise ArgumentError(name, f"must be {words}, but is {value!r:.60} ({type(value).__name__})")
+
+
+def require_integer(name: str, value: Any, words: str) -> None:
+    """Raises ArgumentError unless `value` is a whole number, which True and False are not."""
+    require_kind(name, None if isinstance(value, bool) else value, int | np.integer, words)
 
 
 def require_key(key: Any) -> None:

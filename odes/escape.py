@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
-from odes.arguments import concrete, positive, real_array, require_known, scalar
+from odes.arguments import ArgumentError, concrete, positive, real_array, require_known, scalar
 from odes.equations import gradient_at
 from odes.overlaps import Overlaps, pretrained, target_overlap
 from odes.problem import Problem
@@ -69,6 +69,10 @@ class Escape(Shown):
     ) -> Float[Array, "..."]:
         """What the criterion looks at: the loss (computed here unless given, which many overlaps need), or w·ω*."""
         if self.observable == "overlap":
+            if problem.units != (1, 1):
+                raise ArgumentError(
+                    "criterion", f"must be loss or absolute for several units, here K, P = {problem.units}"
+                )
             return target_overlap(problem, overlaps) / (problem.target @ problem.frame_gram @ problem.target.T)[0, 0]
         return gradient_at(problem, overlaps).loss if loss is None else loss
 

@@ -24,6 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from odes.activations import Activation, activation
 from odes.arguments import ArgumentError, nearest
 from odes.overlaps import gram_root
 from odes.problem import Problem
@@ -31,6 +32,7 @@ from odes.quadrature import cholesky_root
 from odes.storage import write_whole
 from odes.training import SGD, Adapter
 
+_LARGEST, _LARGEST_RANK = 1e100, 4096
 _LINKS = ("student", "teacher")
 _MATRICES = ("targets", "pretrained")
 _READOUTS = ("readout", "teacher_readout")
@@ -47,8 +49,8 @@ def read_problem(path: str | os.PathLike) -> Problem:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}")
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArgumentError(None, f"{path} is no TOML file: {error}") from None
     try:
         return _problem(values)
@@ -62,9 +64,7 @@ def _entry(error: ArgumentError) -> str:
 
 def _problem(values: dict[str, Any]) -> Problem:
     _require_keys("", values, (*_LINKS, *_MATRICES, *_READOUTS, "adapter", "sgd"), needed=("student", *_MATRICES))
-    for name in _LINKS:
-        if not isinstance(values.get(name, ""), str):
-            raise ArgumentError(name, f"must be the name of a link function, but is {values[name]!r}")
+    links = {name: _link(name, values[name]) for name in _LINKS if name in values}
     matrices = [_matrix(name, values[name]) for name in _MATRICES]
     if matrices[0].shape[1] != matrices[1].shape[1]:
         columns = " and ".join(
@@ -81,18 +81,22 @@ def _problem(values: dict[str, Any]) -> Problem:
         given = values.get(name, {})
         if not isinstance(given, dict):
             raise ArgumentError(name, f"must be a table, [{name}], but is {given!r}")
-        theta = dict(given) if make is SGD else {}
         known = [field.name for field in dataclasses.fields(make) if field.name != "trains_readouts"]
         _require_keys(f"{name}.", given, [*known, "noise_scale"] if make is SGD else known)
-        theta = {key: value for key, value in theta.items() if key == "noise_scale"}
+        for key, value in given.items():
+            _require_entry(f"{name}.{key}", value)
+        theta = {key: value for key, value in given.items() if key == "noise_scale"}
         if theta and "batch_size" in given:
             raise ArgumentError("sgd.noise_scale", "sets the batch size: give one of them")
         parts[name] = make(**{key: value for key, value in given.items() if key not in theta})
         if theta:
             parts[name] = parts[name].replace(**theta)
+    rank = parts["adapter"].rank
+    if rank > min(_LARGEST_RANK, float(parts["sgd"].dimension)):
+        raise ArgumentError("adapter.rank", f"must be at most {_LARGEST_RANK} and sgd.dimension, but is {rank}")
     return Problem(
-        values["student"],
-        teacher=values.get("teacher"),
+        links["student"],
+        teacher=links.get("teacher"),
         frame_gram=rows @ rows.T,
         directions=["target", "pretrained"] if (teachers, units) == (1, 1) else numbered,
         target=coordinates[:teachers],
@@ -114,11 +118,34 @@ def _require_keys(table: str, values: dict[str, Any], known: Any, needed: Any = 
             raise ArgumentError(f"{table}{key}", "is missing")
 
 
+def _link(name: str, value: Any) -> Activation:
+    """A link function by name."""
+    if not isinstance(value, str):
+        raise ArgumentError(name, f"must be the name of a link function, but is {value!r:.60}")
+    try:
+        return activation(value)
+    except ArgumentError as error:
+        raise ArgumentError(name, error.complaint) from None
+
+
+def _require_entry(name: str, value: Any) -> None:
+    """Raises ArgumentError unless an entry of a table is of its kind, and of a size that is a floating point number."""
+    if name == "adapter.normalized":
+        if not isinstance(value, bool):
+            raise ArgumentError(name, f"must be true or false, but is {value!r:.60}")
+    elif name == "adapter.trained":
+        _numbers(name, value)
+    elif not _is_number(value) or (isinstance(value, int) and abs(value) > _LARGEST):
+        raise ArgumentError(name, f"must be a number, but is {value!r:.60}")
+
+
 def _numbers(name: str, values: Any) -> np.ndarray:
-    """A list of numbers."""
+    """A list of numbers that are not too large."""
     listed = isinstance(values, list) and values and all(_is_number(value) for value in values)
     if not listed:
         raise ArgumentError(name, f"must be a list of numbers, but is {values!r:.60}")
+    if not all(-_LARGEST < value < _LARGEST for value in values):
+        raise ArgumentError(name, f"must be finite, below {_LARGEST:g}, but is {values!r:.60}")
     return np.array(values, float)
 
 

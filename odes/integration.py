@@ -206,7 +206,8 @@ def solve(
 
     - `times` (T,): increasing output times in [0, t1], none if empty; 201 even ones unless given ([`odes.log_times`][] for others).
     - `escape`: locate the escape by root finding; the run goes on to t1, or ends there if `until_escape`. A start that
-        meets the criterion already has escape time 0 and is integrated to t1. It is measured from w0, or from `origin`.
+        meets the criterion already has escape time 0 and is integrated to t1. It is measured from w0, or from `origin`,
+        which is the start where nothing is frozen.
     - `finite_steps`: integrate [`odes.modified_flow`][], which holds for a finite learning rate to first order, instead of
         the flow of its limit 0.
     - `iterated`: iterate [`odes.mean_change`][] in steps of η instead: right at any learning rate, whatever it takes; the
@@ -235,6 +236,8 @@ def solve(
     require_kind("problem", problem, Problem, "a Problem")
     require_start(problem, start)
     start = with_own_readout(problem, start)
+    if origin is None and not problem.has_frozen_weights:
+        origin = start
     if escape is not None:
         require_kind("escape", escape, Escape, "an Escape, such as Escape('loss', 0.5)")
     t1 = scalar("t1", t1, "positive and finite", positive)

@@ -48,7 +48,8 @@ def noise_of(problem: Problem, covariance: Covariances, *, sample: int = 0) -> F
     The noise term of the flow is $\theta\kappa^2U^TNU$. One sample's gradient with respect to w_k is g_k x, g_k = a_k e σ'(λ_k);
     N is the second moment of g and so of the gradient in every direction to which no weight points.
 
-    Near machine precision where it is a closed formula or an integral over the plane; by fixed quasi-random points, of which
+    Near machine precision where it is a closed formula or an integral over the plane, 1e-6 for relu units that nearly depend on each
+    other; by fixed quasi-random points, of which
     `sample` says which, for several units of other links than erf, relu and polynomials ([`noise_error`][]).
     """
     readout, factors = problem.readout, jnp.concatenate([problem.readout, -problem.teacher_readout])

@@ -1,6 +1,11 @@
-r"""Moments of up to four correlated Gaussian variables over the part of space in which all of them are positive."""
+r"""Moments of up to four correlated Gaussian variables over the part of space in which all of them are positive.
+
+Variables that depend on each other, as those of units in a plane do, are limits: each has an independent part added whose variance is
+a vanishing fraction of its own. A law is therefore a [`Law`][]: the covariance and its first order in that fraction.
+"""
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +14,22 @@ from jaxtyping import Array, Float
 from odes.quadrature import safe_sqrt
 
 _NODES = 32
-_ROUNDING = 1e-13
+_ROUNDING, _DOUBTFUL, _APART = 1.5e-14, 1e-10, 1e-10
+"""A variance below the first part of its scale is 0. Between that and the second rounding may be seen: the variables are then taken
+apart by independent parts of the third fraction of their variances."""
+_EQUAL = 1e-14
+"""Variables whose correlation is so close to 1 or -1 are the same, or opposite."""
+
+
+class Law(NamedTuple):
+    r"""Gaussian variables of mean 0 and covariance $S + \epsilon E$, $\epsilon \to 0$: one whose S is 0 has the variance $\epsilon E$.
+
+    `scale` (n,) are the sizes of the numbers whose rounding is in the variances.
+    """
+
+    covariance: Array
+    extra: Array
+    scale: Array
 
 
 def _ratio(x: Array, y: Array) -> Array:
@@ -18,20 +38,38 @@ def _ratio(x: Array, y: Array) -> Array:
     return jnp.where(positive, x / jnp.where(positive, y, 1), 0)
 
 
-def _given(covariance: Array, m: int) -> Array:
-    """The covariance of the other variables where variable m is 0; that of a variable which depends on m is 0, without rounding."""
-    others = np.array([n for n in range(covariance.shape[0]) if n != m], int)
-    column, before = covariance[others, m], covariance[np.ix_(others, others)]
-    rest = before - _ratio(jnp.outer(column, column), covariance[m, m])
-    free = jnp.diagonal(rest) > _ROUNDING * jnp.diagonal(before)
-    return jnp.where(free[:, None] & free[None], rest, 0)
+def _law(covariance: Array) -> Law:
+    return Law(covariance, jnp.diag(jnp.diagonal(covariance)), jnp.diagonal(covariance))
 
 
-def _angle(covariance: Array, a: int, b: int) -> Array:
-    """asin of the correlation of variables a and b."""
-    root = safe_sqrt(covariance[a, a] * covariance[b, b] - covariance[a, b] ** 2)
-    nothing = (root == 0) & (covariance[a, b] == 0)
-    return jnp.where(nothing, 0, jnp.arctan2(covariance[a, b], jnp.where(nothing, 1, root)))
+def _given(law: Law, m: int) -> Law:
+    """The law of the other variables where variable m, whose variance is not 0, is 0.
+
+    What is left of a variance by rounding is 0.
+    """
+    S, E, scale = law
+    others = np.array([n for n in range(S.shape[0]) if n != m], int)
+    pull, mixed = _ratio(S[others, m], S[m, m]), E[others, m]
+    rest = S[np.ix_(others, others)] - jnp.outer(pull, S[others, m])
+    scale = scale[others] + pull**2 * scale[m]
+    free = jnp.diagonal(rest) > _ROUNDING * scale
+    crossed = jnp.outer(pull, mixed)
+    extra = E[np.ix_(others, others)] - crossed - crossed.T + jnp.outer(pull, pull) * E[m, m]
+    return Law(jnp.where(free[:, None] & free[None], rest, 0), extra, scale)
+
+
+def _correlations(law: Law) -> Float[Array, "n n"]:
+    """Those of S; of variables with S = 0 those of E, since they are nothing beside the others and not correlated with them."""
+    free = jnp.diagonal(law.covariance) > 0
+    both, neither = free[:, None] & free[None], ~free[:, None] & ~free[None]
+    chosen = jnp.where(both, law.covariance, jnp.where(neither, law.extra, 0))
+    deviations = safe_sqrt(jnp.where(free, jnp.diagonal(law.covariance), jnp.diagonal(law.extra)))
+    return _ratio(chosen, jnp.outer(deviations, deviations))
+
+
+def _arcsine(correlation: Array) -> Array:
+    """arcsin whose derivative is 0 at the ends."""
+    return jnp.arctan2(correlation, safe_sqrt(1 - correlation**2))
 
 
 def orthant_probability(covariance: Float[Array, "n n"]) -> Float[Array, ""]:
@@ -42,17 +80,28 @@ def orthant_probability(covariance: Float[Array, "n n"]) -> Float[Array, ""]:
     grows at the rate $\sum_{ab}\rho_{ab}\,\phi(t\rho_{ab})$ times the probability that the other two are positive where a and b are 0,
     with $\phi(r) = (2\pi)^{-1}(1 - r^2)^{-1/2}$: smooth in s for $t = \sin s$, 32 Gauss-Legendre nodes.
     """
-    n = covariance.shape[0]
+    return _probability(_correlations(_law(covariance)))
+
+
+def _probability(rho: Array) -> Array:
+    """The probability at given correlations."""
+    n = rho.shape[0]
     if n <= 3:
-        angles = [_angle(covariance, a, b) for a in range(n) for b in range(a)]
-        return 0.5**n + sum(angles, jnp.zeros((), covariance.dtype)) / (4 * np.pi if n == 3 else 2 * np.pi)
-    deviations = jnp.sqrt(jnp.diagonal(covariance))
-    rho = _ratio(covariance, jnp.outer(deviations, deviations))
+        angles = [_arcsine(rho[a, b]) for a in range(n) for b in range(a)]
+        return 0.5**n + sum(angles, jnp.zeros((), rho.dtype)) / (4 * np.pi if n == 3 else 2 * np.pi)
+    total = _plackett(rho)
+    for a in range(n):
+        others = np.array([b for b in range(n) if b != a])
+        total = jnp.where(jnp.any(rho[a, others] > 1 - _EQUAL), _probability(rho[np.ix_(others, others)]), total)
+    return jnp.where(jnp.any(rho < _EQUAL - 1), 0, total)
+
+
+def _plackett(rho: Array) -> Array:
+    """The probability for four variables, no two of which are the same or opposite."""
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     s, weights = (nodes + 1) * np.pi / 4, weights * np.pi / 4
     t = np.sin(s)
-    start = orthant_probability(covariance[:2, :2]) * orthant_probability(covariance[2:, 2:])
-    total = jnp.zeros((), covariance.dtype)
+    total = (0.25 + _arcsine(rho[0, 1]) / (2 * np.pi)) * (0.25 + _arcsine(rho[2, 3]) / (2 * np.pi))
     for a in (0, 1):
         for b in (2, 3):
             c, d = 1 - a, 5 - b
@@ -65,16 +114,29 @@ def orthant_probability(covariance: Float[Array, "n n"]) -> Float[Array, ""]:
             angle = jnp.arctan2(across, safe_sqrt(jnp.asarray(cc * dd - across**2)))
             density = np.cos(s) / jnp.sqrt(left)
             total += jnp.sum(weights * rho[a, b] * density * (0.25 + angle / (2 * np.pi))) / (2 * np.pi)
-    return start + total
-
-
-def _half_mean(covariance: Array, j: int) -> Array:
-    r"""E[x_j; all positive] by Stein's lemma: $\sum_nS_{jn}\,p_n(0)$ times the probability of the others where $x_n = 0$."""
-    total = jnp.zeros((), covariance.dtype)
-    for n in range(covariance.shape[0]):
-        steep = _ratio(covariance[j, n], safe_sqrt(covariance[n, n])) / math.sqrt(2 * math.pi)
-        total += steep * orthant_probability(_given(covariance, n))
     return total
+
+
+def _steepness(law: Law, j: int, n: int) -> Array:
+    """S_jn times the density of x_n at 0; nothing where the variance of x_n is."""
+    return _ratio(law.covariance[j, n], safe_sqrt(law.covariance[n, n])) / math.sqrt(2 * math.pi)
+
+
+def _doubtful(law: Law) -> Array:
+    """Whether rounding may be seen in one of the variances."""
+    left = jnp.diagonal(law.covariance)
+    return jnp.any((left > 0) & (left < _DOUBTFUL * law.scale))
+
+
+def _half_mean(law: Law, j: int) -> tuple[Array, Array]:
+    r"""E[x_j; all positive] by Stein's lemma: $\sum_nS_{jn}\,p_n(0)$ times the probability of the others where $x_n = 0$; and whether
+    it is doubtful."""
+    total, doubt = jnp.zeros((), law.covariance.dtype), _doubtful(law)
+    for n in range(law.covariance.shape[0]):
+        given = _given(law, n)
+        total += _steepness(law, j, n) * _probability(_correlations(given))
+        doubt |= _doubtful(given)
+    return total, doubt
 
 
 def half_moments(covariance: Float[Array, "n n"], j: int) -> Float[Array, ""]:
@@ -83,9 +145,19 @@ def half_moments(covariance: Float[Array, "n n"], j: int) -> Float[Array, ""]:
     By Stein's lemma,
     $S_{0j}P + \sum_{m\ne j}S_{0m}\,p_m(0)\,E[x_j;\text{others positive}\,|\,x_m = 0]$ with P the probability that all are.
     """
-    total = covariance[0, j] * orthant_probability(covariance)
+    value, doubt = _half_moments(covariance, j)
+    if covariance.shape[0] < 3:
+        return value
+    apart, _ = _half_moments(covariance + _APART * jnp.diag(jnp.diagonal(covariance)), j)
+    return jnp.where(doubt, apart, value)
+
+
+def _half_moments(covariance: Array, j: int) -> tuple[Array, Array]:
+    law, doubt = _law(covariance), jnp.asarray(False)
+    total = covariance[0, j] * _probability(_correlations(law))
     for m in range(covariance.shape[0]):
         if m != j:
-            steep = _ratio(covariance[0, m], safe_sqrt(covariance[m, m])) / math.sqrt(2 * math.pi)
-            total += steep * _half_mean(_given(covariance, m), j - (m < j))
-    return total
+            mean, some = _half_mean(_given(law, m), j - (m < j))
+            total += _steepness(law, 0, m) * mean
+            doubt |= some
+    return total, doubt

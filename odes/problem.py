@@ -20,6 +20,7 @@ from odes.arguments import (
     positive,
     real_array,
     require,
+    require_integer,
     require_kind,
     require_known,
     require_shape,
@@ -210,27 +211,27 @@ class Problem(Shown):
         require_known("trains", trains, ("adapter", "weights"))
         words = "a list of numbers or a matrix, not empty"
         rows = numbers("pretrained", pretrained, words)
-        require("pretrained", rows, words, lambda x: x.ndim in (1, 2) and x.size > 0)
+        if rows.ndim not in (1, 2) or rows.size == 0:
+            raise ArgumentError("pretrained", f"must be {words}, but is {pretrained!r:.60}")
         gram = None if teacher_gram is None else numbers("teacher_gram", teacher_gram, "a matrix")
         likely = rows.shape[1] if rows.ndim == 2 else len(rows) if gram is None else len(gram)
         count = likely if teachers is None else teachers
-        require_kind("teachers", count, int | np.integer, "a whole number of at least 1")
+        require_integer("teachers", count, "a whole number of at least 1")
         require("teachers", count, "a whole number of at least 1", lambda n: n >= 1)
         if rows.ndim == 1:
-            rows = np.eye(len(rows), count) * rows[:, None]
+            rows = jnp.eye(len(rows), count, dtype=rows.dtype) * rows[:, None]
         units = len(rows)
         require_shape("pretrained", rows, "(K, P)", (units, count))
-        gram = np.eye(count) if gram is None else gram
+        gram = jnp.eye(count, dtype=rows.dtype) if gram is None else gram
         require_shape("teacher_gram", gram, "(P, P)", (count, count))
-        lengths = np.zeros(units) if own is None else numbers("own", own, "a list of numbers")
+        lengths = np.zeros(units) if own is None else np.asarray(numbers("own", own, "a list of numbers"))
         require_shape("own", lengths, "(K,)", (units,))
         alone = np.flatnonzero(lengths)
-        frame = np.eye(count + alone.size)
-        frame[:count, :count] = gram
-        frozen = np.concatenate([rows, np.diag(lengths)[:, alone]], axis=1)
+        frame = jnp.eye(count + alone.size, dtype=rows.dtype).at[:count, :count].set(gram)
+        frozen = jnp.concatenate([rows, np.diag(lengths)[:, alone].astype(rows.dtype)], axis=1)
         if trains == "weights":
             require("adapter", "adapter" in parts, "left out where weights are trained", lambda given: not given)
-            frozen, parts = np.zeros_like(frozen), parts | {"adapter": Adapter(units, lr_ratio=0.0, normalized=False)}
+            frozen, parts = np.zeros(frozen.shape), parts | {"adapter": Adapter(units, lr_ratio=0.0, normalized=False)}
         return cls(
             activation,
             frame_gram=frame,
@@ -272,6 +273,13 @@ class Problem(Shown):
     def is_single_index(self) -> bool:
         """Whether the problem fine-tunes one student unit from pretrained weights w0 on the labels of one teacher unit."""
         return self.units == (1, 1) and "pretrained" in self.directions
+
+    @property
+    def has_frozen_weights(self) -> bool:
+        """Whether there are frozen weights W0, from which an escape is measured; traced ones count unless there is a source task."""
+        if any(name.startswith("source") for name in self.directions):
+            return False
+        return not concrete(self.frozen) or bool(np.any(np.asarray(self.frozen) != 0))
 
     def require_one_unit(self) -> None:
         """Raises ArgumentError unless the problem has one student and one teacher unit."""

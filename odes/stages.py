@@ -216,7 +216,7 @@ def solve_stages(
         last, begin = number == len(stages) - 1, borders[-1]
         if stage.restart:
             state = restarted(stage.problem, state)
-        if number == since and not stages[-1].problem.is_single_index:
+        if number == since and not stages[-1].problem.has_frozen_weights:
             origin = state
         if concrete(stage.duration) and float(stage.duration) == 0:
             parts.append((begin[None], jax.tree.map(lambda x: x[None], state)))

@@ -13,9 +13,11 @@ from odes.arguments import (
     concrete,
     finite,
     non_negative,
+    numbers,
     positive,
     real_array,
     require,
+    require_integer,
     require_kind,
     require_shape,
     scalar,
@@ -57,14 +59,14 @@ class Adapter(Shown):
         trained: ArrayLike | None = None,
     ):
         words = "a whole number of at least 1"
-        require_kind("rank", rank, int | np.integer, words)
+        require_integer("rank", rank, words)
         require("rank", rank, words, lambda x: x >= 1)
         require_kind("normalized", normalized, bool | np.bool_, "True or False")
         self.rank, self.normalized = int(rank), bool(normalized)
         self.scale = real_array(scalar("scale", rank if scale is None else scale, "positive and finite", positive))
         self.lr_ratio = real_array(scalar("lr_ratio", lr_ratio, "non-negative and finite", non_negative))
         self.weight_decay = real_array(scalar("weight_decay", weight_decay, "non-negative and finite", non_negative))
-        self.trained = real_array(np.ones(rank) if trained is None else trained)
+        self.trained = numbers("trained", np.ones(rank) if trained is None else trained, "0 or 1 for every row")
         require_shape("trained", self.trained, "(r,)", (rank,))
         require("trained", self.trained, "0 or 1 for every row", lambda x: (x == 0) | (x == 1))
 

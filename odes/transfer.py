@@ -15,7 +15,7 @@ from odes.arguments import (
     positive,
     real_array,
     require,
-    require_kind,
+    require_integer,
     require_known,
     require_shape,
     scalar,
@@ -92,7 +92,7 @@ class Transfer(Shown):
         self.sgd = SGD() if sgd is None else sgd
         self.pretraining_sgd = self.sgd if pretraining_sgd is None else pretraining_sgd
         for name, count in (("units", units), ("teachers", teachers)):
-            require_kind(name, count, int | np.integer, "a whole number of at least 1")
+            require_integer(name, count, "a whole number of at least 1")
             require(name, count, "a whole number of at least 1", lambda n: n >= 1)
         self.units, self.teachers = int(units), int(teachers)
         self.readout = real_array(np.ones(units) if readout is None else readout)

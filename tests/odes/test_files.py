@@ -75,11 +75,18 @@ BAD = {
     "`rank` must be a whole number of at least 1": GOOD.replace("rank = 2", "rank = 0"),
     "`sgd.noise_scale` sets the batch size": GOOD.replace("[sgd]", "[sgd]\nbatch_size = 10"),
     "`sgd` must be a table": GOOD.replace("[adapter]", "sgd = 3\n[adapter]").split("[sgd]")[0],
-    "there is no 'exec'": GOOD.replace("erf(x/sqrt(2))", "exec(1)"),
+    "`student` must be a name": GOOD.replace("erf(x/sqrt(2))", "exec(1)"),
     "a scale must be finite and not 0": GOOD.replace("erf(x/sqrt(2))", "erf(x/0)"),
     "the argument of a link function is x times": GOOD.replace("erf(x/sqrt(2))", "erf(y)"),
     "`student` must be the name of a link function": GOOD.replace('"erf(x/sqrt(2))"', "3"),
-    "must be finite": GOOD.replace("0.3, 0.2", "0.3, nan"),
+    "`pretrained[1]` must be finite": GOOD.replace("0.3, 0.2", "0.3, nan"),
+    "`targets[1]` must be finite": GOOD.replace("[0, 1, 0]", "[0, 1" + 400 * "0" + ", 0]"),
+    "`adapter.rank` must be a number": GOOD.replace("rank = 2", "rank = true"),
+    "`adapter.scale` must be a number": GOOD.replace("rank = 2", 'rank = 2\nscale = "1"'),
+    "`adapter.trained` must be a list of numbers": GOOD.replace("rank = 2", "rank = 2\ntrained = {a = 1}"),
+    "`adapter.normalized` must be true or false": GOOD.replace("= false", "= 0"),
+    "`adapter.rank` must be at most 4096": GOOD.replace("rank = 2", "rank = 1000000"),
+    "is no TOML file:": "targets = " + 5000 * "[",
 }
 
 

@@ -191,3 +191,30 @@ def test_kurtosis_of_every_unit_from_samples():
     standard_error = each.std(axis=1, ddof=1) / 10
     assert np.all(np.abs(kurtosis_of(problem, covariance) - each.mean(axis=1)) < 4 * standard_error + 5e-3)
     assert list(itertools.chain(kurtosis_of(problem, covariance).shape)) == [2]
+
+
+@pytest.mark.parametrize("rows", ["any", "equal", "three equal", "opposite", "nearly in a plane"])
+def test_orthants_of_variables_in_a_plane(rows):
+    """Against the integral over the angle: E[r^2] = 2 times the mean over it, cut where a variable changes its sign."""
+    for seed in range(6):
+        vectors = np.random.default_rng(seed).normal(size=(4, 2))
+        if rows != "any":
+            vectors[3] = vectors[0] * (-1.5 if rows == "opposite" else 1)
+        if rows == "three equal":
+            vectors[1] = vectors[0]
+        cuts = np.sort(
+            np.concatenate([np.arctan2(vectors[:, 1], vectors[:, 0]) + s * np.pi / 2 for s in (-1, 1)]) % (2 * np.pi)
+        )
+        edges = np.concatenate([[0.0], cuts, [2 * np.pi]])
+        z, w = np.polynomial.legendre.leggauss(20)
+        angle = (edges[:-1, None] + np.diff(edges)[:, None] * (z + 1) / 2).ravel()
+        weights = (np.diff(edges)[:, None] * w / 2).ravel() / (2 * np.pi)
+        x = vectors @ np.stack([np.cos(angle), np.sin(angle)])
+        inside = weights * np.all(x > 0, axis=0)
+        tilt = 1e-6 * np.random.default_rng(seed + 10).normal(size=(4, 2)) * (rows == "nearly in a plane")
+        lifted = np.concatenate([vectors, tilt], axis=1)
+        covariance = jnp.asarray(lifted @ lifted.T)
+        scale, atol = np.abs(covariance).max(), 1e-7 if rows != "nearly in a plane" else 3e-6
+        assert abs(float(orthant_probability(covariance)) - inside.sum()) < 1e-5
+        for j in range(4):
+            assert abs(float(half_moments(covariance, j)) - 2 * np.sum(inside * x[0] * x[j])) < atol * scale

@@ -12,6 +12,7 @@ from scipy.integrate import solve_ivp
 from odes import (
     SGD,
     Adapter,
+    Escape,
     Problem,
     covariances,
     flow,
@@ -19,6 +20,7 @@ from odes import (
     gradient_at,
     mean_change,
     modified_flow,
+    pretrained,
     random_overlaps,
     solve,
 )
@@ -229,3 +231,25 @@ def test_a_learnt_target_stays_learnt():
     for field in (flow, mean_change, modified_flow):
         jacobian = jax.jacfwd(lambda x, field=field: ravel_pytree(field(problem, shaped(x)))[0])(flat)
         assert np.linalg.eigvals(np.asarray(jacobian)).real.max() < 1e-8
+
+
+def test_a_committee_may_be_traced():
+    """Also its escape: relative to w0 = frozen weights, from U that is not 0, or to the start where nothing is frozen."""
+
+    @jax.jit
+    def traced(mu):
+        problem = Problem.committee("erf", pretrained=mu)
+        start = random_overlaps(problem, jax.random.key(0), up=0.4)
+        return solve(problem, start, t1=300.0, escape=Escape(), until_escape=True).escape_time
+
+    problem = Problem.committee("erf", pretrained=[0.3, 0.4])
+    start = random_overlaps(problem, jax.random.key(0), up=0.4)
+    run = solve(problem, start, t1=300.0, escape=Escape(), until_escape=True)
+    np.testing.assert_allclose(traced(jnp.array([0.3, 0.4])), run.escape_time, rtol=1e-6)
+    at_rest = gradient_at(problem, pretrained(problem)).loss
+    np.testing.assert_allclose(gradient_at(problem, run.final).loss, at_rest / 2, rtol=1e-6)
+    assert abs(run.loss[0] / at_rest - 1) > 0.03
+    weights = Problem.committee("erf", pretrained=[0.3, 0.4], trains="weights")
+    half = frame_overlaps(weights, up=np.eye(2), rows=0.5 * np.eye(2))
+    run = solve(weights, half, t1=300.0, escape=Escape(), until_escape=True)
+    np.testing.assert_allclose(gradient_at(weights, run.final).loss, run.loss[0] / 2, rtol=1e-6)

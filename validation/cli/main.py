@@ -12,6 +12,9 @@ from typing import Any
 from validation.cli.commands import COMMANDS, command
 from validation.cli.compilation import set_up
 
+_IN_FILES = {"dimension", "batch_size", "learning_rate", "label_noise", "readout_lr_ratio", "rank", "scale", "lr_ratio"}
+"""Arguments that are entries of a problem's file where there is one."""
+
 _FLAGS = {"dimension": "dim"}
 """Arguments whose flag has another name."""
 
@@ -74,8 +77,12 @@ def _run(args: list[str], name: str | None) -> int:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"too large for this machine: {reason}"
     except ArgumentError as error:
-        flag = "" if error.name is None else f"--{_FLAGS.get(error.name, error.name)} ".replace("_", "-")
-        message = flag + error.complaint
+        file = getattr(chosen, "problem", None)
+        if isinstance(file, str) and error.name in _IN_FILES:
+            message = f"{file}: `{error.name}` {error.complaint}"
+        else:
+            flag = "" if error.name is None else f"--{_FLAGS.get(error.name, error.name)} ".replace("_", "-")
+            message = flag + error.complaint
     except OSError as error:
         message = str(error)
     except KeyboardInterrupt:

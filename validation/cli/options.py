@@ -316,8 +316,8 @@ class RunOptions(OutputOptions, EscapeOptions):
         if self.t1 is not None:
             check("t1", self.t1, "positive and finite", positive)
             return self.t1
-        if not problem.is_single_index:
-            raise ArgumentError("t1", "must be given where there are several units")
+        if not problem.is_single_index or problem.sgd.trains_readouts:
+            raise ArgumentError("t1", "must be given where there are several units, or readouts are trained")
         end = 20 * float(search_phase(problem).tau)
         if not np.isfinite(end):
             place = f"strength {float(problem.strength):g}"

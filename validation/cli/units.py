@@ -54,7 +54,7 @@ def points_error(problem: Problem, overlaps: Overlaps) -> str:
 
 
 def draw_units(ax: Any, solution: Solution) -> None:
-    """Every student's overlaps with the teachers (solid, a colour for each student), square length (dashed) and, if trained, readout (dotted)."""
+    """Every student's overlaps with the teachers (solid, a colour each), square length (dashed) and, if trained, readout (dotted)."""
     both = solution.covariances
     for k in range(both.Q.shape[1]):
         ax.plot(solution.t, both.M[:, k], color=f"C{k % 10}", linewidth=1)

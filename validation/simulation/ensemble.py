@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from odes import Escape, Overlaps, Problem, Stage, losses
-from odes.arguments import ArgumentError, ArrayLike, require, require_key, require_kind
+from odes.arguments import ArgumentError, ArrayLike, require, require_integer, require_key, require_kind
 from odes.gaussian import has_closed_form
 from odes.stages import require_alike, require_stage
 from validation.progress import progress as progress_of
@@ -255,9 +255,9 @@ def simulate_stages(
     stages that there are not, and if units, ranks, frames or dimensions differ.
     """
     require_key(key)
-    require_kind("seeds", seeds, (int, np.integer), "a whole number of at least 1")
+    require_integer("seeds", seeds, "a whole number of at least 1")
     require("seeds", seeds, "at least 1", lambda x: x >= 1)
-    require_kind("first_seed", first_seed, (int, np.integer), "a whole number of at least 0")
+    require_integer("first_seed", first_seed, "a whole number of at least 0")
     require("first_seed", first_seed, "at least 0, with all seeds below 2^32", lambda x: 0 <= x <= 2**32 - seeds)
     if escape is not None:
         require_kind("escape", escape, Escape, "an Escape, such as Escape('loss', 0.5)")
@@ -266,7 +266,9 @@ def simulate_stages(
     require_stage("since", since, stages)
     if until_escape and escape is None:
         raise ArgumentError("escape", "must be given where the run is to stop at it")
-    from_start = escape is not None and not stages[-1].problem.is_single_index
+    if any(stage.problem.sgd.trains_readouts for stage in stages):  # they are part of the state from the start on
+        stages = [dataclasses.replace(s, problem=s.problem.replace(trains_readouts=True)) for s in stages]
+    from_start = escape is not None and not stages[-1].problem.has_frozen_weights
     simulators = [simulator(stage.problem, some) for stage, some in zip(stages, steps, strict=True)]
     at_once = min(some.seeds_at_once for some in simulators) if block is None else block
     require("block", at_once, "at least 1", lambda x: x >= 1)

@@ -63,9 +63,15 @@ def test_one_unit_from_a_file_is_the_one_of_the_flags(capsys):
         (f"escape --problem {SINGLE} --strength 0.2", "--problem holds all of the problem: leave out --strength"),
         (f"solve --problem {COMMITTEE} --rank 3 --t1 1", "--problem holds all of the problem: leave out --rank"),
         (f"solve --problem {COMMITTEE}", "--t1 must be given where there are several units"),
-        (f"solve --problem {COMMITTEE} --t1 1 --criterion overlap", "of one student and one teacher unit"),
+        (
+            f"solve --problem {COMMITTEE} --t1 1 --criterion overlap",
+            "--criterion must be loss or absolute for several units",
+        ),
         (f"simulate --problem {COMMITTEE} --dim 100 --t1 1", "leave out --dim"),
-        (f"simulate --problem {READOUTS} --t1 1 --method gaussian", "--readout-lr-ratio must be 0 for normal batches"),
+        (
+            f"simulate --problem {READOUTS} --t1 1 --method gaussian",
+            "readouts.toml: `readout_lr_ratio` must be 0 for normal batches",
+        ),
         ("solve --problem nowhere.toml --t1 1", "there is no file nowhere.toml"),
         (f"solve --problem {EXAMPLES} --t1 1", "is a folder"),
         (f"solve --problem {__file__} --t1 1", "is no TOML file"),

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from odes import SGD, Adapter, Problem, losses, solve
+from odes import SGD, Adapter, Problem, Stage, Transfer, losses, solve, solve_stages
 from tests.helpers import TOO_SMALL, features, smallest_p
 from tests.problems import three_on_one, two_by_two
 from validation.figures.work import at_dimension
-from validation.simulation import chain_simulator, direct_simulator, mean_and_error, simulate
+from validation.simulation import chain_simulator, direct_simulator, mean_and_error, simulate, simulate_stages
 
 CASES = {
     link: Problem.committee(
@@ -65,3 +65,22 @@ def test_chain_and_direct_simulator_have_the_same_law_at_500_dimensions(problem,
     ]
     for record in (1, 2):
         assert smallest_p(*(features(run, record) for run in runs)) > TOO_SMALL
+
+
+def test_readouts_that_rest_first_and_are_trained_later(key):
+    """Stages of several units, escape relative to each seed's start of the last; the mean follows the flow."""
+    still = SGD(dimension=2000, batch_size=2000, learning_rate=0.1)
+    transfer = Transfer(
+        "erf", cosine=0.6, units=2, teachers=2, sgd=still.replace(readout_lr_ratio=0.5), pretraining_sgd=still
+    )
+    start = transfer.random_start(key)
+    stages = [Stage("weights", transfer.pretraining, 4.0), Stage("adapter", transfer.lora, 4.0)]
+    theory = solve_stages(stages, start, records=2, finite_steps=True)
+    for simulator in (chain_simulator, direct_simulator):
+        first, last = simulate_stages(
+            stages, lambda problem, _, make=simulator: make(problem, start=start), key=key, seeds=8, records=[1, 1]
+        )
+        np.testing.assert_array_equal(first.readout, 1)
+        mean, error = mean_and_error(last.readout[:, -1])
+        assert np.all(np.abs(mean - theory.final.readout) < 4 * error + 2e-3)
+        assert np.abs(mean - 1).max() > 0.01

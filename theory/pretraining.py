@@ -24,8 +24,8 @@ _HORIZON = 500.0
 _MOST_STEPS = 2**14
 """Pretraining of so many steps at most is iterated step by step; longer ones, whose steps are short, are solved as a flow."""
 
-_LUCK = np.array([statistics.NormalDist().inv_cdf(0.5 + (i + 0.5) / 32) for i in range(16)])
-"""|N| at quantiles of equal probability of a standard normal number N."""
+_LUCK = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / 16) for i in range(16)])
+"""Quantiles of equal probability of a standard normal number."""
 
 _MOST_MOVED = 0.03
 """By so much of itself the mean time from random pretrainings may differ from that from the typical one."""
@@ -67,10 +67,10 @@ def checkpoints(
     function of $w\cdot\omega^*$ and $|w|^2$, and the chain rule with their velocities gives the slope. Time 0 is a random w0.
     Looks at its numbers, and so does not work under jit or vmap.
 
-    Random weights differ from the typical ones by a factor |N| in their overlap with the source, N standard normal, and are pretrained
-    as well, at quantiles of |N|. Where their mean is ahead or behind of the typical ones by a time that, with the slope, moves
-    fine-tuning by more than 3 % its time is that of typical weights, no mean (`Validity.unsettled`); not so for a `start` that
-    is given.
+    Random weights differ from the typical ones by a factor N in their overlap with the source, N standard normal, and are
+    pretrained as well, at quantiles of N (of |N| for even links, whose sign means nothing). Where their mean is ahead or behind of
+    the typical ones by a time that, with the slope, moves fine-tuning by more than 3 % its time is that of typical weights, no mean
+    (`Validity.unsettled`); not so for a `start` that is given.
     """
     grid = np.asarray(times, jnp.result_type(float))
     run = pretrained_until(transfer, float(grid.max()), start=start)
@@ -96,12 +96,13 @@ def pretrained_until(
 
 
 def random_pretrainings(transfer: Transfer, run: Solution) -> Solution:
-    """Pretraining as in `run`, of the typical weights, for as long from weights whose overlap is |N| times as large: a batch of
-    runs, at quantiles of equal probability of |N|, N standard normal."""
-    end = run.t_final
-    return _randomly_pretrained(
-        transfer, end, iterated=bool(end <= _MOST_STEPS * transfer.pretraining_sgd.learning_rate)
-    )
+    """Pretraining as in `run`, of the typical weights, for as long from weights whose overlap is N times as large: a batch of
+    runs, at quantiles of equal probability of N, standard normal, or of |N| where the student's link function is even."""
+    end, x = run.t_final, jnp.linspace(0.1, 3.0, 16)
+    even = bool(jnp.allclose(transfer.student(x), transfer.student(-x)))
+    luck = jnp.asarray(np.abs(_LUCK) if even else _LUCK, end.dtype)
+    iterated = bool(end <= _MOST_STEPS * transfer.pretraining_sgd.learning_rate)
+    return _randomly_pretrained(transfer, end, luck, iterated=iterated)
 
 
 def _weights_alone(transfer: Transfer) -> Transfer:
@@ -136,15 +137,15 @@ def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction
 
 
 @eqx.filter_jit
-def _randomly_pretrained(transfer: Transfer, end: Array, *, iterated: bool) -> Solution:
+def _randomly_pretrained(transfer: Transfer, end: Array, luck: Float[Array, " n"], *, iterated: bool) -> Solution:
     alone = _weights_alone(transfer)
     typical, never = alone.typical_start(), jnp.full((), _NEVER, end.dtype)
 
-    def one(luck: Array) -> Solution:
-        start = eqx.tree_at(lambda x: x.cross, typical, typical.cross.at[0].multiply(luck))
+    def one(factor: Array) -> Solution:
+        start = eqx.tree_at(lambda x: x.cross, typical, typical.cross.at[0].multiply(factor))
         return _solved(alone, start, end, never, iterated=iterated)
 
-    return jax.vmap(one)(jnp.asarray(_LUCK, end.dtype))
+    return jax.vmap(one)(luck)
 
 
 def tuned_from(

@@ -108,3 +108,12 @@ def test_pretraining_that_is_a_matter_of_luck_is_refused_until_it_has_converged(
     given = checkpoints(transfer, times, start=transfer.typical_start()).tuning
     assert given.validity.tolist() == [Validity.holds, Validity.holds]
     np.testing.assert_allclose(given.time, drawn.time, rtol=1e-12)
+
+
+def test_links_neither_even_nor_odd_are_pretrained_by_the_sign_of_the_start():
+    """Half of the random weights of He2 + He3/2 turn away from the source: no time is that of all."""
+    transfer = Transfer("He2+0.5*He3", cosine=0.74, sgd=SGD(learning_rate=0.003, batch_size=np.inf, dimension=2826))
+    times = np.array([2.4, 4.8])
+    assert checkpoints(transfer, times).tuning.validity.tolist() == [Validity.unsettled] * 2
+    given = checkpoints(transfer, times, start=transfer.typical_start()).tuning
+    assert given.validity.tolist() == [Validity.holds] * 2

@@ -30,6 +30,9 @@ _LUCK = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / 16) for i in range
 _MOST_MOVED = 0.03
 """By so much of itself the mean time from random pretrainings may differ from that from the typical one."""
 
+_ELSEWHERE = 0.1
+"""Random weights that are so far from typical ones, relative to these, may have been pretrained to something else."""
+
 _NEVER = math.inf
 """At this fraction of the source loss the start counts as arrived, so that nothing stops pretraining before its end."""
 
@@ -69,8 +72,8 @@ def checkpoints(
 
     Random weights differ from the typical ones by a factor N in their overlap with the source, N standard normal, and are
     pretrained as well, at quantiles of N (of |N| for even links, whose sign means nothing). Where their mean is ahead or behind of
-    the typical ones by a time that, with the slope, moves fine-tuning by more than 3 % its time is that of typical weights, no mean
-    (`Validity.unsettled`); not so for a `start` that is given.
+    the typical ones by a time that, with the slope, moves fine-tuning by more than 3 %, or where they are apart from these by a tenth of
+    their length and overlaps, its time is that of typical weights, no mean (`Validity.unsettled`); not so for a `start` that is given.
     """
     grid = np.asarray(times, jnp.result_type(float))
     run = pretrained_until(transfer, float(grid.max()), start=start)
@@ -165,16 +168,19 @@ def _tuned_from(
 ) -> Checkpoints:
     alone = _weights_alone(transfer)
 
-    def moved(time: Array, at: Overlaps, velocity: Overlaps) -> Array:
-        """By how much time the weights of random pretrainings are ahead on average."""
+    def moved(time: Array, at: Overlaps, velocity: Overlaps) -> tuple[Array, Array]:
+        """By how much time the weights of random pretrainings are ahead on average, and whether they are elsewhere, by more than a
+        tenth of their length and overlaps."""
         if others is None:
-            return jnp.zeros_like(time)
+            return jnp.zeros_like(time), jnp.asarray(False)
         there = eqx.filter_vmap(lambda other: other.evaluate(jnp.minimum(time, other.t_final)))(others)
         now, there, speed = (
             jnp.concatenate([x.cross[..., 0, :], x.down_gram[..., 0, :1]], -1) for x in (at, there, velocity)
         )
         square = speed @ speed
-        return (there.mean(axis=0) - now) @ speed / jnp.where(square > 0, square, 1)
+        ahead = (there.mean(axis=0) - now) @ speed / jnp.where(square > 0, square, 1)
+        apart = jnp.linalg.norm(there - now[None], axis=-1).mean()
+        return ahead, apart > _ELSEWHERE * jnp.linalg.norm(now)
 
     def tuned(overlaps: Overlaps) -> tuple[Array, tuple[FineTuning, Array]]:
         problem = alone.fine_tuning(overlaps).replace(adapter=transfer.adapter)
@@ -203,8 +209,9 @@ def _tuned_from(
         )
         numbers, codes = eqx.partition(known, eqx.is_inexact_array)
         known = eqx.combine(jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), numbers), codes)
-        small = jnp.abs(slope * moved(time, at, moving)) <= _MOST_MOVED * tuning.time
-        unsettled = (tuning.validity == Validity.holds) & ~small
+        ahead, elsewhere = moved(time, at, moving)
+        small = jnp.abs(slope * ahead) <= _MOST_MOVED * tuning.time
+        unsettled = (tuning.validity == Validity.holds) & (elsewhere | ~small)
         valid = jnp.where(unsettled, int(Validity.unsettled), tuning.validity)
         valid = jnp.where(sound, valid, int(Validity.trapped))
         return eqx.tree_at(lambda c: (c.time, c.tuning.validity), known, (time, valid))

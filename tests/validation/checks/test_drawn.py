@@ -84,7 +84,7 @@ def test_the_law_where_it_was_once_wrong():
     """Every setting of the file against the exact chain; each failed, or was refused, before the law came from sampled starts."""
     results = [result for job in plan(read_settings(HARD), QUICK, 0, full=False) for result in job.run()]
     checks = [result for result in results if isinstance(result, Check)]
-    refused = {result.name for result in results if not isinstance(result, Check)}
+    refused = {result.setting for result in results if not isinstance(result, Check)}
     assert all(name.startswith("checkpoints of ") for name in refused)  # where pretraining is a matter of luck
     assert len(checks) >= 4 * (len(read_settings(HARD)) - len(refused))
     assert [check for check in checks if not check.agrees(4.5)] == []

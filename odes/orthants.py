@@ -4,9 +4,11 @@ Variables that depend on each other, as those of units in a plane do, are limits
 a vanishing fraction of its own. A law is therefore a [`Law`][]: the covariance and its first order in that fraction.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -100,21 +102,18 @@ def _plackett(rho: Array) -> Array:
     """The probability for four variables, no two of which are the same or opposite."""
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     s, weights = (nodes + 1) * np.pi / 4, weights * np.pi / 4
-    t = np.sin(s)
-    total = (0.25 + _arcsine(rho[0, 1]) / (2 * np.pi)) * (0.25 + _arcsine(rho[2, 3]) / (2 * np.pi))
-    for a in (0, 1):
-        for b in (2, 3):
-            c, d = 1 - a, 5 - b
-            r = t * rho[a, b]
-            ac, bc, ad, bd, cd = rho[a, c], t * rho[b, c], t * rho[a, d], rho[b, d], t * rho[c, d]
-            left = 1 - r**2
-            cc = left - (ac**2 + bc**2 - 2 * r * ac * bc)
-            dd = left - (ad**2 + bd**2 - 2 * r * ad * bd)
-            across = left * cd - (ac * ad + bc * bd - r * (ac * bd + bc * ad))
-            angle = jnp.arctan2(across, safe_sqrt(jnp.asarray(cc * dd - across**2)))
-            density = np.cos(s) / jnp.sqrt(left)
-            total += jnp.sum(weights * rho[a, b] * density * (0.25 + angle / (2 * np.pi))) / (2 * np.pi)
-    return total
+    a, b = np.array([0, 0, 1, 1]), np.array([2, 3, 2, 3])
+    c, d, t = 1 - a, 5 - b, jnp.asarray(np.sin(s), rho.dtype)[None]
+    ab, ac, bc, ad, bd, cd = (rho[pair][:, None] for pair in ((a, b), (a, c), (b, c), (a, d), (b, d), (c, d)))
+    r, bc, ad, cd = t * ab, t * bc, t * ad, t * cd
+    left = 1 - r**2
+    cc = left - (ac**2 + bc**2 - 2 * r * ac * bc)
+    dd = left - (ad**2 + bd**2 - 2 * r * ad * bd)
+    across = left * cd - (ac * ad + bc * bd - r * (ac * bd + bc * ad))
+    others = 0.25 + jnp.arctan2(across, safe_sqrt(cc * dd - across**2)) / (2 * np.pi)
+    grown = jnp.asarray(weights * np.cos(s), rho.dtype)[None] * ab * others / jnp.sqrt(left)
+    apart = (0.25 + _arcsine(rho[0, 1]) / (2 * np.pi)) * (0.25 + _arcsine(rho[2, 3]) / (2 * np.pi))
+    return apart + jnp.sum(grown) / (2 * np.pi)
 
 
 def _steepness(law: Law, j: int, n: int) -> Array:
@@ -145,10 +144,10 @@ def half_moments(covariance: Float[Array, "n n"], j: int) -> Float[Array, ""]:
     By Stein's lemma,
     $S_{0j}P + \sum_{m\ne j}S_{0m}\,p_m(0)\,E[x_j;\text{others positive}\,|\,x_m = 0]$ with P the probability that all are.
     """
-    value, doubt = _half_moments(covariance, j)
     if covariance.shape[0] < 3:
-        return value
-    apart, _ = _half_moments(covariance + _APART * jnp.diag(jnp.diagonal(covariance)), j)
+        return _half_moments(covariance, j)[0]
+    both = jnp.stack([covariance, covariance + _APART * jnp.diag(jnp.diagonal(covariance))])
+    (value, apart), (doubt, _) = jax.vmap(functools.partial(_half_moments, j=j))(both)
     return jnp.where(doubt, apart, value)
 
 

@@ -43,13 +43,14 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
     """Also find the largest noise scale theta = eta * d / B at which SGD still escapes (needs more time)."""
 
     def compute(self) -> Found:
+        escape = self.escape
         if (problem := self.stored()) is not None:
             phase = jax.tree.map(lambda x: x[None], search_phase(problem))
-            return Found(self.points([problem], phase), [])
+            return Found(self.points([problem], phase, escape), [])
         families, places, points = self.families(), np.asarray(self.pretrained()), []
         for family in families:
             phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
-            points += self.points([family.at(*place) for place in places.tolist()], phase)
+            points += self.points([family.at(*place) for place in places.tolist()], phase, escape)
         return Found(points, self.critical(families[0], places))
 
     @property
@@ -57,7 +58,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         """Whether the law of the escape time is asked for: a dimension is given, or a problem, which has one."""
         return bool(self.dim) or self.problem is not None
 
-    def points(self, problems: Sequence[Problem], phase: SearchPhase) -> list[dict[str, Any]]:
+    def points(self, problems: Sequence[Problem], phase: SearchPhase, escape: Criterion) -> list[dict[str, Any]]:
         """What is known of some problems, whose search phases are known."""
         places = [place_of(problem) for problem in problems]
         columns: dict[str, Any] = {
@@ -68,11 +69,11 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         columns["plateau"] = [
             settled(problem) if D < 0 else None for problem, D in zip(problems, columns["D"], strict=True)
         ]
-        laws = [law_of(problem, self.escape) if self.gives_law else _NO_LAW for problem in problems]
+        laws = [law_of(problem, escape) if self.gives_law else _NO_LAW for problem in problems]
         columns |= {_column(name): [law[name] for law in laws] for name in _NO_LAW}
         columns["largest_noise_scale"] = np.full(len(places), np.nan)
         if self.noise_limit:
-            columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, self.escape) for p in problems])
+            columns["largest_noise_scale"] = np.asarray([largest_noise_scale(p, escape) for p in problems])
         columns["rank"] = [place.rank for place in places]
         columns["dimension"] = [place.dimension if self.gives_law else np.nan for place in places]
         return rows_of(columns)

@@ -21,7 +21,7 @@ from validation.simulation import mean_and_error
 _LINKS = {"erf": "1/sqrt(n)", "relu": "1/n"}
 _STRENGTHS = 0.1, 0.5, 0.9
 _RANKS = 1, 2, 4
-_DIMENSION, _BATCH, _RATE = 100, 5000, 0.5
+_DIMENSION, _BATCH, _RATE = 100.0, 5000, 0.5
 _END, _FIRST = 5000.0, 2.0
 _SEEDS = 8
 _RECORDS = 10

@@ -113,7 +113,9 @@ def require_kind(name: str, value: Any, kind: Any, words: str) -> None:
 
 def require_integer(name: str, value: Any, words: str) -> None:
     """Raises ArgumentError unless `value` is a whole number, which True and False are not."""
-    require_kind(name, None if isinstance(value, bool) else value, int | np.integer, words)
+    require_kind(name, value, int | np.integer, words)
+    if isinstance(value, bool):
+        raise ArgumentError(name, f"must be {words}, but is {value}")
 
 
 def require_key(key: Any) -> None:

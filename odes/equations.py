@@ -62,9 +62,8 @@ def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: b
     d_gram = -(pull + pull.T)
     if finite:
         half = gradient.D @ (covariance.Q @ gradient.D / 2 - covariance.M @ gradient.C.T)
-        square = (
-            half + half.T + gradient.C @ covariance.P @ gradient.C.T
-        )  # symmetric, or an antisymmetric rounding of R grows
+        # symmetric, or an antisymmetric rounding of R grows
+        square = half + half.T + gradient.C @ covariance.P @ gradient.C.T
         crossed = decay[:, None] * (along_rows.T @ step)
         shrunk = jnp.outer(decay, decay) * overlaps.down_gram
         d_gram += problem.sgd.learning_rate * (step.T @ square @ step + crossed + crossed.T + shrunk)

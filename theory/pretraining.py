@@ -33,6 +33,11 @@ _MOST_MOVED = 0.03
 _ELSEWHERE = 0.1
 """Random weights that are so far from typical ones, relative to these, may have been pretrained to something else."""
 
+_RECORDS = 256
+"""Random pretrainings are recorded at so many times, and linear between."""
+
+Pretrainings = tuple[Float[Array, " T"], Float[Array, "starts T 3"]]
+
 _NEVER = math.inf
 """At this fraction of the source loss the start counts as arrived, so that nothing stops pretraining before its end."""
 
@@ -98,14 +103,16 @@ def pretrained_until(
     return _pretrained(transfer, start, jnp.asarray(end), jnp.asarray(fraction), iterated=end <= _MOST_STEPS * rate)
 
 
-def random_pretrainings(transfer: Transfer, run: Solution) -> Solution:
-    """Pretraining as in `run`, of the typical weights, for as long from weights whose overlap is N times as large: a batch of
-    runs, at quantiles of equal probability of N, standard normal, or of |N| where the student's link function is even."""
+def random_pretrainings(transfer: Transfer, run: Solution) -> Pretrainings:
+    """Pretraining as in `run`, of the typical weights, for as long from weights whose overlap is N times as large, at quantiles of
+    equal probability of N, standard normal, or of |N| where the student's link function is even: times (T,) and [`_weights`][] of
+    n runs at these, (n, T, 3)."""
     end, x = run.t_final, jnp.linspace(0.1, 3.0, 16)
+    times = end * jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-3, 1, _RECORDS)])
     even = bool(jnp.allclose(transfer.student(x), transfer.student(-x)))
     luck = jnp.asarray(np.abs(_LUCK) if even else _LUCK, end.dtype)
     iterated = bool(end <= _MOST_STEPS * transfer.pretraining_sgd.learning_rate)
-    return _randomly_pretrained(transfer, end, luck, iterated=iterated)
+    return times, _randomly_pretrained(transfer, times, luck, iterated=iterated)
 
 
 def _weights_alone(transfer: Transfer) -> Transfer:
@@ -113,16 +120,19 @@ def _weights_alone(transfer: Transfer) -> Transfer:
     return dataclasses.replace(transfer, adapter=transfer.adapter.replace(rank=1))
 
 
-def _solved(alone: Transfer, start: Overlaps, end: Array, fraction: Array, *, iterated: bool) -> Solution:
+def _solved(
+    alone: Transfer, start: Overlaps, end: Array, fraction: Array, *, iterated: bool, times: Array | None = None
+) -> Solution:
+    """Pretraining from a start, dense or recorded at `times`."""
     return solve(
         alone.pretraining,
         start,
         t1=end,
-        times=np.zeros(0),
+        times=np.zeros(0) if times is None else times,
         escape=Escape("loss", fraction),
         origin=start,
         until_escape=True,
-        dense=True,
+        dense=times is None,
         finite_steps=True,
         iterated=iterated,
         adjoint=diffrax.ForwardMode(),
@@ -140,19 +150,31 @@ def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction
 
 
 @eqx.filter_jit
-def _randomly_pretrained(transfer: Transfer, end: Array, luck: Float[Array, " n"], *, iterated: bool) -> Solution:
+def _randomly_pretrained(
+    transfer: Transfer, times: Float[Array, " T"], luck: Float[Array, " starts"], *, iterated: bool
+) -> Float[Array, "starts T 3"]:
     alone = _weights_alone(transfer)
-    typical, never = alone.typical_start(), jnp.full((), _NEVER, end.dtype)
+    typical, never = alone.typical_start(), jnp.full((), _NEVER, times.dtype)
 
-    def one(factor: Array) -> Solution:
+    def one(factor: Array) -> Array:
         start = eqx.tree_at(lambda x: x.cross, typical, typical.cross.at[0].multiply(factor))
-        return _solved(alone, start, end, never, iterated=iterated)
+        return _weights(_solved(alone, start, times[-1], never, iterated=iterated, times=times).overlaps)
 
     return jax.vmap(one)(luck)
 
 
+def _weights(overlaps: Overlaps) -> Float[Array, "*batch 3"]:
+    """What is known of the weights: their overlaps with target and source, and their square length."""
+    return jnp.concatenate([overlaps.cross[..., 0, :], overlaps.down_gram[..., 0, :1]], -1)
+
+
 def tuned_from(
-    transfer: Transfer, run: Solution, times: np.ndarray, goal: Escape | None = None, *, others: Solution | None = None
+    transfer: Transfer,
+    run: Solution,
+    times: np.ndarray,
+    goal: Escape | None = None,
+    *,
+    others: Pretrainings | None = None,
 ) -> Checkpoints:
     """[`checkpoints`][] at times of a pretraining that is solved already; NaN after its end.
 
@@ -164,7 +186,7 @@ def tuned_from(
 
 @eqx.filter_jit
 def _tuned_from(
-    transfer: Transfer, run: Solution, others: Solution | None, times: Float[Array, " n"], goal: Escape
+    transfer: Transfer, run: Solution, others: Pretrainings | None, times: Float[Array, " n"], goal: Escape
 ) -> Checkpoints:
     alone = _weights_alone(transfer)
 
@@ -173,10 +195,9 @@ def _tuned_from(
         tenth of their length and overlaps."""
         if others is None:
             return jnp.zeros_like(time), jnp.asarray(False)
-        there = eqx.filter_vmap(lambda other: other.evaluate(jnp.minimum(time, other.t_final)))(others)
-        now, there, speed = (
-            jnp.concatenate([x.cross[..., 0, :], x.down_gram[..., 0, :1]], -1) for x in (at, there, velocity)
-        )
+        recorded, runs = others
+        there = jax.vmap(jax.vmap(lambda x: jnp.interp(time, recorded, x), 1))(runs)
+        now, speed = _weights(at), _weights(velocity)
         square = speed @ speed
         ahead = (there.mean(axis=0) - now) @ speed / jnp.where(square > 0, square, 1)
         apart = jnp.linalg.norm(there - now[None], axis=-1).mean()

@@ -43,7 +43,8 @@ class Validity(Meaning):
     plateau = "D <= 0 at w0: a plateau comes before the search, and no start is typical"
     split = "SGD noise shrinks the rows: the time depends on how they share the start, and no start is typical"
     unsettled = (
-        "random weights are pretrained faster or slower than typical ones, which moves the mean time by more than 3 %"
+        "random weights are pretrained to something else than typical ones, or faster or slower, "
+        "which moves the mean time by more than 3 %"
     )
 
 

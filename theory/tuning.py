@@ -3,6 +3,7 @@ r"""Where the mean time of fine-tuning from given weights is computed, to leadin
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -56,6 +57,7 @@ def stable_step(problem: Problem) -> Float[Array, ""]:
     return _STEP / fastest_decay(problem, search_phase(problem))
 
 
+@eqx.filter_jit
 def fine_tuning(
     problem: Problem,
     goal: Escape | None = None,

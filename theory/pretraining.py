@@ -181,27 +181,32 @@ def tuned_from(
     `others` are the [`random_pretrainings`][] if `run` began with typical weights that stand for random ones.
     """
     goal = Escape() if goal is None else goal
-    return in_lanes(lambda at: _tuned_from(transfer, run, others, at, goal), times)
+    found, weights, velocity = in_lanes(lambda at: _tuned_from(transfer, run, at, goal), times)
+    if others is None:
+        return found
+    unsettled = (found.tuning.validity == Validity.holds) & _unsettled(found, weights, velocity, others)
+    valid = np.where(unsettled, int(Validity.unsettled), found.tuning.validity)
+    return eqx.tree_at(lambda c: c.tuning.validity, found, valid)
+
+
+def _unsettled(found: Checkpoints, weights: np.ndarray, velocity: np.ndarray, others: Pretrainings) -> np.ndarray:
+    """Whether random pretrainings are ahead or behind on average by what moves the time of fine-tuning, or whether they are
+    elsewhere, by more than a tenth of the weights' length and overlaps."""
+    recorded, runs = (np.asarray(x) for x in others)
+    there = np.stack([[np.interp(found.time, recorded, x) for x in run.T] for run in runs]).transpose(2, 0, 1)
+    square = np.sum(velocity**2, axis=-1)
+    ahead = np.sum((there.mean(axis=1) - weights) * velocity, axis=-1) / np.where(square > 0, square, 1)
+    apart = np.linalg.norm(there - weights[:, None], axis=-1).mean(axis=1)
+    moved = ~(np.abs(found.slope * ahead) <= _MOST_MOVED * found.tuning.time)
+    return moved | (apart > _ELSEWHERE * np.linalg.norm(weights, axis=-1))
 
 
 @eqx.filter_jit
 def _tuned_from(
-    transfer: Transfer, run: Solution, others: Pretrainings | None, times: Float[Array, " n"], goal: Escape
-) -> Checkpoints:
+    transfer: Transfer, run: Solution, times: Float[Array, " n"], goal: Escape
+) -> tuple[Checkpoints, Float[Array, "n 3"], Float[Array, "n 3"]]:
+    """Checkpoints, their [`_weights`][] and the velocities of these."""
     alone = _weights_alone(transfer)
-
-    def moved(time: Array, at: Overlaps, velocity: Overlaps) -> tuple[Array, Array]:
-        """By how much time the weights of random pretrainings are ahead on average, and whether they are elsewhere, by more than a
-        tenth of their length and overlaps."""
-        if others is None:
-            return jnp.zeros_like(time), jnp.asarray(False)
-        recorded, runs = others
-        there = jax.vmap(jax.vmap(lambda x: jnp.interp(time, recorded, x), 1))(runs)
-        now, speed = _weights(at), _weights(velocity)
-        square = speed @ speed
-        ahead = (there.mean(axis=0) - now) @ speed / jnp.where(square > 0, square, 1)
-        apart = jnp.linalg.norm(there - now[None], axis=-1).mean()
-        return ahead, apart > _ELSEWHERE * jnp.linalg.norm(now)
 
     def tuned(overlaps: Overlaps) -> tuple[Array, tuple[FineTuning, Array]]:
         problem = alone.fine_tuning(overlaps).replace(adapter=transfer.adapter)
@@ -210,7 +215,7 @@ def _tuned_from(
 
     safe = alone.typical_start()
 
-    def one(time: Array) -> Checkpoints:
+    def one(time: Array) -> tuple[Checkpoints, Array, Array]:
         overlaps, velocity = jax.jvp(run.evaluate, (time,), (jnp.ones_like(time),))
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((overlaps, velocity))]).all()
         sound = finite & (overlaps.down_gram[0, 0] > 0) & (time <= run.t_final)
@@ -230,12 +235,9 @@ def _tuned_from(
         )
         numbers, codes = eqx.partition(known, eqx.is_inexact_array)
         known = eqx.combine(jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), numbers), codes)
-        ahead, elsewhere = moved(time, at, moving)
-        small = jnp.abs(slope * ahead) <= _MOST_MOVED * tuning.time
-        unsettled = (tuning.validity == Validity.holds) & (elsewhere | ~small)
-        valid = jnp.where(unsettled, int(Validity.unsettled), tuning.validity)
-        valid = jnp.where(sound, valid, int(Validity.trapped))
-        return eqx.tree_at(lambda c: (c.time, c.tuning.validity), known, (time, valid))
+        valid = jnp.where(sound, tuning.validity, int(Validity.trapped))
+        known = eqx.tree_at(lambda c: (c.time, c.tuning.validity), known, (time, valid))
+        return known, _weights(at), _weights(moving)
 
     return jax.vmap(one)(times)
 

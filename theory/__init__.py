@@ -22,6 +22,6 @@ from theory.starts import (
     typical_start,
     weights_start,
 )
-from theory.trust import Fluctuations, Validity, fluctuations, too_fast, validity
+from theory.trust import Fluctuations, Validity, fluctuations, stretched, too_fast, validity
 from theory.tuning import FineTuning, fine_tuning
 from theory.verdict import Candidate, Effect, Verdict, judge

@@ -34,7 +34,7 @@ class Validity(Meaning):
     large_noise = "the batches are too small for this dimension: SGD noise feeds the start by more than 0.07, or with kinks 0.05 |w0|"
     coarse = (
         "the learning rate is too large (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times a curvature, "
-        "and times the squared length of free rows at the escape, above 1.25)"
+        "and times the largest eigenvalue of R at the escape, above 1.25)"
     )
     trapped = "SGD at this noise scale does not escape"
     fluctuations = "SGD noise at the escape is too large for this dimension (above 1.5 % of |U|^2, 2.5 % ahead of the mean or 0.5 % behind)"
@@ -112,10 +112,13 @@ def too_fast(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
 
 
 def stretched(problem: Problem, phase: SearchPhase, crossing: Overlaps) -> Bool[Array, ""]:
-    """Whether rows that are not normalised have grown so long that steps are too large for the flow where it escapes."""
-    if problem.adapter.normalized:
-        return jnp.zeros((), bool)
-    longest = jnp.max(jnp.diagonal(crossing.down_gram))
+    r"""Whether steps are too large for the flow where it escapes, though they are not at w0.
+
+    There U relaxes as fast as $\chi\kappa^2D$ times the largest eigenvalue of R, to which rows that grow or turn to each other
+    add: $\eta$ times that is above 1.25.
+    """
+    finite = jnp.isfinite(crossing.down_gram)
+    longest = jnp.linalg.eigvalsh(jnp.where(finite, crossing.down_gram, 0))[-1]
     return problem.sgd.learning_rate * fastest_decay(problem, phase) * longest > _FASTEST_DECAY
 
 

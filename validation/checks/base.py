@@ -156,9 +156,12 @@ class Case:
         d = float(self.problem.sgd.dimension)
         return Check(self.name, name, theory, simulation, error, deviation if z is None else z, accuracy, d)
 
-    def known(self, error: Any) -> Any:
-        """The error of an escape time whose standard error is `error`: within a step it is a matter of definition."""
-        return np.hypot(error, _WITHIN_A_STEP * float(self.problem.sgd.learning_rate))
+    def known(self, error: Any, step: float | None = None) -> Any:
+        """The error of an escape time whose standard error is `error`: within a step it is a matter of definition.
+
+        A `step` takes a learning rate unless told otherwise.
+        """
+        return np.hypot(error, _WITHIN_A_STEP * (float(self.problem.sgd.learning_rate) if step is None else step))
 
     def arrivals(self, name: str, arrived: int, seeds: int, *, missing: float = 1e-6) -> Check:
         """That all seeds arrive but a fraction `missing`: z is the deviate that is as improbable as how many do not."""

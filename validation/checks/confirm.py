@@ -94,7 +94,8 @@ def checkpoint_checks(case: Case) -> Iterator[Result]:
         where = f"from the checkpoint at t = {row['pretraining_time']:.4g}"
         yield case.arrivals(f"fraction fine-tuned {where}", int(row["reached"]), seeds, missing=_RARE)
         name = f"fine-tuning time {where}"
-        yield case.check(name, row["theory"], row["chain"], row["standard_error"], accuracy=LAW_ACCURACY)
+        error = case.known(row["standard_error"])
+        yield case.check(name, row["theory"], row["chain"], error, accuracy=LAW_ACCURACY)
     if left := times.size - len(rows):
         yield Note(case.name, f"checkpoints: the time from {left} of {times.size} is 0, not trusted, or too long")
 
@@ -165,4 +166,6 @@ def remedy_checks(case: Case) -> Iterator[Result]:
         found = confirmed_remedy(remedy, case.escape, seeds=seeds, key=case.key)
         yield case.arrivals(f"fraction that arrives, {remedy.name}", found["reached"], seeds, missing=_RARE)
         name = f"samples per dimension, {remedy.name}"
-        yield case.check(name, remedy.samples, found["chain_samples"], found["standard_error"], accuracy=LAW_ACCURACY)
+        sgd = remedy.stages[-1].problem.sgd
+        error = case.known(found["standard_error"], float(sgd.samples_per_dimension(sgd.learning_rate)))
+        yield case.check(name, remedy.samples, found["chain_samples"], error, accuracy=LAW_ACCURACY)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from odes import solve
-from theory import fluctuations, largest_noise_scale, passage, patience, search_phase, shared_start, too_fast
+from theory import largest_noise_scale, passage, patience, search_phase, shared_start, stretched, too_fast
 from validation.checks.base import MOST_STEPS, Case, Note, Result
 from validation.simulation.result import mean_and_error
 
@@ -78,8 +78,8 @@ def noise_limit(case: Case) -> Iterator[Result]:
         return
     below = case.theory.replace(sgd=case.theory.sgd.whole_batches(limit / _SIDE))
     crossing = passage(below, shared_start(below, _SMALL), case.escape, end).final
-    if not np.isfinite(fluctuations(below, case.escape, phase, crossing).relative):
-        yield Note(case.name, "noise-limit: the rows grow until the steps are unstable")
+    if stretched(below, phase, crossing):
+        yield Note(case.name, "noise-limit: the rows grow, or turn to each other, until the steps are too large")
         return
     for number, (factor, expected) in enumerate(((1 / _SIDE, 1), (_SIDE, 0))):
         problem = case.problem.replace(sgd=case.problem.sgd.whole_batches(factor * limit))

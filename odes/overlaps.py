@@ -23,6 +23,10 @@ from odes.problem import Problem
 from odes.shown import Shown
 
 
+_SPANS = 1e-10
+"""A direction counts if its part across those before has at least this part of its squared length."""
+
+
 class Overlaps(Shown):
     r"""The overlaps of an adapter of rank r.
 
@@ -162,6 +166,20 @@ def gram_root(gram: Float[Array, "f f"]) -> tuple[Float[Array, "f f"], Bool[Arra
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     spans = eigenvalues > 1e3 * jnp.finfo(gram.dtype).eps * eigenvalues[-1]
     return vectors * jnp.sqrt(jnp.where(spans, eigenvalues, 0))[None], spans
+
+
+def orthonormal_components(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Rows with the given Gram matrix, along orthonormal directions that they define one after the other (Gram and Schmidt).
+
+    The result is lower triangular. A row counts as one of those before if its part across them has less than 1e-10 of its square
+    length; its own column is 0 then.
+    """
+    columns, rest = [], gram
+    for row in range(gram.shape[0]):
+        spans = rest[row, row] > _SPANS * gram[row, row]
+        columns.append(jnp.where(spans, rest[row] / jnp.sqrt(jnp.where(spans, rest[row, row], 1)), 0))
+        rest = rest - jnp.outer(columns[-1], columns[-1])
+    return jnp.tril(jnp.stack(columns, axis=1))
 
 
 def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0, length: ArrayLike = 1.0) -> Overlaps:

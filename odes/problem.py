@@ -295,8 +295,11 @@ class Problem(Shown):
             )
 
     def require_known_search(self) -> None:
-        """Raises ArgumentError unless the problem is single-index and its readouts are at rest: its search phase is known."""
-        self.require_single_index()
+        """Raises ArgumentError unless there are pretrained weights and readouts are at rest: the search phase is known."""
+        if self.units == (1, 1) and not self.has_frozen_weights:
+            self.require_single_index()
+        if not self.has_frozen_weights:
+            raise ArgumentError("problem", "must have pretrained weights W0, from which the search begins")
         if self.sgd.trains_readouts:
             raise ArgumentError("problem", "must have readouts at rest for its search phase to be known")
 

@@ -5,14 +5,15 @@ from theory.critical import CriticalPoints, critical_points
 from theory.diagram import PhaseDiagram, Region, phase_diagram
 from theory.hermite import hermite_coefficients, information_exponent
 from theory.law import EscapeLaw, escape_law, largest_noise_scale
+from theory.modes import EscapeModes, escape_modes, escape_rate
 from theory.passages import passage, patience
 from theory.plateaus import Plateau, plateau
 from theory.pretraining import Checkpoints, checkpoints, pretrained_until, pretraining_times
 from theory.remedy import WAYS, Remedy, remedies
-from theory.search import SearchPhase, UnstableMode, escape_rate, noise_unit, search_phase, sweep, unstable_mode
+from theory.search import SearchPhase, UnstableMode, amplitudes, noise_unit, search_phase, sweep, unstable_mode
 from theory.starts import (
-    along_gradient,
     mode_start,
+    on_rows,
     random_start,
     resting_start,
     shared_start,

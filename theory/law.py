@@ -15,8 +15,9 @@ from odes.arguments import ArrayLike, concrete, real_array, require
 from odes.gaussian import has_closed_form
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
+from theory.modes import EscapeModes, escape_modes
 from theory.passages import passage, patience
-from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
+from theory.search import SearchPhase, UnstableMode, leading_phase, search_phase, unstable_mode
 from theory.starts import chi_quantiles, mode_start, moves, random_start, start_normals, typical_amplitude
 from theory.trust import Validity, met, stretched, too_fast, validity
 
@@ -138,11 +139,11 @@ def escape_law(
     if starts is None:
         starts = min(max(_ROWS // rank, _FEWEST), _MOST) // _dearer(problem)
     require("starts", starts, "at least 2", lambda n: n >= 2)
-    normals = real_array(start_normals(starts, rank, problem.frame_size))
-    phase = search_phase(problem)
-    fast = too_fast(problem, phase)
+    normals = real_array(start_normals(starts, rank, problem.frame_size, problem.units[0]))
+    modes = escape_modes(problem)
+    fast = too_fast(problem, leading_phase(modes))
     iterated = concrete(fast) and bool(fast)
-    return _law(problem, phase, fast, Escape() if escape is None else escape, normals, adjoint, iterated)
+    return _law(problem, modes, fast, Escape() if escape is None else escape, normals, adjoint, iterated)
 
 
 def _dearer(problem: Problem) -> int:
@@ -153,18 +154,19 @@ def _dearer(problem: Problem) -> int:
 @eqx.filter_jit
 def _law(
     problem: Problem,
-    phase: SearchPhase,
+    modes: EscapeModes,
     fast: Bool[Array, ""],
     escape: Escape,
     normals: Float[Array, "n r k"],
     adjoint: diffrax.AbstractAdjoint | None,
     iterated: bool,
 ) -> EscapeLaw:
-    mode, moving = unstable_mode(problem, phase), moves(problem, phase)
+    phase, mode = leading_phase(modes), unstable_mode(problem, modes)
+    moving = moves(problem, phase)
     rank, lag = problem.adapter.rank, jnp.zeros(()) if iterated else mode.lag
 
     def run(numbers: Array) -> tuple[Solution, Array]:
-        drawn, amplitude = random_start(problem, phase, mode, numbers)
+        drawn, amplitude = random_start(problem, modes, numbers)
         start = jax.tree.map(lambda a, b: jnp.where(moving, a, b), drawn, pretrained(problem))
         horizon = patience(phase)
         options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS // _dearer(problem)}
@@ -193,7 +195,7 @@ def _law(
     order = jnp.argsort(times)
     crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
     given_up = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached)
-    coarse = given_up if iterated else fast | stretched(problem, phase, crossing)
+    coarse = given_up if iterated else fast | stretched(problem, crossing)
     reached = count >= _ESCAPING * escaped.size
     valid = validity(problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse)
     already = met(problem, escape)
@@ -237,7 +239,7 @@ def _from_mode(
     **options: Any,
 ) -> Solution:
     """The flow of finite steps from the given amplitudes of the rows' unstable modes; from w0 itself if there is no mode."""
-    moved, still = mode_start(problem, phase, mode, amplitudes), pretrained(problem)
+    moved, still = mode_start(problem, mode, amplitudes), pretrained(problem)
     start = jax.tree.map(lambda a, b: jnp.where(_grows(problem, phase), a, b), moved, still)
     return passage(problem, start, escape, patience(phase), **options)
 
@@ -259,7 +261,7 @@ def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float
     escape = Escape() if escape is None else escape
     phase = search_phase(problem)
     amplitudes = jnp.full(problem.adapter.rank, 0.01 / np.sqrt(problem.adapter.rank))
-    mode = unstable_mode(problem, phase)
+    mode = unstable_mode(problem)
 
     def escapes(log_theta: Array) -> Array:
         noisy = problem.replace(noise_scale=jnp.exp(log_theta))

@@ -247,8 +247,7 @@ def _squared(teacher: Activation) -> Activation | None:
 def _curriculum(problem: Problem, squares: Activation, goal: Escape, slowest: float, restart: bool) -> Remedy:
     """Squared labels first, for part of the time that aligning the adapter takes, then the labels themselves."""
     easy = problem.replace(teacher=squares)
-    phase = search_phase(easy)
-    mode = unstable_mode(easy, phase)
+    phase, mode = search_phase(easy), unstable_mode(easy)
     length = float(-jnp.log(typical_amplitude(easy, mode)) * phase.tau)
     end = 2 * (slowest if np.isfinite(slowest) else 50 * length)
 
@@ -258,7 +257,7 @@ def _curriculum(problem: Problem, squares: Activation, goal: Escape, slowest: fl
         there = search_phase(first.problem)
         run = solve_stages(
             [first, second],
-            typical_start(first.problem, there, unstable_mode(first.problem, there)),
+            typical_start(first.problem, there, unstable_mode(first.problem)),
             records=2,
             escape=goal,
             since=0,

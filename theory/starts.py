@@ -9,12 +9,10 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from odes import Overlaps, Problem, Transfer, pretrained
-from odes.overlaps import rows_of_length
+from odes.overlaps import orthonormal_components, rows_of_length
 from odes.quadrature import safe_sqrt
-from theory.search import SearchPhase, UnstableMode, search_phase, unstable_mode
-
-_SPANS = 1e-10
-"""A direction of the frame counts if its part outside those before has at least this part of its squared length."""
+from theory.modes import EscapeModes, escape_modes
+from theory.search import SearchPhase, UnstableMode, amplitudes, search_phase, unstable_mode
 
 
 def moves(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
@@ -22,36 +20,32 @@ def moves(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
     return jnp.isfinite(phase.rate) & (phase.G > 0) & (problem.adapter.lr_ratio > 0)
 
 
-def _gradient(problem: Problem, phase: SearchPhase) -> Float[Array, " f"]:
-    r"""The overlaps of the unit vector along $C\omega^* - Dw_0$ with the frame."""
-    return ((phase.C * problem.target - phase.D * problem.frozen) @ problem.frame_gram)[0] / jnp.sqrt(phase.G)
+def on_rows(problem: Problem, up: Float[Array, "K r"], cross: Float[Array, "r f"]) -> Overlaps:
+    """U = `up`, and orthonormal rows of V whose overlaps with the frame are `cross`."""
+    return Overlaps(up, cross, pretrained(problem).down_gram)
 
 
-def along_gradient(problem: Problem, phase: SearchPhase, up: Float[Array, " r"], cross: Float[Array, " r"]) -> Overlaps:
-    r"""U = `up`, and orthonormal rows of V whose overlaps with the unit vector along $C\omega^* - Dw_0$ are `cross`."""
-    return Overlaps(up[None], jnp.outer(cross, _gradient(problem, phase)), pretrained(problem).down_gram)
-
-
-def mode_start(problem: Problem, phase: SearchPhase, mode: UnstableMode, amplitudes: Float[Array, " r"]) -> Overlaps:
+def mode_start(problem: Problem, mode: UnstableMode, amplitudes: Float[Array, " r"]) -> Overlaps:
     """The overlaps of an adapter whose rows have the given amplitudes along the unstable mode."""
-    return along_gradient(problem, phase, mode.up * amplitudes, mode.cross * amplitudes)
+    return on_rows(problem, jnp.outer(mode.up, amplitudes), jnp.outer(mode.cross * amplitudes, mode.direction))
 
 
 def shared_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
     """The overlaps on the unstable mode whose amplitude the rows of the adapter share equally."""
-    phase, rank = search_phase(problem), problem.adapter.rank
-    return mode_start(problem, phase, unstable_mode(problem, phase), jnp.full(rank, amplitude / np.sqrt(rank)))
+    rank = problem.adapter.rank
+    return mode_start(problem, unstable_mode(problem), jnp.full(rank, amplitude / np.sqrt(rank)))
 
 
 def resting_start(problem: Problem) -> Overlaps:
-    r"""U = 0 and rows of V whose overlap with the gradient's direction at w0 is the typical $d^{-1/2}$."""
+    r"""U = 0 and rows of V whose overlap with the direction that they learn at w0 is the typical $d^{-1/2}$."""
     rank, overlap = problem.adapter.rank, 1 / jnp.sqrt(problem.sgd.dimension)
-    return along_gradient(problem, search_phase(problem), jnp.zeros(rank), jnp.full(rank, overlap))
+    still = pretrained(problem)
+    return on_rows(problem, still.up, jnp.outer(jnp.full(rank, overlap), escape_modes(problem).directions[0]))
 
 
 @functools.cache
-def start_normals(starts: int, rank: int, frame: int) -> np.ndarray:
-    """Standard normals (n, r, 3 + f + r) for [`random_start`][], for every row of n starts; the same at every call.
+def start_normals(starts: int, rank: int, frame: int, units: int = 1) -> np.ndarray:
+    """Standard normals (n, r, 2K + 1 + f + r) for [`random_start`][], for every row of n starts; the same at every call.
 
     The first of each row, which decide when it escapes, are quantiles of equal probability in a random order (a Latin
     hypercube), and positive: the equations do not change if a row and its column of U both change their sign. Then their
@@ -60,7 +54,7 @@ def start_normals(starts: int, rank: int, frame: int) -> np.ndarray:
     from scipy import special
 
     rng = np.random.default_rng(0)
-    normals = rng.normal(size=(starts, rank, 3 + frame + rank))
+    normals = rng.normal(size=(starts, rank, 2 * units + 1 + frame + rank))
     levels = rng.permuted(np.tile(np.arange(starts), (rank, 1)), axis=1).T
     amplitudes = special.ndtri((1 + (levels + 0.5) / starts) / 2)
     lengths = np.linalg.norm(amplitudes, axis=1)
@@ -76,36 +70,38 @@ def chi_quantiles(degrees: int, n: int) -> np.ndarray:
 
 
 def random_start(
-    problem: Problem, phase: SearchPhase, mode: UnstableMode, normals: Float[Array, "r k"]
+    problem: Problem, modes: EscapeModes, normals: Float[Array, "r n"]
 ) -> tuple[Overlaps, Float[Array, ""]]:
-    r"""A random start at dimension d, with what SGD noise adds to its unstable mode later; and that mode's amplitude |a|.
+    r"""A random start at dimension d, with what SGD noise adds to its growing modes later; and the first mode's amplitude |a|.
 
     The rows of V are uniform on the sphere ([`odes.random_overlaps`][]; the lengths of their parts outside the frame by the
-    cube root of Wilson and Hilferty, to relative order $d^{-2}$) and U = 0. Since the noise feeds the mode while it is small, the
-    flow from this start shifted along the mode by the noise's part of the amplitude takes the time of SGD. Both parts are
-    Gaussian ([`unstable_mode`][]); of the standard `normals` ([`start_normals`][]) the first is the row's amplitude.
+    cube root of Wilson and Hilferty, to relative order $d^{-2}$) and U = 0. Since the noise feeds the modes while they are small, the
+    flow from this start shifted along the modes by the noise's part of their amplitudes takes the time of SGD. Both parts are
+    Gaussian ([`theory.amplitudes`][]). They are written as a matrix M times standard normals; the rows of M are made orthonormal one
+    after the other, so that of the standard `normals` ([`start_normals`][]) the first alone is the first mode's amplitude.
     """
-    rank, gram, dimension = problem.adapter.rank, problem.frame_gram, problem.sgd.dimension
-    amplitude, other, length = normals[:, 0], normals[:, 1], normals[:, 2]
-    drawn, fed = jnp.sqrt(mode.initial), safe_sqrt(mode.variance - mode.initial)
-    total = jnp.sqrt(mode.variance)
-    noise = fed * (fed * amplitude - drawn * other) / total
-    along = (drawn * amplitude + fed * other) / total + jnp.sqrt(dimension) * mode.cross * noise
-    columns = [_gradient(problem, phase)]
-    rest = gram - jnp.outer(columns[0], columns[0])
-    for row in range(gram.shape[0]):
-        spans = rest[row, row] > _SPANS * gram[row, row]
-        columns.append(jnp.where(spans, rest[row] / jnp.sqrt(jnp.where(spans, rest[row, row], 1)), 0))
-        rest -= jnp.outer(columns[-1], columns[-1])
-    root = jnp.stack(columns, axis=1)
+    units, rank, gram, dimension = problem.units[0], problem.adapter.rank, problem.frame_gram, problem.sgd.dimension
+    initial, fed = amplitudes(problem, modes)
+    noise_root = orthonormal_components(fed)
+    sources = jnp.concatenate([jnp.concatenate([initial, noise_root], axis=1), jnp.eye(2 * units, dtype=fed.dtype)])
+    turned = orthonormal_components(sources @ sources.T)[units:]
+    spans = jnp.any(turned != 0, axis=0)
+    place = jnp.where(spans, jnp.cumsum(spans) - 1, 0)
+    drawn = normals[:, : 2 * units][:, place] @ turned.T
+    noise = drawn[:, units:] @ noise_root.T
+    along = drawn[:, :units] + noise @ modes.cross[:units]
+    there = jnp.diag(jnp.any(modes.span != 0, axis=1).astype(gram.dtype))
+    root = orthonormal_components(jnp.block([[there, modes.span], [modes.span.T, gram]]))[units:]
     span = jnp.any(root != 0, axis=0).astype(root.dtype)
-    inside = jnp.concatenate([along[:, None], normals[:, 3 : 3 + gram.shape[0]]], axis=1) * span[None]
+    inside = jnp.concatenate([along, normals[:, 2 * units + 1 :][:, : gram.shape[0]]], axis=1) * span[None]
     freedom = dimension - jnp.sum(span) - jnp.arange(rank, dtype=root.dtype)
     ninth = 2 / (9 * freedom)
-    lengths = safe_sqrt(freedom * (1 - ninth + jnp.sqrt(ninth) * length) ** 3)
-    outside = jnp.tril(normals[:, 3 + gram.shape[0] :], -1) + jnp.diag(lengths)
+    lengths = safe_sqrt(freedom * (1 - ninth + jnp.sqrt(ninth) * normals[:, 2 * units]) ** 3)
+    outside = jnp.tril(normals[:, 2 * units + 1 + gram.shape[0] :], -1) + jnp.diag(lengths)
     cross, down_gram = rows_of_length(inside, root, outside, jnp.ones(()))
-    return Overlaps((mode.up * noise)[None], cross, down_gram), total * jnp.linalg.norm(amplitude)
+    up = (noise @ modes.up[:units]).T / jnp.sqrt(dimension)
+    first = jnp.sqrt((initial[0] @ initial[0] + fed[0, 0]) / dimension)
+    return Overlaps(up, cross, down_gram), first * jnp.linalg.norm(normals[:, 0])
 
 
 def typical_amplitude(problem: Problem, mode: UnstableMode) -> Float[Array, ""]:
@@ -119,7 +115,7 @@ def typical_start(problem: Problem, phase: SearchPhase, mode: UnstableMode, *, e
 
     The rows of the adapter are on the unstable mode with the total amplitude of [`typical_amplitude`][], shared by them like
     quantiles of a half-normal law, or in `equal` parts. Where D <= 0 they have U = 0 instead and the total overlap $(r/d)^{1/2}$ with the
-    gradient's direction. Where nothing moves the start is w0 itself.
+    direction that they learn. Where nothing moves the start is w0 itself.
     """
     from scipy import special
 
@@ -129,8 +125,7 @@ def typical_start(problem: Problem, phase: SearchPhase, mode: UnstableMode, *, e
     amplitude = typical_amplitude(problem, mode)
     up = jnp.where(damped, mode.up * amplitude, 0)
     cross = jnp.where(damped, mode.cross * amplitude, jnp.sqrt(rank / problem.sgd.dimension))
-    safe = jax.tree.map(lambda x: jnp.where(moving, x, 1.0), phase)
-    moved = along_gradient(problem, safe, up * rows, cross * rows)
+    moved = on_rows(problem, jnp.outer(up, rows), jnp.outer(cross * rows, mode.direction))
     return jax.tree.map(lambda a, b: jnp.where(moving, a, b), moved, pretrained(problem))
 
 

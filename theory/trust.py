@@ -73,7 +73,7 @@ def validity(
     doubts = {
         Validity.holds: met(problem, goal),
         Validity.still: ~moves(problem, phase),
-        Validity.large_noise: fed > jnp.where(kinked(problem), _LARGEST_FED_KINKED * problem.strength, _LARGEST_FED),
+        Validity.large_noise: fed > jnp.where(kinked(problem), _LARGEST_FED_KINKED * shortest(problem), _LARGEST_FED),
         Validity.coarse: coarse,
         Validity.trapped: ~reached,
         Validity.fluctuations: (noise.relative > _LARGEST_SPREAD)
@@ -94,24 +94,31 @@ def kinked(problem: Problem) -> bool:
     return problem.student.kinked or problem.teacher.kinked
 
 
+def shortest(problem: Problem) -> Float[Array, ""]:
+    """The length of the shortest row of the pretrained weights."""
+    return jnp.sqrt(jnp.min(jnp.diagonal(problem.frozen @ problem.frame_gram @ problem.frozen.T)))
+
+
 @eqx.filter_jit
 def too_fast(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
     r"""Whether the learning rate is too large for the flow of finite steps.
 
     That is so for $\eta\lambda_+ > 0.6$, for $\eta\chi\kappa^2$ times D at w0 or $E[\sigma'^2]$ at unit length above 1.25, and with
-    kinks for $\eta\chi\kappa^2|D|$ above 0.6 where U is as long as w0 and orthogonal to it: near a kink D is about $-1/|w|$.
+    kinks for $\eta\chi\kappa^2|D|$ above 0.6 where a unit's U is as long as its w0 and orthogonal to it: near a kink D is about $-1/|w|$.
     """
     eta, adapter = problem.sgd.learning_rate, problem.adapter
-    fast = (eta * phase.rate > _FASTEST_GROWTH) | (eta * fastest_decay(problem, phase) > _FASTEST_DECAY)
+    fast = (eta * phase.rate > _FASTEST_GROWTH) | (eta * fastest_decay(problem) > _FASTEST_DECAY)
     if kinked(problem):
-        begin = pretrained(problem)
-        turned = eqx.tree_at(lambda o: o.up, begin, begin.up.at[0, 0].set(problem.strength / adapter.kappa))
-        turn = adapter.lr_ratio * adapter.kappa**2 * jnp.abs(gradient_at(problem, turned).D[0, 0])
-        fast |= eta * turn > _FASTEST_TURN
+        begin, lengths = pretrained(problem), jnp.diagonal(problem.frozen @ problem.frame_gram @ problem.frozen.T)
+        for unit in range(problem.units[0]):
+            length = jnp.sqrt(lengths[unit]) / adapter.kappa
+            turned = eqx.tree_at(lambda o: o.up, begin, begin.up.at[unit, 0].set(length))
+            turn = adapter.lr_ratio * adapter.kappa**2 * jnp.abs(gradient_at(problem, turned).D[unit, unit])
+            fast |= eta * turn > _FASTEST_TURN
     return fast
 
 
-def stretched(problem: Problem, phase: SearchPhase, crossing: Overlaps) -> Bool[Array, ""]:
+def stretched(problem: Problem, crossing: Overlaps) -> Bool[Array, ""]:
     r"""Whether steps are too large for the flow where it escapes, though they are not at w0.
 
     There U relaxes as fast as $\chi\kappa^2D$ times the largest eigenvalue of R, to which rows that grow or turn to each other
@@ -119,7 +126,7 @@ def stretched(problem: Problem, phase: SearchPhase, crossing: Overlaps) -> Bool[
     """
     finite = jnp.isfinite(crossing.down_gram)
     longest = jnp.linalg.eigvalsh(jnp.where(finite, crossing.down_gram, 0))[-1]
-    return problem.sgd.learning_rate * fastest_decay(problem, phase) * longest > _FASTEST_DECAY
+    return problem.sgd.learning_rate * fastest_decay(problem) * longest > _FASTEST_DECAY
 
 
 class Fluctuations(Shown):
@@ -150,13 +157,13 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
     Fluctuations that are forgotten much faster carry a run over by all of it, slow ones by nothing on average; the head start is
     $T^2/(T + 1/\gamma)$.
 
-    In the same way every $U_a$ alone fluctuates, by the variance of the noise on it over twice the rate at which that is forgotten.
-    This adds $\tfrac12\sum_a\mathrm{Var}(U_a)\,\partial^2z/\partial U_a^2$ to the mean of z, which the flow passes in the delay
+    In the same way every $U_{ka}$ alone fluctuates, by the variance of the noise on it over twice the rate at which that is
+    forgotten. This adds $\tfrac12\sum\mathrm{Var}(U_{ka})\,\partial^2z/\partial U_{ka}^2$ to the mean of z, which the flow passes in the delay
     $|\Delta z/\dot z|$. What it adds to the noise and to the damping on the way makes runs later by a few times as much.
 
-    A step multiplies the squared length of a row by 1 + x, x of mean $\bar x = \eta\theta\kappa^2N|U|^2$ and variance $\bar x^2K/B$ with
-    the amplitudes' kurtosis K; since $E\log(1 + x) \simeq \bar x - E[x^2]/2$, the rows shrink less by the fraction
-    $\bar xK/(2B) = \theta^2\kappa^2N|U|^2K/(2d)$, the tail. K samples are drawn in a time $\theta K/d$.
+    A step multiplies the squared length of a row by 1 + x, x of mean $\bar x = \eta\theta\kappa^2\,\mathrm{tr}\,U^TNU$ and variance
+    $\bar x^2K/B$ with the amplitudes' kurtosis K, the largest of the units'; since $E\log(1 + x) \simeq \bar x - E[x^2]/2$, the rows shrink less by the fraction
+    $\bar xK/(2B) = \theta^2\kappa^2K\,\mathrm{tr}\,U^TNU/(2d)$, the tail. K samples are drawn in a time $\theta K/d$.
     """
     adapter, sgd = problem.adapter, problem.sgd
     reference = escape.reference(problem)
@@ -179,16 +186,16 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
         return jnp.where(both > 0, size / jnp.where(both > 0, both, 1), jnp.inf), decay + phase.rate
 
     still = jax.tree.map(jnp.zeros_like, crossing)
-    each = jnp.eye(adapter.rank, dtype=slope.up.dtype)[:, None]
+    each = jnp.eye(crossing.up.size, dtype=slope.up.dtype).reshape(-1, *crossing.up.shape)
     of_up = jax.vmap(lambda up: eqx.tree_at(lambda o: o.up, still, up))(each)
     bent = jax.vmap(lambda up: _dot(up, jax.jvp(jax.grad(margin), (crossing,), (up,))[1]))(of_up)
     squares, rates = jax.vmap(variance)(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), slope, of_up))
     deviation, rate, length = safe_sqrt(squares[0]), rates[0], jnp.sum(crossing.up**2)
     root = jnp.sqrt(jnp.maximum(velocity**2 + 2 * acceleration * deviation, 0))
     last = 2 * deviation / (jnp.abs(velocity) + root)
-    noise = noise_at(problem, crossing)[0, 0]
-    outlying = sgd.noise_scale * kurtosis_at(problem, crossing)[0] / sgd.dimension
-    tail = sgd.noise_scale * adapter.kappa**2 * noise * length * outlying / 2
+    shrinking = jnp.vdot(crossing.up, noise_at(problem, crossing) @ crossing.up)
+    outlying = sgd.noise_scale * jnp.max(kurtosis_at(problem, crossing)) / sgd.dimension
+    tail = sgd.noise_scale * adapter.kappa**2 * shrinking * outlying / 2
     return Fluctuations(
         relative=jnp.sum(squares[1:]) / length,
         head_start=last**2 / (last + 1 / rate),

@@ -10,10 +10,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Problem
 from odes.shown import Shown
+from theory.modes import escape_modes
 from theory.passages import passage, patience
-from theory.search import fastest_decay, search_phase, unstable_mode
+from theory.search import fastest_decay, leading_phase, unstable_mode
 from theory.starts import moves, typical_amplitude, typical_start
-from theory.trust import Validity, kinked, met, stretched, too_fast, validity
+from theory.trust import Validity, kinked, met, shortest, stretched, too_fast, validity
 
 _STEP = 1.5
 """The integrator's largest step in units of the fastest time scale, within the stability of the explicit solver."""
@@ -54,7 +55,7 @@ class FineTuning(Shown):
 
 def stable_step(problem: Problem) -> Float[Array, ""]:
     """The largest step for an explicit integrator whose derivatives matter: 1.5 over the fastest rate of decay."""
-    return _STEP / fastest_decay(problem, search_phase(problem))
+    return _STEP / fastest_decay(problem)
 
 
 @eqx.filter_jit
@@ -75,8 +76,9 @@ def fine_tuning(
     **Raises** ArgumentError unless the problem is single-index with pretrained weights.
     """
     goal = Escape() if goal is None else goal
-    phase = search_phase(problem)
-    mode, moving = unstable_mode(problem, phase), moves(problem, phase)
+    modes = escape_modes(problem)
+    phase, mode = leading_phase(modes), unstable_mode(problem, modes)
+    moving = moves(problem, phase)
     options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": max_steps}
     horizon, step = jnp.where(moving, patience(phase), 1.0), stable_step(problem)
     starts = [typical_start(problem, phase, mode, equal=equal) for equal in (False, True)][: problem.adapter.rank]
@@ -88,12 +90,12 @@ def fine_tuning(
     time = found + jnp.where(searched, mode.lag * jnp.log(amplitude), 0)
     time = jnp.where(already, 0, jnp.where(moving, time, jnp.nan))
     crossing = jax.tree.map(lambda x: x[0], runs.final)
-    coarse = too_fast(problem, phase) | stretched(problem, phase, crossing)
+    coarse = too_fast(problem, phase) | stretched(problem, crossing)
     valid = validity(
         problem, goal, phase, mode, time=time, reached=jnp.isfinite(time), crossing=crossing, coarse=coarse
     )
     whole = jnp.sqrt(problem.adapter.rank * mode.variance)
-    large = whole > _LARGEST_AMPLITUDE * jnp.where(kinked(problem), problem.strength, 1.0)
+    large = whole > _LARGEST_AMPLITUDE * jnp.where(kinked(problem), shortest(problem), 1.0)
     large |= found == 0  # a start that meets the goal, though w0 does not
     large |= problem.adapter.rank > _MOST_ROWS * problem.sgd.dimension
     divided = ~(jnp.abs(runs.escape_time[-1] - found) <= _SPLIT * found)

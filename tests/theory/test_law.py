@@ -12,7 +12,7 @@ from odes import Adapter, Escape, Overlaps, Problem, random_overlaps
 from odes.arguments import ArgumentError
 from tests.helpers import central_slopes, largest_z
 from tests.problems import PARAMETERS, of_parameters, single
-from theory import Validity, escape_law, largest_noise_scale, random_start, search_phase, unstable_mode
+from theory import Validity, escape_law, escape_modes, largest_noise_scale, random_start, search_phase, unstable_mode
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_amplitude_variance_by_brute_force(theta, lr_ratio, scale, noise):
     """40000 runs of the linear recursion of (u, p): the variance of u / e_u, grown back, within 4.5 standard errors."""
     problem = single(theta=theta, alignment=0.8, noise=noise, lr_ratio=lr_ratio, scale=scale)
     phase, d, eta = search_phase(problem), 1e4, 0.2
-    mode, C, D, G, N, rate = unstable_mode(problem, phase), phase.C, phase.D, float(phase.G), phase.noise, phase.rate
+    mode, C, D, G, N, rate = unstable_mode(problem), phase.C, phase.D, float(phase.G), phase.noise, phase.rate
     rng, runs = np.random.default_rng(0), 40000
     u, p = np.zeros(runs), rng.normal(size=runs) * np.sqrt(G / d)
     steps = int(25 / (eta * float(rate)))
@@ -30,7 +30,7 @@ def test_amplitude_variance_by_brute_force(theta, lr_ratio, scale, noise):
         drift = lr_ratio * scale * (p - scale * float(D) * u)
         kick = lr_ratio * scale * np.sqrt(theta / (eta * d) * float(N)) * rng.normal(size=runs)
         u, p = u + eta * (drift + kick), p + eta * scale * G * u
-    amplitudes = u / float(mode.up) / (1 + eta * float(rate)) ** steps
+    amplitudes = u / mode.up.item() / (1 + eta * float(rate)) ** steps
     assert C > 0
     variance, error = amplitudes.var(), amplitudes.var() * np.sqrt(2 / runs)
     assert abs(variance - float(mode.variance)) < 4.5 * error
@@ -192,10 +192,10 @@ def test_adapters_that_the_theory_does_not_know_are_refused_by_name():
 def test_random_starts_are_exact_at_any_dimension():
     """Their first and second moments against those of `random_overlaps`, at d = 12, and of the mode's amplitude."""
     problem = single(d=12.0, alignment=0.3, rank=3, theta=0.0)
-    phase = search_phase(problem)
-    mode = unstable_mode(problem, phase)
+    modes = escape_modes(problem)
+    mode = unstable_mode(problem, modes)
     normals = jnp.asarray(np.random.default_rng(1).normal(size=(20000, 3, 3 + 2 + 3)))
-    ours, amplitudes = jax.vmap(lambda z: random_start(problem, phase, mode, z))(normals)
+    ours, amplitudes = jax.vmap(lambda z: random_start(problem, modes, z))(normals)
     theirs = jax.vmap(lambda key: random_overlaps(problem, key))(jax.random.split(jax.random.key(0), 20000))
     below = np.tril_indices(3, -1)
     ours, theirs = (np.column_stack([x.cross.reshape(-1, 6), x.down_gram[:, *below]]) for x in (ours, theirs))

@@ -78,7 +78,7 @@ def noise_limit(case: Case) -> Iterator[Result]:
         return
     below = case.theory.replace(sgd=case.theory.sgd.whole_batches(limit / _SIDE))
     crossing = passage(below, shared_start(below, _SMALL), case.escape, end).final
-    if stretched(below, phase, crossing):
+    if stretched(below, crossing):
         yield Note(case.name, "noise-limit: the rows grow, or turn to each other, until the steps are too large")
         return
     for number, (factor, expected) in enumerate(((1 / _SIDE, 1), (_SIDE, 0))):

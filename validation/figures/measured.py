@@ -73,9 +73,9 @@ def leading_order(problem: Problem, escape: Escape) -> LeadingOrder:
     NaN where D <= 0 or the flow does not escape.
     """
     phase = search_phase(problem)
-    mode = unstable_mode(problem, phase)
+    mode = unstable_mode(problem)
     amplitude = jnp.sqrt(mode.variance)
-    start = mode_start(problem, phase, mode, amplitude[None])
+    start = mode_start(problem, mode, amplitude[None])
     time = passage(problem, start, escape, patience(phase), rtol=1e-6, atol=1e-10).escape_time
     constant = jnp.where(phase.D > 0, time, jnp.nan) + mode.tau * jnp.log(amplitude)
     return LeadingOrder(constant, -jnp.log(typical_amplitude(problem, mode)), mode.tau)

@@ -18,7 +18,7 @@ def test_slow_crossing_gives_single_runs_a_head_start(key):
         problem = single(d=d, theta=20.0, normalized=False, noise=0.1, alignment=0.7)
         law, phase = escape_law(problem, escape), search_phase(problem)
         mode = unstable_mode(problem, phase)
-        start = mode_start(problem, phase, mode, law.amplitude[None])
+        start = mode_start(problem, mode, law.amplitude[None])
         flow_run = passage(problem, start, escape, patience(phase))
         ahead = float(fluctuations(problem, escape, phase, flow_run.final).head_start)
         run = simulate_chain(problem, key=key, seeds=200, steps=np.arange(0, 501), start=start, escape=escape)

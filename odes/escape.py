@@ -6,15 +6,24 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
-from odes.arguments import ArgumentError, concrete, positive, real_array, require_known, scalar
+from odes.arguments import (
+    ArgumentError,
+    concrete,
+    positive,
+    real_array,
+    require,
+    require_integer,
+    require_known,
+    scalar,
+)
 from odes.equations import gradient_at
-from odes.overlaps import Overlaps, pretrained, target_overlap
+from odes.overlaps import Overlaps, pretrained, target_overlaps
 from odes.problem import Problem
 from odes.shown import Shown
 
 CRITERIA = {
     "loss": "the population loss has fallen to `threshold` times its value at w0",
-    "overlap": "|w.omega* - w0.omega*| has reached `threshold` times |1 - w0.omega*|",
+    "overlap": "a unit's |w.omega* - w0.omega*| has reached `threshold` times |1 - w0.omega*|",
     "absolute": "the population loss has fallen to `threshold`",
 }
 
@@ -23,22 +32,28 @@ class Escape(Shown):
     r"""The first time at which a run has left the search phase, or reached a goal.
 
     - `criterion` "loss": $\ell(t) \le \vartheta\,\ell(w_0)$; blind to signs, rank and basis;
-    - `criterion` "overlap" (single-index): $|w\cdot\omega^* - w_0\cdot\omega^*| \ge \vartheta\,|1 - w_0\cdot\omega^*|$, both
-        overlaps in units of $|\omega^*|^2$;
+    - `criterion` "overlap": $|w\cdot\omega^* - w_0\cdot\omega^*| \ge \vartheta\,|1 - w_0\cdot\omega^*|$ for one of the student's
+        units, both overlaps in units of $|\omega^*|^2$; ω* is the direction of the teacher's unit number `teacher_unit`, from 1;
     - `criterion` "absolute": $\ell(t) \le \vartheta$, which weights w0 of different quality share as a goal;
     - `threshold`: ϑ in (0, 1), for "absolute" any positive number.
 
     The criteria "loss" and "absolute" differ by the array `relative` alone and share compiled programs.
 
-    **Raises** ArgumentError for an unknown criterion or a threshold outside its range.
+    **Raises** ArgumentError for an unknown criterion, a threshold outside its range or a unit that is no whole number from 1.
     """
 
     observable: Literal["loss", "overlap"] = eqx.field(static=True)
+    teacher_unit: int = eqx.field(static=True)
     relative: Bool[Array, ""]
     threshold: Float[Array, ""]
 
-    def __init__(self, criterion: str = "loss", threshold: ScalarLike = 0.5):
+    def __init__(self, criterion: str = "loss", threshold: ScalarLike = 0.5, teacher_unit: int = 1):
         require_known("criterion", criterion, CRITERIA)
+        require_integer("teacher_unit", teacher_unit, "a whole number of at least 1")
+        require("teacher_unit", teacher_unit, "a whole number of at least 1", lambda n: n >= 1)
+        if teacher_unit > 1 and criterion != "overlap":
+            raise ArgumentError("teacher_unit", "is for the criterion overlap alone")
+        self.teacher_unit = teacher_unit
         self.observable = "overlap" if criterion == "overlap" else "loss"
         self.relative = jnp.asarray(criterion != "absolute")
         allowed, condition = "between 0 and 1, both excluded", lambda x: (x > 0) & (x < 1)
@@ -48,7 +63,8 @@ class Escape(Shown):
 
     def shown(self) -> dict[str, Any]:
         known = concrete(self.relative)
-        return {"criterion": self.criterion if known else self.observable, "threshold": self.threshold}
+        named = {"criterion": self.criterion if known else self.observable, "threshold": self.threshold}
+        return named | self._unit
 
     @property
     def criterion(self) -> str:
@@ -56,8 +72,12 @@ class Escape(Shown):
         return self.observable if self.relative else "absolute"
 
     def to_dict(self) -> dict[str, Any]:
-        """Criterion and threshold, as JSON can hold them."""
-        return {"criterion": self.criterion, "threshold": float(self.threshold)}
+        """Criterion, threshold and the teacher's unit unless it is the first, as JSON can hold them."""
+        return {"criterion": self.criterion, "threshold": float(self.threshold)} | self._unit
+
+    @property
+    def _unit(self) -> dict[str, Any]:
+        return {} if self.teacher_unit == 1 else {"teacher_unit": self.teacher_unit}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any] | None) -> "Escape | None":
@@ -67,16 +87,16 @@ class Escape(Shown):
     def value(
         self, problem: Problem, overlaps: Overlaps, loss: Float[Array, "..."] | None = None
     ) -> Float[Array, "..."]:
-        """What the criterion looks at: the loss (computed here unless given, which many overlaps need), or w·ω*."""
+        """What the criterion looks at: the loss (computed here unless given, which many overlaps need), or w·ω* (..., K)."""
         if self.observable == "overlap":
-            if problem.units != (1, 1):
-                raise ArgumentError(
-                    "criterion", f"must be loss or absolute for several units, here K, P = {problem.units}"
-                )
-            return target_overlap(problem, overlaps) / (problem.target @ problem.frame_gram @ problem.target.T)[0, 0]
+            teachers = problem.units[1]
+            require("teacher_unit", self.teacher_unit, f"one of the teacher's {teachers}", lambda n: n <= teachers)
+            direction = problem.target[self.teacher_unit - 1]
+            overlap = target_overlaps(problem, overlaps)[..., self.teacher_unit - 1]
+            return overlap / (direction @ problem.frame_gram @ direction)
         return gradient_at(problem, overlaps).loss if loss is None else loss
 
-    def reference(self, problem: Problem, origin: Overlaps | None = None) -> Float[Array, ""]:
+    def reference(self, problem: Problem, origin: Overlaps | None = None) -> Float[Array, "*K"]:
         """The criterion's value at w0, that is at U = 0 and no overlap, or at the `origin` of a problem that has no frozen w0."""
         return self.value(problem, pretrained(problem) if origin is None else origin)
 
@@ -86,9 +106,9 @@ class Escape(Shown):
         Positive before escape, zero at it.
         """
         if self.observable == "overlap":
-            return self.threshold - jnp.abs((value - reference) / (1 - reference))
+            return jnp.min(self.threshold - jnp.abs((value - reference) / (1 - reference)), axis=-1)
         return value / (self.threshold * jnp.where(self.relative, reference, 1)) - 1
 
-    def margin(self, problem: Problem, overlaps: Overlaps, reference: Float[Array, ""]) -> Float[Array, ""]:
+    def margin(self, problem: Problem, overlaps: Overlaps, reference: Float[Array, "*K"]) -> Float[Array, ""]:
         """The [`Escape.distance`][] of given overlaps."""
         return self.distance(self.value(problem, overlaps), reference)

@@ -104,15 +104,19 @@ def with_own_readout(problem: Problem, overlaps: Overlaps) -> Overlaps:
     return dataclasses.replace(overlaps, readout=jnp.broadcast_to(problem.readout, (*batch, problem.units[0])))
 
 
+def target_overlaps(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch K P"]:
+    r"""$WT^T = (A\Gamma + \kappa UX)\tilde B^T$ of the whole student with what it learns, at one or many overlaps."""
+    start = problem.frozen @ problem.frame_gram @ problem.target.T
+    return start + problem.adapter.kappa * overlaps.up @ (overlaps.cross @ problem.target.T)
+
+
 def target_overlap(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
     r"""$w\cdot\omega^* = \rho c + \kappa\,u\cdot m$ of the whole student with what it learns, at one or many overlaps.
 
     **Raises** ArgumentError for more than one student or teacher unit.
     """
     problem.require_one_unit()
-    start = (problem.frozen @ problem.frame_gram @ problem.target.T)[0, 0]
-    gained = (overlaps.up[..., 0, :] * (overlaps.cross @ problem.target[0])).sum(axis=-1)
-    return start + problem.adapter.kappa * gained
+    return target_overlaps(problem, overlaps)[..., 0, 0]
 
 
 def pretrained(problem: Problem) -> Overlaps:

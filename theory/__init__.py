@@ -10,7 +10,16 @@ from theory.passages import passage, patience
 from theory.plateaus import Plateau, plateau
 from theory.pretraining import Checkpoints, checkpoints, pretrained_until, pretraining_times
 from theory.remedy import WAYS, Remedy, remedies
-from theory.search import SearchPhase, UnstableMode, amplitudes, noise_unit, search_phase, sweep, unstable_mode
+from theory.search import (
+    SearchPhase,
+    UnstableMode,
+    amplitudes,
+    leading_phase,
+    noise_unit,
+    search_phase,
+    sweep,
+    unstable_mode,
+)
 from theory.starts import (
     mode_start,
     on_rows,

@@ -129,7 +129,10 @@ def escape_modes(problem: Problem) -> EscapeModes:
 
 
 def _directions_of_up(damping: Float[Array, "K K"], coupling: Float[Array, "K K"]) -> Float[Array, "n K"]:
-    """The unit vectors along the modes' columns of U, 0 for modes that do not move U; for one unit they need not be looked for."""
+    """The unit vectors along the modes' columns of U, their largest entry positive, 0 for modes that do not move U.
+
+    For one unit they need not be looked for.
+    """
     units = damping.shape[0]
     if units == 1:
         return jnp.ones((2, 1), damping.dtype)
@@ -137,7 +140,8 @@ def _directions_of_up(damping: Float[Array, "K K"], coupling: Float[Array, "K K"
     _, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(matrix))
     up = vectors[:units, ::-1].T
     length = jnp.linalg.norm(up, axis=1, keepdims=True)
-    return jnp.where(length > _ASLEEP, up / _safe(length), 0)
+    largest = jnp.take_along_axis(up, jnp.argmax(jnp.abs(up), axis=1, keepdims=True), axis=1)
+    return jnp.where(length > _ASLEEP, up / _safe(length) * jnp.where(largest < 0, -1, 1), 0)
 
 
 def _safe(x: Array) -> Array:

@@ -291,10 +291,12 @@ class EscapeOptions:
     """Escape: "loss" (fallen to the threshold times its start), "overlap" (w.target has come so far), "absolute" (loss at threshold)."""
     threshold: float = 0.5
     """The fraction of the criterion, between 0 and 1 (any positive loss for "absolute")."""
+    teacher_unit: int = 1
+    """Number of the teacher's unit whose direction is the target of "overlap", where there are several."""
 
     @property
     def escape(self) -> Escape:
-        return Escape(self.criterion, self.threshold)
+        return Escape(self.criterion, self.threshold, self.teacher_unit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

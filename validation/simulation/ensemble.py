@@ -32,7 +32,7 @@ class Block(eqx.Module):
 class Criterion(eqx.Module):
     """When a run escapes, and after how many steps each it is looked at.
 
-    `reference` (seeds,) is the criterion's value at every seed's w0, None for the frozen w0 of the problem.
+    `reference` (seeds,), for overlaps (seeds, K), is the criterion's value at every seed's w0, None for the frozen w0 of the problem.
     """
 
     escape: Escape

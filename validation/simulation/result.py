@@ -140,7 +140,7 @@ def joined(parts: Sequence[Simulation]) -> Simulation:
 
 
 @eqx.filter_jit
-def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Array, " seeds"]:
+def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Array, "seeds *K"]:
     """The criterion's value at every seed's origin."""
     return escape.value(problem, origin, losses(problem, origin))
 

@@ -1,6 +1,7 @@
 """`searchphase escape`: the search phase of pretrained weights, analytically."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,17 @@ import numpy as np
 
 from odes import Escape as Criterion
 from odes import Family, Problem
-from theory import SearchPhase, critical_points, escape_law, largest_noise_scale, plateau, search_phase, sweep
+from theory import (
+    EscapeModes,
+    SearchPhase,
+    critical_points,
+    escape_law,
+    escape_modes,
+    largest_noise_scale,
+    leading_phase,
+    plateau,
+    sweep,
+)
 from validation.cli.options import EscapeOptions, FileOptions, SweepOptions, place_of
 from validation.cli.output import OutputOptions
 from validation.cli.report import lines_of, rows_of, table
@@ -45,8 +56,10 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
     def compute(self) -> Found:
         escape = self.escape
         if (problem := self.stored()) is not None:
-            phase = jax.tree.map(lambda x: x[None], search_phase(problem))
-            return Found(self.points([problem], phase, escape), [])
+            modes = escape_modes(problem)
+            phase = jax.tree.map(lambda x: x[None], leading_phase(modes))
+            (point,) = self.points([problem], phase, escape)
+            return Found([point | {"modes": rows_of_modes(modes)}], [])
         families, places, points = self.families(), np.asarray(self.pretrained()), []
         for family in families:
             phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
@@ -96,10 +109,11 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         return {"points": result.points, "critical_strengths": zeros, "divergences": result.critical}
 
     def report(self, result: Found) -> None:
-        hidden = {"escape_time_quantiles", "escape_time_doubt"}
+        hidden = {"escape_time_quantiles", "escape_time_doubt", "modes"}
         if not self.gives_law:
             hidden |= {_column(name) for name in _MOMENTS}
         hidden |= {name for name in ("rank", "dimension") if len({str(point[name]) for point in result.points}) == 1}
+        hidden |= {name for name in ("strength", "alignment") if not np.isfinite(result.points[0][name])}
         if not self.noise_limit:
             hidden.add("largest_noise_scale")
         if not any(point["plateau"] for point in result.points):
@@ -110,26 +124,42 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             if row.get("plateau"):
                 row["plateau"] = "|u| = {up:.4g}, rate {rate:.4g}, drift {drift:.4g}".format(**row["plateau"])
         print(table(rows))
+        self.report_modes(result.points[0].get("modes", []))
         for point in result.points:
             place = ", ".join(f"{name} {point[name]:g}" for name in _PLACE if name not in hidden)
+            place = f" at {place}" if place else ""
             if point["escape_time_doubt"]:
-                print(f"no escape time at {place}: {point['escape_time_doubt']}")
+                print(f"no escape time{place}: {point['escape_time_doubt']}")
                 if point["escaping_starts"] > 0:
                     print(f"  (from {point['escaping_starts']:.0%} of random starts the flow does)")
             elif self.gives_law:
                 spread = ", ".join(f"{level}: {time:.4g}" for level, time in point["escape_time_quantiles"].items())
                 met = " (w0 meets the goal)" if point["escape_time_std"] == 0 else ""
-                print(f"quantiles of the escape time at {place}: {spread}{met}")
+                print(f"quantiles of the escape time{place}: {spread}{met}")
         for zero in result.critical:
             family = "mixture mu" if zero["alignment"] is None else f"alignment {zero['alignment']:g}, strength"
             grows = f": tau ~ {zero['prefactor']:.4g} / (distance)^2" if np.isfinite(zero["prefactor"]) else ""
             print(f"gradient vanishes at {family} {zero['strength']:.12g}{grows}")
+
+    def report_modes(self, modes: list[dict[str, Any]]) -> None:
+        """The modes of several units: how fast each grows, which units move, and the cosines of what it learns with the teacher's."""
+        if len(modes) <= 2:
+            return
+        print("modes of the search phase, each once for every row of the adapter:")
+        rows = [
+            {"rate": mode["rate"], "tau": mode["tau"]}
+            | {f"unit {k + 1}": share for k, share in enumerate(mode["up"])}
+            | {f"teacher {p + 1}": cosine for p, cosine in enumerate(mode["teachers"])}
+            for mode in modes
+        ]
+        print(table(rows))
 
     def dataset(self, result: Found) -> Any:
         import xarray
 
         columns: dict[str, Any] = {name: [point[name] for point in result.points] for name in result.points[0]}
         plateaus, quantiles = columns.pop("plateau"), columns.pop("escape_time_quantiles")
+        modes = columns.pop("modes", [[]])[0]
         columns["escape_time_doubt"] = [doubt or "" for doubt in columns["escape_time_doubt"]]
         for level in _QUANTILES if self.gives_law else ():
             columns[f"escape_time_quantile_{level}"] = [times[str(level)] for times in quantiles]
@@ -139,6 +169,9 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         for name in ("strength", "alignment", "prefactor"):
             values = [np.nan if zero[name] is None else zero[name] for zero in result.critical]
             numbers[f"critical_{name}"] = ("zero", np.asarray(values, float))
+        if modes:
+            for name, axes in (("rate", ()), ("up", ("unit",)), ("teachers", ("teacher",))):
+                numbers[f"mode_{name}"] = (("mode", *axes), np.asarray([mode[name] for mode in modes]))
         return xarray.Dataset(numbers)
 
     def draw(self, result: Found) -> Any:
@@ -167,8 +200,20 @@ def _column(name: str) -> str:
     return named.get(name, f"escape_time_{name}")
 
 
+def rows_of_modes(modes: EscapeModes) -> list[dict[str, Any]]:
+    """Every mode: its rate and time scale, the unit vector along its column of U, and its cosines with the teacher's directions."""
+    length = np.linalg.norm(modes.up, axis=1, keepdims=True)
+    shares = np.asarray(modes.up) / np.where(length > 0, length, 1)
+    return [
+        {"rate": rate, "tau": 1 / rate if rate else math.inf, "up": share, "teachers": cosines}
+        for rate, share, cosines in zip(modes.rates.tolist(), shares.tolist(), modes.teachers.tolist(), strict=True)
+    ]
+
+
 def settled(problem: Problem) -> dict[str, float] | None:
-    """The plateau of a problem, None where there is none."""
+    """The plateau of a problem of one unit, None where there is none."""
+    if problem.units != (1, 1):
+        return None
     found = plateau(problem)
     return {name: float(getattr(found, name)) for name in _PLATEAU} if np.isfinite(found.up) else None
 

@@ -22,7 +22,6 @@ from odes.arguments import (
 from odes.problem import Problem
 from odes.shown import Shown
 
-
 _SPANS = 1e-10
 """A direction counts if its part across those before has at least this part of its squared length."""
 

@@ -10,6 +10,7 @@ from theory.passages import passage, patience
 from theory.plateaus import Plateau, plateau
 from theory.pretraining import Checkpoints, checkpoints, pretrained_until, pretraining_times
 from theory.remedy import WAYS, Remedy, remedies
+from theory.saddles import Saddle, escape_spectrum, fixed_point, saddles
 from theory.search import (
     SearchPhase,
     UnstableMode,

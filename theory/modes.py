@@ -1,4 +1,4 @@
-r"""The escape modes of an adapter: all rates and vectors of the search phase, linearised at the pretrained weights, for any number of units."""
+r"""The escape modes of an adapter: all rates and vectors of the search phase, for any number of units."""
 
 import equinox as eqx
 import jax
@@ -123,9 +123,7 @@ def escape_modes(problem: Problem) -> EscapeModes:
     directions = unit @ rows @ frame.T / _safe(jnp.sqrt(drive))[:, None]
     lengths = jnp.sqrt(jnp.diagonal(problem.target @ problem.frame_gram @ problem.target.T))
     teachers = directions @ problem.target.T / _safe(lengths)
-    return EscapeModes(
-        gradient.C, D, gram, noise, gradient.loss, rates, up, cross, span, directions, teachers
-    )
+    return EscapeModes(gradient.C, D, gram, noise, gradient.loss, rates, up, cross, span, directions, teachers)
 
 
 def _directions_of_up(damping: Float[Array, "K K"], coupling: Float[Array, "K K"]) -> Float[Array, "n K"]:

@@ -158,11 +158,13 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
     $T^2/(T + 1/\gamma)$.
 
     In the same way every $U_{ka}$ alone fluctuates, by the variance of the noise on it over twice the rate at which that is
-    forgotten. This adds $\tfrac12\sum\mathrm{Var}(U_{ka})\,\partial^2z/\partial U_{ka}^2$ to the mean of z, which the flow passes in the delay
+    forgotten. This adds $\tfrac12\sum\mathrm{Var}(U_{ka})\,\partial^2z/\partial U_{ka}^2$ to the mean of z, which the flow passes in
+    the delay
     $|\Delta z/\dot z|$. What it adds to the noise and to the damping on the way makes runs later by a few times as much.
 
     A step multiplies the squared length of a row by 1 + x, x of mean $\bar x = \eta\theta\kappa^2\,\mathrm{tr}\,U^TNU$ and variance
-    $\bar x^2K/B$ with the amplitudes' kurtosis K, the largest of the units'; since $E\log(1 + x) \simeq \bar x - E[x^2]/2$, the rows shrink less by the fraction
+    $\bar x^2K/B$ with the amplitudes' kurtosis K, the largest of the units'; since $E\log(1 + x) \simeq \bar x - E[x^2]/2$, the
+    rows shrink less by the fraction
     $\bar xK/(2B) = \theta^2\kappa^2K\,\mathrm{tr}\,U^TNU/(2d)$, the tail. K samples are drawn in a time $\theta K/d$.
     """
     adapter, sgd = problem.adapter, problem.sgd

@@ -318,21 +318,19 @@ class RunOptions(OutputOptions, EscapeOptions):
         if self.t1 is not None:
             check("t1", self.t1, "positive and finite", positive)
             return self.t1
-        if not problem.is_single_index or problem.sgd.trains_readouts:
-            raise ArgumentError("t1", "must be given where there are several units, or readouts are trained")
+        if not problem.has_frozen_weights or problem.sgd.trains_readouts:
+            raise ArgumentError("t1", "must be given where nothing is frozen, or readouts are trained")
         end = 20 * float(search_phase(problem).tau)
         if not np.isfinite(end):
-            place = f"strength {float(problem.strength):g}"
-            raise ArgumentError(
-                "t1", f"must be given, because the search phase never ends at {place} (tau is infinite)"
-            )
+            place = f" at strength {float(problem.strength):g}" if problem.is_single_index else ""
+            raise ArgumentError("t1", f"must be given, because the search phase never ends{place} (tau is infinite)")
         return end
 
 
 def noise_forbids(problem: Problem, escape: Escape, end: float) -> str:
     """What is to be said of a run to time `end` without escape if SGD noise does not let the flow escape; empty if that is not why."""
     theta = float(problem.sgd.noise_scale)
-    if not problem.is_single_index or problem.sgd.trains_readouts:
+    if not problem.has_frozen_weights or problem.sgd.trains_readouts:
         return ""
     if not theta > 0 or end < _LONG * float(search_phase(problem).tau):
         return ""

@@ -140,8 +140,8 @@ def joined(parts: Sequence[Simulation]) -> Simulation:
 
 
 @eqx.filter_jit
-def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Array, "seeds *K"]:
-    """The criterion's value at every seed's origin."""
+def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Array, "..."]:
+    """The criterion's value at every seed's origin: (seeds,), for overlaps (seeds, K)."""
     return escape.value(problem, origin, losses(problem, origin))
 
 

@@ -165,7 +165,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             columns[f"escape_time_quantile_{level}"] = [times[str(level)] for times in quantiles]
         for name in _PLATEAU:
             columns[f"plateau_{name}"] = [np.nan if some is None else some[name] for some in plateaus]
-        numbers = {name: ("point", np.asarray(values)) for name, values in columns.items()}
+        numbers: dict[str, Any] = {name: ("point", np.asarray(values)) for name, values in columns.items()}
         for name in ("strength", "alignment", "prefactor"):
             values = [np.nan if zero[name] is None else zero[name] for zero in result.critical]
             numbers[f"critical_{name}"] = ("zero", np.asarray(values, float))

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array
 
 from odes import Solution, log_times, random_overlaps, solve
+from theory import Saddle, saddles
 from validation.cli.options import FileOptions, ModelOptions, RunOptions, SGDOptions, noise_forbids
-from validation.cli.report import print_sample
+from validation.cli.report import print_sample, table
 from validation.cli.units import draw_units, of_units, points_error, scalars
 from validation.cli.values import check
 from validation.figures.style import TIME_LABEL
@@ -29,6 +30,8 @@ class Solve(RunOptions, SGDOptions, ModelOptions, FileOptions):
     """Relative tolerance of the integrator."""
     atol: float = 1e-10
     """Absolute tolerance of the integrator."""
+    saddles: bool = False
+    """Also find the saddles that the trajectory passes: their loss, the rates out of them, and how long it stays (records resolve them)."""
 
     def compute(self) -> Solution:
         self.check_start()
@@ -42,17 +45,32 @@ class Solve(RunOptions, SGDOptions, ModelOptions, FileOptions):
 
     def document(self, result: Solution) -> dict[str, Any]:
         stats = {"escape_time": result.escape_time, "steps_taken": result.steps_taken, "result": result.message}
-        return columns(result) | stats
+        passed = {"saddles": [rows_of_saddle(saddle) for saddle in saddles(result)]} if self.saddles else {}
+        return columns(result) | stats | passed
 
     def report(self, result: Solution) -> None:
         print_sample(scalars(columns(result)))
         print(result)
         if error := points_error(result.problem, result.final):
             print(error)
+        if self.saddles:
+            self.report_saddles(result)
         if not np.isfinite(result.escape_time) and (
             words := noise_forbids(result.problem, self.escape, float(result.t_final))
         ):
             print(words)
+
+    def report_saddles(self, result: Solution) -> None:
+        """A line for every saddle."""
+        rows = [rows_of_saddle(saddle) for saddle in saddles(result)]
+        if not rows:
+            print("no saddles on the way (more records may show some)")
+            return
+        print("saddles on the way (rates out of them, times that the rate is as large):")
+        for row in rows:
+            rates = zip(row.pop("rates"), row.pop("multiplicities"), strict=True)
+            row["rates"] = ", ".join(f"{rate:.4g}" + (f" ({many} times)" if many > 1 else "") for rate, many in rates)
+        print(table(rows))
 
     def store(self, result: Solution, path: str) -> None:
         result.save(path, command=dataclasses.asdict(self))
@@ -75,6 +93,13 @@ class Solve(RunOptions, SGDOptions, ModelOptions, FileOptions):
 
     def exit_code(self, result: Solution) -> int:
         return 0 if result.successful else 1
+
+
+def rows_of_saddle(saddle: Saddle) -> dict[str, Any]:
+    """What is said of a saddle."""
+    names = ("loss", "entered", "left", "residence", "predicted", "share")
+    numbers = {name: float(getattr(saddle, name)) for name in names}
+    return numbers | {"rates": saddle.rates.tolist(), "multiplicities": list(saddle.multiplicities)}
 
 
 def columns(solution: Solution) -> dict[str, Any]:

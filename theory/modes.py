@@ -1,5 +1,7 @@
 r"""The escape modes of an adapter: all rates and vectors of the search phase, for any number of units."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -60,7 +62,7 @@ class EscapeModes(Shown):
 
 def escape_rate(
     D: ScalarLike, G: ScalarLike, *, kappa: ScalarLike = 1.0, lr_ratio: ScalarLike = 1.0
-) -> Float[Array, "*n"]:
+) -> Float[Array, ""]:
     r"""The growth rate of the unstable mode of one unit,
 
     $$\lambda_+ = \tfrac12\left(-\chi\kappa^2D + \sqrt{\chi^2\kappa^4D^2 + 4\chi\kappa^2G}\right),$$
@@ -113,7 +115,7 @@ def escape_modes(problem: Problem) -> EscapeModes:
     span = orthonormal_components(along)[units:, :units].T
     unit = _directions_of_up(chi * kappa**2 * D, jnp.sqrt(chi) * kappa * components)
     damping, drive = jnp.sum(unit @ D * unit, axis=1), jnp.sum(unit @ gram * unit, axis=1)
-    grown = escape_rate(damping, drive, kappa=kappa, lr_ratio=chi)
+    grown = jax.vmap(functools.partial(escape_rate, kappa=kappa, lr_ratio=chi))(damping, drive)
     growing = jnp.arange(2 * units) < units
     rates = jnp.where(growing, grown, -chi * kappa**2 * damping - grown)
     moving = rates != 0
@@ -122,7 +124,7 @@ def escape_modes(problem: Problem) -> EscapeModes:
     up, cross = (jnp.where(moving[:, None], x / _safe(length)[:, None], 0) for x in (unit, cross))
     directions = unit @ rows @ frame.T / _safe(jnp.sqrt(drive))[:, None]
     lengths = jnp.sqrt(jnp.diagonal(problem.target @ problem.frame_gram @ problem.target.T))
-    teachers = directions @ problem.target.T / _safe(lengths)
+    teachers = directions @ problem.target.T / _safe(lengths)[None]
     return EscapeModes(gradient.C, D, gram, noise, gradient.loss, rates, up, cross, span, directions, teachers)
 
 

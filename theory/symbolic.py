@@ -9,7 +9,7 @@ Importing this module imports SymPy, which the rest of `theory` does not need; `
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -182,7 +182,7 @@ class _Symbols:
         self.overlaps = (*self.U, *self.m, *self.s, *_upper(rows), *self.a)
         kept = [bool(trained) and adapter.normalized for trained in adapter.trained]
         self.lengths = {rows[a, a] for a in range(rank) if kept[a]}
-        self.R = sympy.Matrix(rank, rank, lambda a, b: sympy.Integer(1) if a == b and kept[a] else rows[a, b])
+        self.R = _matrix(rank, rank, lambda a, b: sympy.Integer(1) if a == b and kept[a] else rows[a, b])
 
     def fixed(self, problem: Problem, gram: np.ndarray) -> tuple[Expr, Expr, Expr]:
         """P, M0 and Q0, of which a target of length 1 and pretrained weights that are not 0 leave strength and alignment."""
@@ -229,7 +229,7 @@ class _Symbols:
                 self.given[symbol] = Given(words, None if values is None else float(values[place]))
             return symbol
 
-        return sympy.Matrix(*shape, entry)
+        return _matrix(*shape, entry)
 
 
 class _Derivation:
@@ -268,7 +268,7 @@ class _Derivation:
 
     def named(self, symbol: Expr, value: Expr) -> Expr:
         """The symbol, which is defined thereby; the value itself if it is a number."""
-        self.group[symbol] = value
+        self.group[symbol] = sympy.factor_terms(value, sign=False)
         return value if value.is_number else symbol
 
     def short(self, symbol: Expr, value: Expr) -> Expr:
@@ -348,8 +348,8 @@ class _Derivation:
         by_readout = [_by_readouts((factors[i], value[min(i, k), max(i, k)]) for i in every) for k in students]
         return (
             loss,
-            sympy.Matrix(self.units, self.teachers, C),
-            sympy.Matrix(self.units, self.units, D),
+            _matrix(self.units, self.teachers, C),
+            _matrix(self.units, self.units, D),
             sympy.Matrix(by_readout),
         )
 
@@ -376,7 +376,7 @@ class _Derivation:
             return factors[k] * factors[l] * _by_readouts(terms)
 
         upper = {place: N(*place) for place in itertools.combinations_with_replacement(range(self.units), 2)}
-        value = sympy.Matrix(self.units, self.units, lambda k, l: upper[min(k, l), max(k, l)])
+        value = _matrix(self.units, self.units, lambda k, l: upper[min(k, l), max(k, l)])
         return group, self.matrix("N", "N", value, symmetric=True)
 
     def flow(self, Q: Expr, M: Expr, C: Expr, D: Expr, N: Expr, by_readout: Expr) -> tuple[Group, Group]:
@@ -389,20 +389,21 @@ class _Derivation:
         pretrained = D * (symbols.Q0 + kappa * U * s) - C * symbols.M0.T
         along_pretrained = self.matrix("Hw", "H^w", pretrained, short=True)
         along_rows = self.matrix("J", "J", D * (s.T + kappa * U * R) - C * m.T, short=True)
-        step = kappa * U * trained
-        d_U = -symbols.chi * kappa * along_rows * trained
-        d_m, d_s = -step.T * along_targets - decay * m, -step.T * along_pretrained - decay * s
-        pull = step.T * along_rows + decay * R
-        d_R = -pull - pull.T + symbols.theta * step.T * N * step
+        U = U * trained
+        d_U = symbols.chi * kappa * -along_rows * trained
+        d_m, d_s = kappa * U.T * -along_targets - decay * m, kappa * U.T * -along_pretrained - decay * s
+        pull = U.T * -along_rows
+        d_R = kappa * (pull + pull.T) - decay * R - R * decay
+        d_R += symbols.theta * kappa**2 * (U.T * N * U).applyfunc(sympy.expand)
         if self.finite_steps:
             square = self.matrix("G", r"\mathcal G", _square(C, D, Q, M, symbols.P), symmetric=True, short=True)
-            crossed = decay * along_rows.T * step
-            d_R += symbols.eta * (step.T * square * step + crossed + crossed.T + decay * R * decay)
+            crossed = -kappa * pull * decay
+            d_R += symbols.eta * (kappa**2 * U.T * square * U + crossed + crossed.T + decay * R * decay)
         d_m, d_s, d_R = self.kept(d_m, d_s, d_R)
         derivatives = [*d_U, *d_m, *d_s, *_upper(d_R), *(-symbols.chi_a * by_readout)]
         changes = zip(symbols.overlaps, derivatives, strict=True)
         left_out = symbols.lengths | (set() if self.problem.sgd.trains_readouts else set(symbols.a))
-        return group, {symbol: change for symbol, change in changes if symbol not in left_out}
+        return group, {symbol: sympy.factor_terms(change, sign=False) for symbol, change in changes if symbol not in left_out}
 
     def kept(self, d_m: Expr, d_s: Expr, d_R: Expr) -> tuple[Expr, Expr, Expr]:
         r"""The derivatives, or changes, of what rows that keep their length have.
@@ -424,9 +425,9 @@ class _Derivation:
             return change - sum(keeps[row] for row in rows) * value
 
         def of_rows(changes: Expr, values: Expr) -> Expr:
-            return sympy.Matrix(*values.shape, lambda a, j: rescaled(changes[a, j], values[a, j], a))
+            return _matrix(*values.shape, lambda a, j: rescaled(changes[a, j], values[a, j], a))
 
-        gram = sympy.Matrix(rank, rank, lambda a, b: rescaled(d_R[a, b], symbols.R[a, b], a, b))
+        gram = _matrix(rank, rank, lambda a, b: rescaled(d_R[a, b], symbols.R[a, b], a, b))
         return of_rows(d_m, symbols.m), of_rows(d_s, symbols.s), gram
 
     def search(self) -> tuple[Group, Expr]:
@@ -440,7 +441,7 @@ class _Derivation:
         speed, lam = symbols.chi * symbols.kappa**2, symbols.symbol("lam", r"\lambda")
         if self.units == 1:
             root = sympy.sqrt((speed * D[0]) ** 2 + 4 * speed * G[0])
-            self.named(symbols.symbol("rate", r"\lambda_+"), (root - speed * D[0]) / 2)
+            group[symbols.symbol("rate", r"\lambda_+")] = (root - speed * D[0]) / 2
         return group, sympy.eye(self.units) * lam**2 + speed * lam * D - speed * G
 
 
@@ -460,8 +461,13 @@ def _joint(Q: Expr, M: Expr, P: Expr) -> Expr:
 
 def _square(C: Expr, D: Expr, Q: Expr, M: Expr, P: Expr) -> Expr:
     r"""$GG^T$ of $G = DW - CT$ where W and T have the covariances Q, M and P."""
-    half = D * (D * Q).T / 2 - D * M * C.T
-    return half + half.T + C * P * C.T
+    across = D * M * C.T
+    return D * Q * D - across - across.T + C * P * C.T
+
+
+def _matrix(rows: int, columns: int, entry: Callable[[int, int], Expr]) -> Expr:
+    """The matrix of some entries."""
+    return sympy.Matrix(rows, columns, [entry(i, j) for i, j in itertools.product(range(rows), range(columns))])
 
 
 def _upper(square: Expr) -> list[Expr]:

@@ -197,7 +197,7 @@ class Averages:
             weights[i] = weights.get(i, 0) + w
         inside = list(weights.items())
         rows = [[2 * w * self.covariance[i, j] + int(i == j) for j, _ in inside] for i, w in inside]
-        return inside, sympy.Matrix(len(inside), len(inside), lambda a, b: rows[a][b])
+        return inside, sympy.Matrix(len(inside), len(inside), [entry for row in rows for entry in row])
 
 
 def _without(powers: tuple[int, ...], i: int) -> tuple[int, ...]:

@@ -1,27 +1,29 @@
-"""The closed equations as text: a LaTeX document, SymPy code that builds them again, a NumPy module that integrates them.
+"""The closed equations as code: SymPy that builds them again, and a NumPy module that integrates them.
 
 Importing this module imports SymPy.
 """
 
-import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sympy
-from sympy.printing.latex import LatexPrinter
 from sympy.printing.numpy import NumPyPrinter
 from sympy.printing.str import StrPrinter
 
 from theory.symbolic import ClosedEquations, Group
 from theory.tilting import Expr
 
-_CODE_WIDTH = 110
-_LINE_WIDTH = 72
-"""How many characters a line of code has at most, and how many letters a line of an equation."""
+_WIDTH = 110
+"""How many characters a line of code has at most, where it can be broken."""
+
+_DEEPEST = 4
+"""So many brackets deep lines are broken at most."""
+
+_FLOW = ("The time derivative", "The change in one SGD step, over the learning rate,")
 
 
-def _described(equations: ClosedEquations) -> str:
+def described(equations: ClosedEquations) -> str:
     """What the equations are of, in a line."""
     problem = equations.problem
     units, teachers = problem.units
@@ -32,7 +34,7 @@ def _described(equations: ClosedEquations) -> str:
     )
 
 
-def _groups(equations: ClosedEquations) -> dict[str, Group]:
+def groups_of(equations: ClosedEquations) -> dict[str, Group]:
     """What is defined before the flow, by title, as far as there is any."""
     groups = {
         "Covariances of the preactivations": equations.covariances,
@@ -43,6 +45,54 @@ def _groups(equations: ClosedEquations) -> dict[str, Group]:
     return {title: group for title, group in groups.items() if group}
 
 
+def broken(text: str, width: float, brackets: dict[str, int], length: Callable[[str], float] = len) -> list[str]:
+    """The lines of an expression, broken before signs that are as little inside brackets as will do for the width.
+
+    `brackets` says by how much a character leads into brackets, or out of them.
+
+    >>> broken("a*(b + c) - d + e", 14, {"(": 1, ")": -1})
+    ['a*(b + c) - d', '+ e']
+    """
+    chunks: list[str] = []
+    for most in range(_DEEPEST + 1):
+        chunks, depth = [""], 0
+        for word in text.split(" "):
+            if word in ("+", "-") and depth <= most and chunks[-1]:
+                chunks.append(word)
+            else:
+                chunks[-1] += f" {word}" if chunks[-1] else word
+            depth += sum(brackets.get(character, 0) for character in word)
+        if all(length(chunk) <= width for chunk in chunks):
+            break
+    lines, left = [chunks[0]], width - length(chunks[0])
+    for chunk in chunks[1:]:
+        taken = length(chunk) + 1
+        if taken <= left:
+            lines[-1] += f" {chunk}"
+            left -= taken
+        else:
+            lines.append(chunk)
+            left = width - taken
+    return lines
+
+
+def _statement(start: str, code: str, end: str = "") -> str:
+    """A line of code that holds an expression, in brackets over several lines where it is long."""
+    if len(start) + len(code) + len(end) <= _WIDTH:
+        return f"{start}{code}{end}"
+    outer = " " * (len(start) - len(start.lstrip()))
+    inner = outer + "    "
+    lines = broken(code, _WIDTH - len(inner), {"(": 1, ")": -1})
+    return "\n".join([f"{start}(", *(inner + line for line in lines), f"{outer}){end}"])
+
+
+def _filled(words: str, indent: str) -> str:
+    """Words in lines."""
+    return textwrap.fill(
+        words, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
 class _SymPyPrinter(StrPrinter):
     """Prints expressions so that Python does not make floating point numbers of fractions."""
 
@@ -50,66 +100,50 @@ class _SymPyPrinter(StrPrinter):
         return f"Rational({expr.p}, {expr.q})"
 
 
-def _statement(start: str, code: str, end: str = "") -> str:
-    """A line of code that holds an expression, in brackets over several lines where it is long."""
-    if len(start) + len(code) + len(end) <= _CODE_WIDTH:
-        return f"{start}{code}{end}"
-    indent = " " * (len(start) - len(start.lstrip()))
-    return f"{start}(\n{_filled(code, indent + '    ')}\n{indent}){end}"
-
-
-def _filled(words: str, indent: str) -> str:
-    """Words in lines, broken at spaces alone."""
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(words, _CODE_WIDTH, initial_indent=indent, subsequent_indent=indent, **options)
-
-
-def _dictionary(name: str, groups: dict[str, Group], printer: Any) -> str:
-    """The statement that makes a dictionary of some groups."""
-    lines = []
-    for title, group in groups.items():
-        lines += [f"    # {title}"] if len(groups) > 1 else []
-        lines += [_statement(f"    {symbol}: ", printer.doprint(value), ",") for symbol, value in group.items()]
-    return "\n".join([f"{name} = {{", *lines, "}"])
-
-
 def as_sympy(equations: ClosedEquations) -> str:
     """SymPy code that builds the equations again when it is executed.
 
-    It makes every symbol under its own name, and by symbols: `parameters`, the values of the problem's numbers; `definitions`, which
+    It makes every symbol under its own name and, by symbols: `parameters`, the values of the problem's numbers; `definitions`, which
     hold earlier symbols alone; `flow`, the derivative of every overlap (its change in one step over the learning rate); `search`; and
     the matrix `pencil`, as in [`theory.symbolic.ClosedEquations`][].
     """
     printer = _SymPyPrinter()
-    pencil = sympy.Matrix(0, 0, []) if equations.pencil is None else equations.pencil
-    symbols = dict.fromkeys([*equations.given, *equations.definitions, *equations.search, *sorted(pencil.free_symbols, key=str)])
+
+    def dictionary(name: str, groups: dict[str, Group]) -> str:
+        lines = []
+        for title, group in groups.items():
+            lines += [f"    # {title}"] if title else []
+            lines += [_statement(f"    {symbol}: ", printer.doprint(value), ",") for symbol, value in group.items()]
+        return "\n".join([f"{name} = {{", *lines, "}"])
+
+    names = [str(symbol) for symbol in equations.latex]
+    symbols = "\n".join(
+        [
+            "(",
+            _filled(", ".join(names) + ",", "    "),
+            ") = symbols(",
+            '    """',
+            _filled(" ".join(names), "    "),
+            '    """,',
+            "    real=True,\n)",
+        ]
+    )
     blocks = [
-        f'"""Closed equations of {_described(equations)}.\n\nMade by `searchphase equations --format sympy`: executed, it builds them again.\n"""',
+        f'"""Closed equations of {described(equations)}.\n\nMade by `searchphase equations`: executed, it builds them again.\n"""',
         "from sympy import Matrix, Rational, asin, pi, sqrt, symbols",
-        "\n".join(
-            [
-                "(",
-                _filled(", ".join(map(str, symbols)) + ",", "    "),
-                ") = symbols(",
-                _filled(" ".join(map(str, symbols)), "    ").replace("    ", '    "').replace("\n", ' "\n') + '",',
-                "    real=True,\n)",
-            ]
-        ),
-        "# Values of the problem's numbers\n" + _dictionary("parameters", {"": equations.parameters}, printer),
+        symbols,
+        "# The values of the problem's numbers\n" + dictionary("parameters", {"": equations.parameters}),
         "# All that the flow is made of; every expression holds earlier symbols alone\n"
-        + _dictionary("definitions", _groups(equations), printer),
-        f"# {_FLOW[equations.finite_steps]} of every overlap\n" + _dictionary("flow", {"": equations.flow}, printer),
+        + dictionary("definitions", groups_of(equations)),
+        f"# {_FLOW[equations.finite_steps]} of every overlap\n" + dictionary("flow", {"": equations.flow}),
     ]
     if equations.pencil is not None:
-        rows = [f"    [{', '.join(map(printer.doprint, row))}]," for row in pencil.tolist()]
+        rows = [f"        [{', '.join(map(printer.doprint, row))}]," for row in equations.pencil.tolist()]
         blocks += [
-            "# The search phase, at U = 0 and no overlap\n" + _dictionary("search", {"": equations.search}, printer),
-            "# Its determinant vanishes at the rates lam\n" + "\n".join(["pencil = Matrix([", *rows, "])"]),
+            "# The search phase, at U = 0 and no overlap\n" + dictionary("search", {"": equations.search}),
+            "\n".join(["# Its determinant vanishes at the rates lam", "pencil = Matrix(", "    [", *rows, "    ]", ")"]),
         ]
     return "\n\n".join(blocks) + "\n"
-
-
-_FLOW = ("The time derivative", "The change in one SGD step, over the learning rate,")
 
 
 def as_python(equations: ClosedEquations) -> str:
@@ -128,82 +162,72 @@ def as_python(equations: ClosedEquations) -> str:
             lines += [_statement(f"    {symbol} = ", printer.doprint(value)) for symbol, value in group.items()]
         return lines
 
-    def unpacked(names: Iterable[str], source: str) -> str:
-        return f"    (\n{_filled(', '.join(names) + ',', ' ' * 8)}\n    ) = {source}"
+    def unpacked(symbols: Iterable[Expr], source: str) -> str:
+        return f"    (\n{_filled(', '.join(map(str, symbols)) + ',', ' ' * 8)}\n    ) = {source}"
 
-    parameters = unpacked(map(str, equations.parameters), "(parameters[name] for name in PARAMETERS)")
-    given = equations.given
-    body = [
-        "def _evaluated(y, parameters):",
-        unpacked(map(str, equations.state), "y"),
-        parameters,
-        *assigned(_groups(equations)),
-        "    named = {",
-        *(f'        "{symbol}": {symbol},' for symbol in equations.definitions),
-        "    }",
-        "    derivatives = [",
-        *(
-            line
-            for symbol, value in equations.flow.items()
-            for line in (f"        # {symbol}", _statement("        ", printer.doprint(value), ","))
-        ),
-        "    ]",
-        "    return named, numpy.stack(numpy.broadcast_arrays(*derivatives))",
-    ]
-    blocks = [
-        f'"""Closed equations of {_described(equations)}.\n\nMade by `searchphase equations --format python`.\n"""',
+    def named(group: Group) -> list[str]:
+        return ["    named = dict(", _filled(", ".join(f"{symbol}={symbol}" for symbol in group) + ",", " " * 8), "    )"]
+
+    def constant(name: str, brackets: str, entries: dict[Expr, str], meaning: str) -> str:
+        lines = [f"    {entry},  # {equations.given[symbol].meaning}" for symbol, entry in entries.items()]
+        return "\n".join([f"{name} = {brackets[0]}", *lines, brackets[1], f'"""{meaning}"""'])
+
+    parameters = unpacked(equations.parameters, "(parameters[name] for name in PARAMETERS)")
+    flow = equations.flow.items()
+    numbers = {symbol: f'"{symbol}": {value!r}' for symbol, value in equations.parameters.items()}
+    derivatives = [f"        # {symbol}\n{_statement('        ', printer.doprint(value), ',')}" for symbol, value in flow]
+    constants = [
+        f'"""Closed equations of {described(equations)}.\n\nMade by `searchphase equations`.\n"""',
         "import numpy\nfrom numpy import arcsin, pi, sqrt",
-        "\n".join(
-            [
-                "STATE = (",
-                *(f'    "{symbol}",  # {given[symbol].meaning}' for symbol in equations.state),
-                ")",
-                '"""The overlaps in the state y."""',
-            ]
-        ),
-        "\n".join(
-            [
-                "PARAMETERS = {",
-                *(f'    "{symbol}": {value!r},  # {given[symbol].meaning}' for symbol, value in equations.parameters.items()),
-                "}",
-                '"""The numbers of the problem."""',
-            ]
-        ),
-        "\n".join(body),
-        "def rhs(t, y, parameters=PARAMETERS):\n"
-        f'    """{_FLOW[equations.finite_steps]} of the overlaps y (n,) or (n, points), for `scipy.integrate.solve_ivp`."""\n'
-        "    return _evaluated(y, parameters)[1]",
-        "def quantities(y, parameters=PARAMETERS):\n"
-        '    """Loss, gradient, noise and what else has a name, at overlaps y (n,) or (n, points)."""\n'
-        "    return _evaluated(y, parameters)[0]",
+        constant("STATE", "()", {symbol: f'"{symbol}"' for symbol in equations.state}, "The overlaps in a state y."),
+        constant("PARAMETERS", "{}", numbers, "The numbers of the problem."),
+    ]
+    functions = [
+        [
+            "def _evaluated(y, parameters):",
+            unpacked(equations.state, "y"),
+            parameters,
+            *assigned(groups_of(equations)),
+            *named(equations.definitions),
+            "    derivatives = [",
+            *derivatives,
+            "    ]",
+            "    return named, numpy.stack(numpy.broadcast_arrays(*derivatives))",
+        ],
+        [
+            "def rhs(t, y, parameters=PARAMETERS):",
+            f'    """{_FLOW[equations.finite_steps]} of the overlaps y (n,) or (n, points), for `scipy.integrate.solve_ivp`."""',
+            "    return _evaluated(y, parameters)[1]",
+        ],
+        [
+            "def quantities(y, parameters=PARAMETERS):",
+            '    """Loss, gradient, noise and what else has a name, at overlaps y (n,) or (n, points)."""',
+            "    return _evaluated(y, parameters)[0]",
+        ],
     ]
     if equations.pencil is not None:
-        size = equations.pencil.rows
-        lam = next(symbol for symbol in equations.latex if str(symbol) == "lam")
-        matrix = equations.pencil.applyfunc(lambda entry: sympy.Poly(entry, lam))
-        damping, force = (
-            matrix.applyfunc(lambda entry, power=power: entry.coeff_monomial(lam**power)) for power in (1, 0)
+        functions.append(
+            [
+                "def search_phase(parameters=PARAMETERS):",
+                '    """C, D and the gradient\'s Gram matrix G at U = 0 and no overlap, and the `rates` of all modes, largest first."""',
+                parameters,
+                *assigned({"At the pretrained weights": equations.search}),
+                *named(equations.search),
+                *_companion(equations.pencil, printer),
+                "    rates = numpy.linalg.eigvals(companion)",
+                "    return named | dict(rates=rates[numpy.argsort(-rates.real)])",
+            ]
         )
+    return "\n\n".join(constants) + "\n\n\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
 
-        def array(value: Expr) -> str:
-            return f"numpy.array([{', '.join('[' + ', '.join(map(printer.doprint, row)) + ']' for row in value.tolist())}])"
 
-        blocks.append(
-            "\n".join(
-                [
-                    "def search_phase(parameters=PARAMETERS):",
-                    '    """C, D and the gradient\'s Gram matrix G at U = 0 and no overlap, and the `rates` of all modes, largest first."""',
-                    parameters,
-                    *assigned({"At the pretrained weights": equations.search}),
-                    f"    damping = {array(damping)}",
-                    f"    force = {array(force)}",
-                    f"    one, none = numpy.eye({size}), numpy.zeros(({size}, {size}))",
-                    "    rates = numpy.linalg.eigvals(numpy.block([[-damping, -force], [one, none]]))",
-                    "    named = {",
-                    *(f'        "{symbol}": {symbol},' for symbol in equations.search),
-                    "    }",
-                    '    return named | {"rates": rates[numpy.argsort(-rates.real)]}',
-                ]
-            )
-        )
-    return "\n\n".join(blocks[:4]) + "\n\n\n" + "\n\n\n".join(blocks[4:]) + "\n"
+def _companion(pencil: Expr, printer: NumPyPrinter) -> list[str]:
+    r"""The matrix $\begin{pmatrix}-D&G\\1&0\end{pmatrix}$ whose eigenvalues are those of the pencil $\lambda^2 + \lambda D - G$."""
+    lam, size = sympy.Symbol("lam", real=True), pencil.rows
+    lines = ["    companion = numpy.zeros(({0}, {0}))".format(2 * size)]
+    for i, j in ((i, j) for i in range(size) for j in range(size)):
+        for power, column in ((1, j), (0, size + j)):
+            value = -sympy.expand(pencil[i, j]).coeff(lam, power)
+            lines.append(_statement(f"    companion[{i}, {column}] = ", printer.doprint(value)))
+        lines += [f"    companion[{size + i}, {i}] = 1"] if i == j else []
+    return lines

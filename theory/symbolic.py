@@ -259,7 +259,9 @@ class _Derivation:
         given = {symbol: some for symbol, some in symbols.given.items() if symbol in used}
         for symbol in set(given) & set(flow):
             given[symbol] = Given(given[symbol].meaning)
-        return ClosedEquations(problem, self.finite_steps, given, symbols.latex, tuple(flow), *groups, pencil)
+        known = {*given, *(symbol for group in groups for symbol in group), *([] if pencil is None else pencil.free_symbols)}
+        latex = {symbol: name for symbol, name in symbols.latex.items() if symbol in known}
+        return ClosedEquations(problem, self.finite_steps, given, latex, tuple(flow), *groups, pencil)
 
     def start(self) -> Group:
         """A new group, to which what is named from now on belongs."""

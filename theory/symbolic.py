@@ -25,10 +25,10 @@ MOST_UNITS = 5
 MOST_OVERLAPS = 50
 """The largest number of overlaps in the state."""
 
-MOST_DEGREE = 20
+MOST_DEGREE = 16
 """The largest degree of a link times K + P."""
 
-MOST_TERMS = 5000
+MOST_TERMS = 3000
 """The largest number of terms that the loss, its gradient and the noise may have."""
 
 _SHORT = 4
@@ -130,11 +130,11 @@ def closed_equations(problem: Problem, *, finite_steps: bool = False) -> ClosedE
     **Raises** ArgumentError for other links than polynomials, erf and sums of these, and for equations that are too long to be read.
     """
     student, teacher = function_of(problem.student, "student"), function_of(problem.teacher, "teacher")
-    _require_readable(problem, max(n for function in (student, teacher) for n, _, _ in function or {(0, 0, 0): 0}))
+    _require_readable(problem, {"student": student, "teacher": teacher})
     return _Derivation(problem, student, teacher, finite_steps).result()
 
 
-def _require_readable(problem: Problem, degree: int) -> None:
+def _require_readable(problem: Problem, links: dict[str, Function]) -> None:
     """Raises ArgumentError for sizes whose equations would be too long."""
     units, teachers = problem.units
     if units + teachers > MOST_UNITS:
@@ -142,11 +142,13 @@ def _require_readable(problem: Problem, degree: int) -> None:
             None,
             f"the equations of K = {units} students and P = {teachers} teachers are too long to be read: K + P must be at most {MOST_UNITS}",
         )
-    if degree * (units + teachers) > MOST_DEGREE:
-        raise ArgumentError(
-            "student",
-            f"and teacher must have a degree of at most {MOST_DEGREE // (units + teachers)} for equations that can be read, but have {degree}",
-        )
+    most = MOST_DEGREE // (units + teachers)
+    for name, link in links.items():
+        degree = max((n for n, _, _ in link), default=0)
+        if degree > most:
+            raise ArgumentError(
+                name, f"must have a degree of at most {most} where K + P = {units + teachers}, for equations that can be read, but has {degree}"
+            )
     rank = problem.adapter.rank
     overlaps = rank * (2 * units + teachers) + rank * (rank + 1) // 2
     if overlaps > MOST_OVERLAPS:
@@ -453,7 +455,23 @@ def _by_readouts(terms: Iterable[tuple[Expr, Expr]]) -> Expr:
     for product, average in terms:
         sign, product = (-1, -product) if product.could_extract_minus_sign() else (1, product)
         total[product] = total.get(product, 0) + sign * average
-    return sympy.Add(*(product * average for product, average in total.items()))
+    return sympy.Add(*(product * _joined(average) for product, average in total.items()))
+
+
+def _joined(average: Expr) -> Expr:
+    """An average whose terms with the same square roots and arcsin are one fraction."""
+    total: dict[Any, Expr] = {}
+    for term in sympy.Add.make_args(average):
+        root = sympy.Integer(1)
+        for base, power in (factor.as_base_exp() for factor in sympy.Mul.make_args(term)):
+            if isinstance(base, sympy.asin):
+                root *= base
+            elif not base.is_number and power.q == 2:
+                root /= sympy.sqrt(base)
+        total[root] = total.get(root, 0) + term / root
+    fractions = {root: sympy.fraction(sympy.together(value)) for root, value in total.items() if root != 1}
+    joined = (root * sympy.expand(numerator) / denominator for root, (numerator, denominator) in fractions.items())
+    return sympy.Add(total.get(sympy.Integer(1), 0), *joined)
 
 
 def _joint(Q: Expr, M: Expr, P: Expr) -> Expr:

@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 from sympy.printing.latex import LatexPrinter
+from sympy.printing.precedence import precedence_traditional
 
 from theory.printed import broken, described, groups_of
 from theory.symbolic import ClosedEquations, Group
@@ -19,8 +20,8 @@ _WIDTH = 80.0
 _BRACES = 100
 """No line is broken in braces, which count as so many brackets."""
 
-_LONG_FRACTION = 6
-"""A numerator that is so many times as long as its denominator stands behind the fraction, where it can be broken."""
+_WIDE = 40
+"""The width of a numerator whose sums stand behind the fraction."""
 
 _SCRIPT = 0.7
 """The width of a letter in an index."""
@@ -46,7 +47,7 @@ $Q = WW^T$, $M = WT^T$ and $P = TT^T$.""",
 is $\nabla_W\ell = DW - CT$.""",
     "Noise": r"""N is the covariance $E[g_kg_l]$ of the amplitudes $g_k = a_k(\hat y - y)\sigma'(w_k\cdot x)$ of one sample's gradient.""",
     "Overlaps of the gradient, growth of the rows": r"""With $G = DW - CT$, $H^t = GT^T$, $H^w = G(W^0)^T$ and $J = GV^T$, as far as they have
-names.""",
+names. Rows of unit length would grow at the rate $h_a$, or in one step to the length $l_a$, if they were not rescaled.""",
 }
 
 _TILTED = r"""\medskip
@@ -54,6 +55,21 @@ $\Lambda_{ij\dots}$ is $\det(1 + 2wS)$, S the covariance of all preactivations, 
 that stand in its index: one for every $\sigma'$, or erf, of the unit (a star marks teachers). $\Lambda^{ij\dots}_{kl}/\Lambda_{ij\dots}$
 is the covariance of k and l that is tilted by these factors, $(S^{-1} + 2w)^{-1}_{kl}$.
 """
+
+
+class _Printer(LatexPrinter):
+    """Prints an arcsin, and sums in a wide numerator, behind the fraction, where lines can be broken."""
+
+    def _print_Mul(self, expr: Any) -> str:
+        behind = [factor for factor in expr.args if isinstance(factor, sympy.asin)]
+        numerator, denominator = sympy.fraction(expr / sympy.Mul(*behind))
+        if denominator != 1 and width(super().doprint(numerator)) > _WIDE:
+            behind += [factor for factor in expr.args if factor.is_Add]
+        if not behind:
+            return super()._print_Mul(expr)
+        level = precedence_traditional(expr)
+        front = self.parenthesize(expr / sympy.Mul(*behind), level, strict=True)
+        return " ".join([front, *(self.parenthesize(factor, level) for factor in behind)])
 
 
 def as_latex(equations: ClosedEquations) -> str:
@@ -110,7 +126,7 @@ def _search(equations: ClosedEquations) -> list[str]:
     if equations.pencil is None:
         return []
     one = equations.pencil.rows == 1
-    about = r"""Linearised at $U = 0$ and rows of V that have no overlap with W$^0$ and the targets. With $g = D^0W^0 - C^0T$,
+    about = r"""Linearised at $U = 0$ and rows of V that have no overlap with $W^0$ and T. With $g = D^0W^0 - C^0T$,
 $\mathcal G^0 = gg^T$, every row of V with its column u of U has the modes $\lambda^2u + \lambda\chi\kappa^2D^0u - \chi\kappa^2\mathcal G^0u = 0$"""
     about += r", of which $\lambda_+$ grows." if one else r", the roots $\lambda$ of the determinant."
     return [r"\section*{Search phase}", about, _aligned(equations, equations.search)]
@@ -123,7 +139,7 @@ def _aligned(equations: ClosedEquations, group: Group) -> str:
 
 def _align(equations: ClosedEquations, sides: dict[str, Expr]) -> str:
     """Numbered equations, by their left sides."""
-    printer = LatexPrinter({"symbol_names": equations.latex, "inv_trig_style": "full", "long_frac_ratio": _LONG_FRACTION})
+    printer = _Printer({"symbol_names": equations.latex, "inv_trig_style": "full"})
     lines = []
     for left, value in sides.items():
         text = _unpaired(printer.doprint(value))

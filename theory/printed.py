@@ -45,7 +45,9 @@ def groups_of(equations: ClosedEquations) -> dict[str, Group]:
     return {title: group for title, group in groups.items() if group}
 
 
-def broken(text: str, width: float, brackets: dict[str, int], length: Callable[[str], float] = len) -> list[str]:
+def broken(
+    text: str, width: float | int, brackets: dict[str, int], length: Callable[[str], float | int] = len
+) -> list[str]:
     """The lines of an expression, broken before signs that are as little inside brackets as will do for the width.
 
     `brackets` says by how much a character leads into brackets, or out of them.
@@ -107,7 +109,7 @@ def as_sympy(equations: ClosedEquations) -> str:
     hold earlier symbols alone; `flow`, the derivative of every overlap (its change in one step over the learning rate); `search`; and
     the matrix `pencil`, as in [`theory.symbolic.ClosedEquations`][].
     """
-    printer = _SymPyPrinter()
+    printer: Any = _SymPyPrinter()
 
     def dictionary(name: str, groups: dict[str, Group]) -> str:
         lines = []
@@ -141,7 +143,9 @@ def as_sympy(equations: ClosedEquations) -> str:
         rows = [f"        [{', '.join(map(printer.doprint, row))}]," for row in equations.pencil.tolist()]
         blocks += [
             "# The search phase, at U = 0 and no overlap\n" + dictionary("search", {"": equations.search}),
-            "\n".join(["# Its determinant vanishes at the rates lam", "pencil = Matrix(", "    [", *rows, "    ]", ")"]),
+            "\n".join(
+                ["# Its determinant vanishes at the rates lam", "pencil = Matrix(", "    [", *rows, "    ]", ")"]
+            ),
         ]
     return "\n\n".join(blocks) + "\n"
 
@@ -153,7 +157,7 @@ def as_python(equations: ClosedEquations) -> str:
     `scipy.integrate.solve_ivp` takes; `quantities(y, parameters)` gives the loss, C, D, N and whatever else has a name; for a problem
     with a linear search phase `search_phase(parameters)` gives its C, D, G and rates.
     """
-    printer = NumPyPrinter({"fully_qualified_modules": False})
+    printer: Any = NumPyPrinter({"fully_qualified_modules": False})
 
     def assigned(groups: dict[str, Group]) -> list[str]:
         lines = []
@@ -166,7 +170,11 @@ def as_python(equations: ClosedEquations) -> str:
         return f"    (\n{_filled(', '.join(map(str, symbols)) + ',', ' ' * 8)}\n    ) = {source}"
 
     def named(group: Group) -> list[str]:
-        return ["    named = dict(", _filled(", ".join(f"{symbol}={symbol}" for symbol in group) + ",", " " * 8), "    )"]
+        return [
+            "    named = dict(",
+            _filled(", ".join(f"{symbol}={symbol}" for symbol in group) + ",", " " * 8),
+            "    )",
+        ]
 
     def constant(name: str, brackets: str, entries: dict[Expr, str], meaning: str) -> str:
         lines = [f"    {entry},  # {equations.given[symbol].meaning}" for symbol, entry in entries.items()]
@@ -175,7 +183,9 @@ def as_python(equations: ClosedEquations) -> str:
     parameters = unpacked(equations.parameters, "(parameters[name] for name in PARAMETERS)")
     flow = equations.flow.items()
     numbers = {symbol: f'"{symbol}": {value!r}' for symbol, value in equations.parameters.items()}
-    derivatives = [f"        # {symbol}\n{_statement('        ', printer.doprint(value), ',')}" for symbol, value in flow]
+    derivatives = [
+        f"        # {symbol}\n{_statement('        ', printer.doprint(value), ',')}" for symbol, value in flow
+    ]
     constants = [
         f'"""Closed equations of {described(equations)}.\n\nMade by `searchphase equations`.\n"""',
         "import numpy\nfrom numpy import arcsin, pi, sqrt",
@@ -221,7 +231,7 @@ def as_python(equations: ClosedEquations) -> str:
     return "\n\n".join(constants) + "\n\n\n" + "\n\n\n".join("\n".join(lines) for lines in functions) + "\n"
 
 
-def _companion(pencil: Expr, printer: NumPyPrinter) -> list[str]:
+def _companion(pencil: Expr, printer: Any) -> list[str]:
     r"""The matrix $\begin{pmatrix}-D&G\\1&0\end{pmatrix}$ whose eigenvalues are those of the pencil $\lambda^2 + \lambda D - G$."""
     lam, size = sympy.Symbol("lam", real=True), pencil.rows
     lines = ["    companion = numpy.zeros(({0}, {0}))".format(2 * size)]

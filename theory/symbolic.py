@@ -140,20 +140,22 @@ def _require_readable(problem: Problem, links: dict[str, Function]) -> None:
     if units + teachers > MOST_UNITS:
         raise ArgumentError(
             None,
-            f"the equations of K = {units} students and P = {teachers} teachers are too long to be read: K + P must be at most {MOST_UNITS}",
+            f"the equations of K = {units} students and P = {teachers} teachers are too long to read: K + P must be at most {MOST_UNITS}",
         )
     most = MOST_DEGREE // (units + teachers)
     for name, link in links.items():
         degree = max((n for n, _, _ in link), default=0)
         if degree > most:
             raise ArgumentError(
-                name, f"must have a degree of at most {most} where K + P = {units + teachers}, for equations that can be read, but has {degree}"
+                name,
+                f"must have a degree of at most {most} where K + P = {units + teachers}, or equations are too long, but has {degree}",
             )
     rank = problem.adapter.rank
     overlaps = rank * (2 * units + teachers) + rank * (rank + 1) // 2
     if overlaps > MOST_OVERLAPS:
         raise ArgumentError(
-            "rank", f"must be smaller for equations that can be read: {rank} makes {overlaps} overlaps, {MOST_OVERLAPS} at most are allowed"
+            "rank",
+            f"must be smaller for equations that can be read: {rank} makes {overlaps} overlaps, {MOST_OVERLAPS} at most are allowed",
         )
 
 
@@ -172,10 +174,14 @@ class _Symbols:
         self.b = self.vector("b", "b", "readout of teacher {}", problem.teacher_readout)
         self.kappa = self.number("kappa", r"\kappa", "LoRA's scale over the rank", adapter.kappa)
         self.chi = self.number("chi", r"\chi", "learning rate of U over that of V", adapter.lr_ratio)
-        self.theta = self.number("theta", r"\theta", "noise scale, learning rate * dimension / batch size", sgd.noise_scale)
+        self.theta = self.number(
+            "theta", r"\theta", "noise scale, learning rate * dimension / batch size", sgd.noise_scale
+        )
         self.eta = self.number("eta", r"\eta", "learning rate", sgd.learning_rate)
         self.Delta = self.number("Delta", r"\Delta", "variance of the noise on the labels", sgd.label_noise)
-        self.chi_a = self.number("chi_a", r"\chi_a", "learning rate of the readouts over that of V", sgd.readout_lr_ratio)
+        self.chi_a = self.number(
+            "chi_a", r"\chi_a", "learning rate of the readouts over that of V", sgd.readout_lr_ratio
+        )
         self.decay = self.number("decay", r"\lambda_{\mathrm{wd}}", "weight decay", adapter.weight_decay)
         self.U = self.matrix("u", "u", (units, rank), "entry of U for student {} and row {}")
         self.m = self.matrix("m", "m", (rank, teachers), "overlap of row {} with target {}")
@@ -192,13 +198,12 @@ class _Symbols:
         if problem.is_single_index and abs(gram[0, 0] - 1) < 1e-12 and gram[1, 1] > 0:
             rho = self.number("rho", r"\rho", "strength of the pretrained weights", problem.strength)
             c = self.number("c", "c", "their alignment with the target", problem.alignment)
-            return tuple(sympy.Matrix([[value]]) for value in (sympy.Integer(1), rho * c, rho**2))
-        parts = (gram[:teachers, :teachers], gram[teachers:, :teachers], gram[teachers:, teachers:])
-        meanings = ("targets {} and {}", "pretrained weights {} and target {}", "pretrained weights {} and {}")
-        named = zip(("P", "M0", "Q0"), ("P", "M^0", "Q^0"), meanings, parts, strict=True)
-        return tuple(
-            self.matrix(name, latex, part.shape, f"overlap of {words}", part, symmetric=name != "M0")
-            for name, latex, words, part in named
+            return sympy.Matrix([1]), sympy.Matrix([rho * c]), sympy.Matrix([rho**2])
+        P, M0, Q0 = gram[:teachers, :teachers], gram[teachers:, :teachers], gram[teachers:, teachers:]
+        return (
+            self.matrix("P", "P", P.shape, "overlap of targets {} and {}", P, symmetric=True),
+            self.matrix("M0", "M^0", M0.shape, "overlap of pretrained weights {} and target {}", M0),
+            self.matrix("Q0", "Q^0", Q0.shape, "overlap of pretrained weights {} and {}", Q0, symmetric=True),
         )
 
     def symbol(self, name: str, latex: str, place: tuple[int, ...] = (), shape: tuple[int, ...] = ()) -> Expr:
@@ -219,7 +224,14 @@ class _Symbols:
         return self.matrix(name, latex, (len(values), 1), meaning, np.asarray(values)[:, None])
 
     def matrix(
-        self, name: str, latex: str, shape: tuple[int, int], meaning: str = "", values: Any = None, *, symmetric: bool = False
+        self,
+        name: str,
+        latex: str,
+        shape: tuple[int, int],
+        meaning: str = "",
+        values: Any = None,
+        *,
+        symmetric: bool = False,
     ) -> Expr:
         """A matrix of symbols, which are given if they have a meaning, and are numbers if they have values."""
 
@@ -261,9 +273,26 @@ class _Derivation:
         given = {symbol: some for symbol, some in symbols.given.items() if symbol in used}
         for symbol in set(given) & set(flow):
             given[symbol] = Given(given[symbol].meaning)
-        known = {*given, *(symbol for group in groups for symbol in group), *([] if pencil is None else pencil.free_symbols)}
+        known = {
+            *given,
+            *(symbol for group in groups for symbol in group),
+            *([] if pencil is None else pencil.free_symbols),
+        }
         latex = {symbol: name for symbol, name in symbols.latex.items() if symbol in known}
-        return ClosedEquations(problem, self.finite_steps, given, latex, tuple(flow), *groups, pencil)
+        return ClosedEquations(
+            problem=problem,
+            finite_steps=self.finite_steps,
+            given=given,
+            latex=latex,
+            state=tuple(flow),
+            covariances=covariances,
+            gradient=gradient,
+            noise=noise,
+            overlaps=overlaps,
+            flow=flow,
+            search=search,
+            pencil=pencil,
+        )
 
     def start(self) -> Group:
         """A new group, to which what is named from now on belongs."""
@@ -288,18 +317,17 @@ class _Derivation:
 
     def tilted(self, gaussians: Gaussians, place: tuple[int, ...], value: Expr) -> Expr:
         """The name of what the averages are made of, after the units that have Gaussian factors."""
-        inside = [self.factor(i, w) for i, w in gaussians]
-        at = [self.unit(i) for i in place]
-        (words, latex), (at_words, at_latex) = (("".join(part) for part in zip(*some)) if some else ("", "") for some in (inside, at))
+        words, latex = _side_by_side(self.factor(i, w) for i, w in gaussians)
         if not place:
             return self.short(self.symbols.symbol(f"Lambda_{words}", rf"\Lambda_{{{latex}}}"), value)
-        return self.short(
-            self.symbols.symbol(f"Lambda_{words}_{at_words}", rf"\Lambda^{{{latex}}}_{{{at_latex}}}"), value
-        )
+        at, at_latex = _side_by_side(self.unit(i) for i in place)
+        return self.short(self.symbols.symbol(f"Lambda_{words}_{at}", rf"\Lambda^{{{latex}}}_{{{at_latex}}}"), value)
 
     def unit(self, i: int) -> tuple[str, str]:
         """What a unit is called: students by their numbers, teachers by theirs with a star."""
-        return (str(i + 1),) * 2 if i < self.units else (f"{i - self.units + 1}t", f"{i - self.units + 1}^*")
+        if i < self.units:
+            return str(i + 1), str(i + 1)
+        return f"{i - self.units + 1}t", f"{i - self.units + 1}^*"
 
     def factor(self, i: int, weight: Expr) -> tuple[str, str]:
         """What a Gaussian factor of a unit is called: as the unit, with primes if its link has several erf and this is not the first."""
@@ -322,7 +350,8 @@ class _Derivation:
         self.terms += len(sympy.Add.make_args(value))
         if self.terms > MOST_TERMS:
             raise ArgumentError(
-                None, f"the equations of these links have more than {MOST_TERMS} terms, too many to be read: take fewer units or simpler links"
+                None,
+                f"the equations have more than {MOST_TERMS} terms, too many to read: take fewer units or simpler links",
             )
         return value
 
@@ -330,7 +359,8 @@ class _Derivation:
         r"""The loss, C, D and the readouts' gradient, by readouts; with $e = \sum_ic_if_i$, c = (a, -b), as docs/theory.md has them.
 
         $\ell = \frac12\sum_{ij}c_ic_jE[f_if_j]$, $C_{kj} = a_kb_jE[\sigma'_k\phi'_j]$,
-        $D_{kl} = a_ka_lE[\sigma'_k\sigma'_l] + \delta_{kl}a_k\sum_ic_iE[\sigma''_kf_i]$, $\partial\ell/\partial a_k = \sum_ic_iE[\sigma_kf_i]$.
+        $D_{kl} = a_ka_lE[\sigma'_k\sigma'_l] + \delta_{kl}a_k\sum_ic_iE[\sigma''_kf_i]$,
+        $\partial\ell/\partial a_k = \sum_ic_iE[\sigma_kf_i]$.
         """
         factors, students, every = self.readouts, range(self.units), range(len(self.links))
         links, slopes = list(enumerate(self.links)), list(enumerate(self.slopes))
@@ -375,7 +405,8 @@ class _Derivation:
             slopes = [(k, self.slopes[k]), (l, self.slopes[l])]
             terms = [(self.symbols.Delta, self.mean(averages, *slopes))]
             terms += [
-                (factors[i] * factors[j], (2 - (i == j)) * self.mean(averages, links[i], links[j], *slopes)) for i, j in pairs
+                (factors[i] * factors[j], (2 - (i == j)) * self.mean(averages, links[i], links[j], *slopes))
+                for i, j in pairs
             ]
             return factors[k] * factors[l] * _by_readouts(terms)
 
@@ -407,7 +438,9 @@ class _Derivation:
         derivatives = [*d_U, *d_m, *d_s, *_upper(d_R), *(-symbols.chi_a * by_readout)]
         changes = zip(symbols.overlaps, derivatives, strict=True)
         left_out = symbols.lengths | (set() if self.problem.sgd.trains_readouts else set(symbols.a))
-        return group, {symbol: sympy.factor_terms(change, sign=False) for symbol, change in changes if symbol not in left_out}
+        return group, {
+            symbol: sympy.factor_terms(change, sign=False) for symbol, change in changes if symbol not in left_out
+        }
 
     def kept(self, d_m: Expr, d_s: Expr, d_R: Expr) -> tuple[Expr, Expr, Expr]:
         r"""The derivatives, or changes, of what rows that keep their length have.
@@ -429,7 +462,7 @@ class _Derivation:
             return change - sum(keeps[row] for row in rows) * value
 
         def of_rows(changes: Expr, values: Expr) -> Expr:
-            return _matrix(*values.shape, lambda a, j: rescaled(changes[a, j], values[a, j], a))
+            return _matrix(rank, values.cols, lambda a, j: rescaled(changes[a, j], values[a, j], a))
 
         gram = _matrix(rank, rank, lambda a, b: rescaled(d_R[a, b], symbols.R[a, b], a, b))
         return of_rows(d_m, symbols.m), of_rows(d_s, symbols.s), gram
@@ -449,6 +482,14 @@ class _Derivation:
         return group, sympy.eye(self.units) * lam**2 + speed * lam * D - speed * G
 
 
+def _side_by_side(names: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """Names and names in LaTeX, each in one word."""
+    words, latex = "", ""
+    for name, name_latex in names:
+        words, latex = words + name, latex + name_latex
+    return words, latex
+
+
 def _by_readouts(terms: Iterable[tuple[Expr, Expr]]) -> Expr:
     """The sum of products of readouts and averages, ordered by the products."""
     total: dict[Any, Expr] = {}
@@ -466,7 +507,7 @@ def _joined(average: Expr) -> Expr:
         for base, power in (factor.as_base_exp() for factor in sympy.Mul.make_args(term)):
             if isinstance(base, sympy.asin):
                 root *= base
-            elif not base.is_number and power.q == 2:
+            elif not base.is_number and sympy.denom(power) == 2:
                 root /= sympy.sqrt(base)
         total[root] = total.get(root, 0) + term / root
     fractions = {root: sympy.fraction(sympy.together(value)) for root, value in total.items() if root != 1}
@@ -476,7 +517,7 @@ def _joined(average: Expr) -> Expr:
 
 def _joint(Q: Expr, M: Expr, P: Expr) -> Expr:
     """The covariance of all preactivations."""
-    return sympy.Matrix(sympy.BlockMatrix([[Q, M], [M.T, P]]))
+    return sympy.Matrix.vstack(sympy.Matrix.hstack(Q, M), sympy.Matrix.hstack(M.T, P))
 
 
 def _square(C: Expr, D: Expr, Q: Expr, M: Expr, P: Expr) -> Expr:

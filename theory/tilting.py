@@ -4,8 +4,8 @@ Two rules give them all. Factors $e^{-\sum_iw_ix_i^2}$ tilt a Gaussian x of cova
 
 $$E\big[e^{-\sum_iw_ix_i^2}g(x)\big] = \Lambda_w^{-1/2}E_w[g(x)],\qquad S^w = (S^{-1} + 2w)^{-1} = \Lambda^w/\Lambda_w,$$
 
-where $\Lambda^w$ is a polynomial in S as well. Stein's lemma $E_w[x_ag(x)] = \sum_bS^w_{ab}E_w[\partial_bg]$ takes one power off, and makes a
-Gaussian factor of weight $s^2$ of the derivative of $\mathrm{erf}(sx)$, until there is nothing left, or two erf:
+where $\Lambda^w$ is a polynomial in S as well. Stein's lemma $E_w[x_ag(x)] = \sum_bS^w_{ab}E_w[\partial_bg]$ takes one power off, and
+makes a Gaussian factor of weight $s^2$ of the derivative of $\mathrm{erf}(sx)$, until there is nothing left, or two erf:
 
 $$E_w[\mathrm{erf}(sx_i)\,\mathrm{erf}(tx_j)] = \frac2\pi\arcsin\frac{2st\Lambda^w_{ij}}{\sqrt{\Lambda_{w+s^2_i}\Lambda_{w+t^2_j}}}.$$
 
@@ -36,7 +36,7 @@ _LARGEST_DENOMINATOR = 1000
 _ROUNDINGS = 16
 
 
-def exact(number: float) -> Expr:
+def exact(number: Any) -> Expr:
     """The fraction, or root of one, with a denominator up to 1000 that a number is to rounding; the number's decimals otherwise.
 
     >>> exact(0.5), exact(2**-0.5), exact(0.123456789)
@@ -187,7 +187,9 @@ class Averages:
         S, (inside, tilt), (i, j) = self.covariance, self._tilt(gaussians), sorted((i, j))
         column = sympy.Matrix(len(inside), 1, [2 * w * S[k, j] for k, w in inside])
         row = sympy.Matrix(1, len(inside), [S[i, k] for k, _ in inside])
-        bordered = sympy.Matrix.vstack(sympy.Matrix.hstack(tilt, column), sympy.Matrix.hstack(row, S[i : i + 1, j : j + 1]))
+        bordered = sympy.Matrix.vstack(
+            sympy.Matrix.hstack(tilt, column), sympy.Matrix.hstack(row, S[i : i + 1, j : j + 1])
+        )
         return self.name(gaussians, (i, j), sympy.expand(bordered.det(method="berkowitz")))
 
     def _tilt(self, gaussians: Gaussians) -> tuple[list[tuple[int, Expr]], Expr]:

@@ -34,26 +34,30 @@ _PREAMBLE = r"""\documentclass[a4paper]{article}
 \begin{document}
 """
 
-_MODEL = r"""The student $\hat y = \sum_k a_k\sigma(w_k\cdot x)$ learns the teacher $y = \sum_j b_j\phi(t_j\cdot x) + \sqrt\Delta\,z$ from inputs
-$x \sim \mathcal N(0, I_d)$ by one-pass SGD on $(\hat y - y)^2/2$. Its weights are $W = W^0 + \kappa UV$ with $W^0$ at rest, U of K rows
-and r columns, and V of r rows $v_a$. The learning rate of V is $\eta$, that of U is $\chi\eta$, and time is $\eta$ times the number of
-steps. The equations hold for $d\to\infty$ and $\eta\to0$ at a fixed noise scale $\theta = \eta d/B$, B the size of a batch.
+_MODEL = r"""The student $\hat y = \sum_k a_k\sigma(w_k\cdot x)$ learns the teacher
+$y = \sum_j b_j\phi(t_j\cdot x) + \sqrt\Delta\,z$ from inputs $x \sim \mathcal N(0, I_d)$ by one-pass SGD on
+$(\hat y - y)^2/2$. Its weights are $W = W^0 + \kappa UV$ with $W^0$ at rest, U of K rows and r columns, and V of r rows
+$v_a$. The learning rate of V is $\eta$, that of U is $\chi\eta$, and time is $\eta$ times the number of steps. The
+equations hold for $d\to\infty$ and $\eta\to0$ at a fixed noise scale $\theta = \eta d/B$, B the size of a batch.
 """
 
 _ABOUT = {
-    "Covariances of the preactivations": r"""The preactivations $w_k\cdot x$ and $t_j\cdot x$ are jointly Gaussian with the covariances
-$Q = WW^T$, $M = WT^T$ and $P = TT^T$.""",
-    "Loss and its gradient": r"""$\ell$ is the population loss $\frac12E[(\hat y - y)^2]$ without the labels' noise $\Delta/2$, and its gradient
-is $\nabla_W\ell = DW - CT$.""",
-    "Noise": r"""N is the covariance $E[g_kg_l]$ of the amplitudes $g_k = a_k(\hat y - y)\sigma'(w_k\cdot x)$ of one sample's gradient.""",
-    "Overlaps of the gradient, growth of the rows": r"""With $G = DW - CT$, $H^t = GT^T$, $H^w = G(W^0)^T$ and $J = GV^T$, as far as they have
-names. Rows of unit length would grow at the rate $h_a$, or in one step to the length $l_a$, if they were not rescaled.""",
+    "Covariances of the preactivations": r"""The preactivations $w_k\cdot x$ and $t_j\cdot x$ are jointly Gaussian with the
+covariances $Q = WW^T$, $M = WT^T$ and $P = TT^T$.""",
+    "Loss and its gradient": r"""$\ell$ is the population loss $\frac12E[(\hat y - y)^2]$ without the labels' noise
+$\Delta/2$, and its gradient is $\nabla_W\ell = DW - CT$.""",
+    "Noise": r"""N is the covariance $E[g_kg_l]$ of the amplitudes $g_k = a_k(\hat y - y)\sigma'(w_k\cdot x)$ of one
+sample's gradient.""",
+    "Overlaps of the gradient, growth of the rows": r"""With $G = DW - CT$, $H^t = GT^T$, $H^w = G(W^0)^T$, $J = GV^T$ and
+$\mathcal G = GG^T$, as far as they have names. Rows of unit length would grow at the rate $h_a$, or in one step to the
+length $l_a$, if they were not rescaled.""",
 }
 
 _TILTED = r"""\medskip
-$\Lambda_{ij\dots}$ is $\det(1 + 2wS)$, S the covariance of all preactivations, where the diagonal matrix w adds up the factors $e^{-w_ix_i^2}$
-that stand in its index: one for every $\sigma'$, or erf, of the unit (a star marks teachers). $\Lambda^{ij\dots}_{kl}/\Lambda_{ij\dots}$
-is the covariance of k and l that is tilted by these factors, $(S^{-1} + 2w)^{-1}_{kl}$.
+$\Lambda_{ij\dots}$ is $\det(1 + 2wS)$, S the covariance of all preactivations, where the diagonal matrix w adds up the
+factors $e^{-w_ix_i^2}$ that stand in its index: one for every $\sigma'$, or erf, of the unit (a star marks teachers).
+$\Lambda^{ij\dots}_{kl}/\Lambda_{ij\dots}$ is the covariance of k and l that is tilted by these factors,
+$(S^{-1} + 2w)^{-1}_{kl}$.
 """
 
 
@@ -113,11 +117,13 @@ def _flow(equations: ClosedEquations) -> list[str]:
     """The section of the flow, or of one step."""
     if equations.finite_steps:
         title, mark = "One step", r"\\Delta \g<0>/\\eta"
-        about = r"""A step of the learning rate $\eta$ changes the overlaps, in the mean, by $\Delta$. Rows of unit length are rescaled to it
-exactly."""
+        about = r"""A step of the learning rate $\eta$ changes the overlaps, in the mean, by $\Delta$. Rows of unit length
+are rescaled to it exactly."""
     else:
         title, mark, about = "Flow", r"\\dot{\1}\2", "The dot is the derivative with respect to time."
-    sides = {re.sub(r"^([A-Za-z]+)(.*)$", mark, equations.latex[symbol]): value for symbol, value in equations.flow.items()}
+    sides = {
+        re.sub(r"^([A-Za-z]+)(.*)$", mark, equations.latex[symbol]): value for symbol, value in equations.flow.items()
+    }
     return [rf"\section*{{{title}}}", about, _align(equations, sides)]
 
 
@@ -126,9 +132,10 @@ def _search(equations: ClosedEquations) -> list[str]:
     if equations.pencil is None:
         return []
     one = equations.pencil.rows == 1
-    about = r"""Linearised at $U = 0$ and rows of V that have no overlap with $W^0$ and T. With $g = D^0W^0 - C^0T$,
-$\mathcal G^0 = gg^T$, every row of V with its column u of U has the modes $\lambda^2u + \lambda\chi\kappa^2D^0u - \chi\kappa^2\mathcal G^0u = 0$"""
-    about += r", of which $\lambda_+$ grows." if one else r", the roots $\lambda$ of the determinant."
+    about = r"""Linearised at $U = 0$ and rows of V that have no overlap with $W^0$ and T. With $g = D^0W^0 - C^0T$ and
+$\mathcal G^0 = gg^T$, every row of V with its column u of U has the modes
+$\lambda^2u + \lambda\chi\kappa^2D^0u - \chi\kappa^2\mathcal G^0u = 0$"""
+    about += r", of which $\lambda_+$ grows." if one else r", where $\lambda$ is a zero of the determinant."
     return [r"\section*{Search phase}", about, _aligned(equations, equations.search)]
 
 

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import sympy
 
-from odes import SGD, Adapter, Overlaps, Problem, flow, gradient_at, mean_change, noise_at, random_overlaps
-from odes.arguments import ArgumentError
+from odes import SGD, Adapter, Overlaps, Problem, flow, gradient_at, noise_at, random_overlaps
 from tests.problems import single, three_on_one, two_by_three, two_by_two
-from theory import search_phase
-from theory.symbolic import MOST_TERMS, closed_equations
+from theory.symbolic import closed_equations
 
 
 def units(link, *, students=2, teachers=2, rank=2, seed=0, teacher=None, sgd=None, **adapter):
@@ -101,7 +99,9 @@ def entries(name, matrix):
 def assert_same(values, known, rtol=1e-12):
     for name, value in known.items():
         if name in values:
-            np.testing.assert_allclose(values[name], value, rtol=rtol, atol=rtol * max(map(abs, known.values())), err_msg=name)
+            np.testing.assert_allclose(
+                values[name], value, rtol=rtol, atol=rtol * max(map(abs, known.values())), err_msg=name
+            )
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -123,9 +123,9 @@ def closed_equations(problem: Problem, *, finite_steps: bool = False) -> ClosedE
     >>> equations.state
     (u, m, s, R)
     >>> equations.flow[equations.state[0]]
-    -chi*kappa*(-C*m + D*(R*kappa*u + s))
+    chi*kappa*(C*m - D*(R*kappa*u + s))
     >>> equations.gradient
-    {loss: M*(-a*b) + Q*a**2/2 + b**2/2, C: a*b, D: a**2}
+    {loss: -M*a*b + Q*a**2/2 + b**2/2, C: a*b, D: a**2}
 
     **Raises** ArgumentError for other links than polynomials, erf and sums of these, and for equations that are too long to be read.
     """
@@ -394,7 +394,7 @@ class _Derivation:
         C, D = self.matrix("C", "C", C), self.matrix("D", "D", D, symmetric=True)
         if not self.problem.sgd.trains_readouts:
             return group, C, D, sympy.zeros(self.units, 1)
-        return group, C, D, self.matrix("loss_a", r"\partial_a\ell", by_readout)
+        return group, C, D, self.matrix("loss_a", r"(\partial_a\ell)", by_readout)
 
     def noise(self, averages: Averages) -> tuple[Group, Expr]:
         r"""$N_{kl} = a_ka_l\big(\sum_{ij}c_ic_jE[f_if_j\sigma'_k\sigma'_l] + \Delta E[\sigma'_k\sigma'_l]\big)$, by readouts."""
@@ -446,19 +446,19 @@ class _Derivation:
         r"""The derivatives, or changes, of what rows that keep their length have.
 
         With $h_a = \dot R_{aa}/2$, $h_aX_a$ is taken off $\dot X_a$ and $(h_a + h_b)R_{ab}$ off $\dot R_{ab}$; in one step X + ΔX is
-        divided by $l_a = \sqrt{1 + \Delta R_{aa}}$ and R + ΔR by $l_al_b$.
+        divided by $\sqrt{L_a}$ and R + ΔR by $\sqrt{L_aL_b}$, with $L_a = 1 + \Delta R_{aa}$.
         """
         symbols, rank = self.symbols, self.problem.adapter.rank
         eta, keeps = symbols.eta, [sympy.Integer(int(self.finite_steps))] * rank
         for row in range(rank):
             if symbols.R[row, row] == 1:
-                growth = sympy.sqrt(1 + eta * d_R[row, row]) if self.finite_steps else d_R[row, row] / 2
-                name = "l" if self.finite_steps else "h"
+                growth = 1 + eta * d_R[row, row] if self.finite_steps else d_R[row, row] / 2
+                name = "L" if self.finite_steps else "h"
                 keeps[row] = self.named(symbols.symbol(name, name, (row,), (rank,)), growth)
 
         def rescaled(change: Expr, value: Expr, *rows: int) -> Expr:
             if self.finite_steps:
-                return ((value + eta * change) / sympy.prod(keeps[row] for row in rows) - value) / eta
+                return ((value + eta * change) / sympy.prod(sympy.sqrt(keeps[row]) for row in rows) - value) / eta
             return change - sum(keeps[row] for row in rows) * value
 
         def of_rows(changes: Expr, values: Expr) -> Expr:

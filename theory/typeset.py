@@ -49,8 +49,8 @@ $\Delta/2$, and its gradient is $\nabla_W\ell = DW - CT$.""",
     "Noise": r"""N is the covariance $E[g_kg_l]$ of the amplitudes $g_k = a_k(\hat y - y)\sigma'(w_k\cdot x)$ of one
 sample's gradient.""",
     "Overlaps of the gradient, growth of the rows": r"""With $G = DW - CT$, $H^t = GT^T$, $H^w = G(W^0)^T$, $J = GV^T$ and
-$\mathcal G = GG^T$, as far as they have names. Rows of unit length would grow at the rate $h_a$, or in one step to the
-length $l_a$, if they were not rescaled.""",
+$\mathcal G = GG^T$, as far as they have names. Rows of unit length would grow at the rate $h_a$, or in one step to
+the squared length $L_a$, if they were not rescaled.""",
 }
 
 _TILTED = r"""\medskip

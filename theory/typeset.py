@@ -62,13 +62,15 @@ $(S^{-1} + 2w)^{-1}_{kl}$.
 
 
 class _Printer(LatexPrinter):
-    """Prints an arcsin, and sums in a wide numerator, behind the fraction, where lines can be broken."""
+    """Prints an arcsin, and sums in a wide numerator or one with fractions, behind the fraction, where lines can be broken."""
 
     def _print_Mul(self, expr: Any) -> str:
         behind = [factor for factor in expr.args if isinstance(factor, sympy.asin)]
         numerator, denominator = sympy.fraction(expr / sympy.Mul(*behind))
-        if denominator != 1 and width(super().doprint(numerator)) > _WIDE:
-            behind += [factor for factor in expr.args if factor.is_Add]
+        if denominator != 1:
+            latex = super().doprint(numerator)
+            if r"\frac" in latex or width(latex) > _WIDE:
+                behind += [factor for factor in expr.args if factor.is_Add]
         if not behind:
             return super()._print_Mul(expr)
         level = precedence_traditional(expr)
@@ -135,7 +137,11 @@ def _search(equations: ClosedEquations) -> list[str]:
     about = r"""Linearised at $U = 0$ and rows of V that have no overlap with $W^0$ and T. With $g = D^0W^0 - C^0T$ and
 $\mathcal G^0 = gg^T$, every row of V with its column u of U has the modes
 $\lambda^2u + \lambda\chi\kappa^2D^0u - \chi\kappa^2\mathcal G^0u = 0$"""
-    about += r", of which $\lambda_+$ grows." if one else r", where $\lambda$ is a zero of the determinant."
+    about += (
+        r", of which $\lambda_+$ grows."
+        if one
+        else r" at the rates $\lambda$ for which the matrix in front of u is singular."
+    )
     return [r"\section*{Search phase}", about, _aligned(equations, equations.search)]
 
 

@@ -13,9 +13,10 @@ from validation.cli.commands import COMMANDS, command
 from validation.cli.compilation import set_up
 
 _IN_FILES = {"dimension", "batch_size", "learning_rate", "label_noise", "readout_lr_ratio", "rank", "scale", "lr_ratio"}
+_IN_FILES |= {"student", "teacher"}
 """Arguments that are entries of a problem's file where there is one."""
 
-_FLAGS = {"dimension": "dim"}
+_FLAGS = {"dimension": "dim", "student": "activation"}
 """Arguments whose flag has another name."""
 
 _LOOPS = ("simulate",)

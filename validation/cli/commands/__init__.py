@@ -6,6 +6,7 @@ COMMANDS = (
     "escape",
     "phase-diagram",
     "solve",
+    "equations",
     "simulate",
     "merge",
     "validate",

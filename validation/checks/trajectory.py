@@ -46,6 +46,9 @@ def _compared(case: Case, end: float, start: Overlaps, *, mean_alone: bool = Fal
     If the `mean_alone` is left of the chain, times from which on seeds scatter are noted instead.
     """
     steps = np.unique(np.round(np.array([0, 0.5, 1, 1.3]) * end / float(case.problem.sgd.learning_rate)).astype(int))
+    if steps[-1] == 0:
+        yield Note(case.name, "trajectory: it escapes within half a step")
+        return
     run = case.run(steps, case.effort.trajectory_seeds, start=start)
     theory = solve(case.theory, start, t1=run.t[-1], times=run.t, **options)
     simulated, predicted = observables(run), observables(theory)

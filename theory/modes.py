@@ -77,7 +77,6 @@ def escape_rate(
     return jnp.where(damped, 2 * drive / jnp.where(damped, damping + root, 1), (root - damping) / 2)
 
 
-@eqx.filter_jit
 def escape_modes(problem: Problem) -> EscapeModes:
     r"""All modes of the search phase of any number of student and teacher units.
 
@@ -101,6 +100,11 @@ def escape_modes(problem: Problem) -> EscapeModes:
     **Raises** ArgumentError for a problem without pretrained weights, or whose readouts are trained.
     """
     problem.require_known_search()
+    return _escape_modes(problem)
+
+
+@eqx.filter_jit
+def _escape_modes(problem: Problem) -> EscapeModes:
     units, adapter, start = problem.units[0], problem.adapter, pretrained(problem)
     kappa, chi = adapter.kappa, adapter.lr_ratio
     gradient, noise = gradient_at(problem, start), noise_at(problem, start)

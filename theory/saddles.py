@@ -2,6 +2,7 @@ r"""Saddles: the fixed points of the flow that a trajectory passes, the rates at
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -29,6 +30,13 @@ _RESTS = 1e-7
 """Rates that are smaller than this part of the fastest do not grow."""
 
 
+_KNOWN = 1e-6
+"""Deviations from a fixed point that are smaller are not known well."""
+
+_PATIENCE = 100.0
+"""The linear flow is given so many times of growth by e to leave."""
+
+
 class Saddle(Shown):
     r"""A fixed point of the flow that a trajectory passes.
 
@@ -38,7 +46,7 @@ class Saddle(Shown):
     - `closest`: the time at which the trajectory is slowest, `distance` how far it is from the fixed point then;
     - `entered`, `left`: when its distance falls below and exceeds the radius of [`saddles`][]; where it begins or ends within it these are
         the beginning and the end;
-    - `predicted`: the residence time of the linear flow from where the trajectory is slowest;
+    - `predicted`: the residence time of the linear flow, from where the trajectory is slowest;
     - `share`: the part of the run that is spent there.
     """
 
@@ -193,7 +201,7 @@ def saddles(solution: Solution, *, radius: float = 0.05, finite_steps: bool = Fa
         repeated = any(np.linalg.norm(place - other) <= _ALIKE * (1 + np.linalg.norm(place)) for other in known)
         if repeated or not distances[index] < radius:
             continue
-        saddle = _saddle(problem, fixed, times, distances, index, places[index] - place, radius, finite_steps)
+        saddle = _saddle(problem, fixed, times, distances, index, places - place, radius, finite_steps)
         found += [] if saddle is None else [saddle]
     return found
 
@@ -219,7 +227,7 @@ def _saddle(
     times: np.ndarray,
     distances: np.ndarray,
     index: int,
-    deviation: np.ndarray,
+    deviations: np.ndarray,
     radius: float,
     finite_steps: bool,
 ) -> Saddle | None:
@@ -244,7 +252,7 @@ def _saddle(
         distance=float(distances[index]),
         entered=entered,
         left=left,
-        predicted=_linear_residence(values, vectors, deviation, radius, before=float(times[index] - times[0])),
+        predicted=_linear_residence(values, vectors, deviations, times, index, radius),
         share=(left - entered) / float(times[-1] - times[0]),
     )
 
@@ -270,23 +278,33 @@ def _passed(times: np.ndarray, distances: np.ndarray, index: int, radius: float)
 
 
 def _linear_residence(
-    values: np.ndarray, vectors: np.ndarray, deviation: np.ndarray, radius: float, *, before: float
+    values: np.ndarray, vectors: np.ndarray, deviations: np.ndarray, times: np.ndarray, index: int, radius: float
 ) -> float:
-    """How long the linear flow through a deviation is nearer than the radius, at most so long before; NaN if it never leaves."""
-    parts = np.linalg.solve(vectors, deviation.astype(complex))
+    """How long the linear flow through the deviation at a record is nearer than the radius, from the first record at the earliest.
 
-    def beyond(time: float) -> float:
-        return math.log(np.linalg.norm(vectors @ (parts * np.exp(values * time))) / radius)
-
+    Where that deviation is too small to be known well, it is followed from the last larger one before and the first one after.
+    NaN if it never leaves.
+    """
     from scipy import optimize
 
+    known = np.flatnonzero(np.linalg.norm(deviations, axis=1) >= _KNOWN)
+    if known.size == 0 or known[-1] < index:
+        return math.nan
+    later, earlier = int(known[known >= index][0]), int(np.append(0, known[known <= index])[-1])
     growth, decay = float(np.real(values).max()), -float(np.real(values).min())
-    after, reach = 1 / growth, 100 / growth
-    while beyond(after) < 0:
-        if (after := 1.5 * after) > reach:
+
+    def distance_from(record: int) -> Callable[[float], float]:
+        parts = np.linalg.solve(vectors, deviations[record].astype(complex))
+        return lambda time: math.log(np.linalg.norm(vectors @ (parts * np.exp(values * time))) / radius)
+
+    leaving, coming = distance_from(later), distance_from(earlier)
+    after, before = 1 / growth, float(times[earlier] - times[0])
+    while leaving(after) < 0:
+        if (after := 1.5 * after) > _PATIENCE / growth:
             return math.nan
-    since = -min(before, 1 / decay) if decay > 0 else -before
-    while beyond(since) < 0 and -since < before:
-        since = -min(before, -1.5 * since)
-    begin = optimize.root_scalar(beyond, bracket=(since, 0)).root if beyond(since) >= 0 else since
-    return optimize.root_scalar(beyond, bracket=(0, after)).root - begin
+    left = times[later] + optimize.root_scalar(leaving, bracket=(0, after)).root
+    since = min(before, 1 / decay) if decay > 0 else before
+    while coming(-since) < 0 and since < before:
+        since = min(before, 1.5 * since)
+    ago = optimize.root_scalar(coming, bracket=(-since, 0)).root if coming(-since) >= 0 else -since
+    return float(left - (times[earlier] + ago))

@@ -40,7 +40,6 @@ class SearchPhase(Shown):
         return ", ".join(f"{field.name} = {float(getattr(self, field.name)):.6g}" for field in dataclasses.fields(self))
 
 
-@eqx.filter_jit
 def search_phase(problem: Problem) -> SearchPhase:
     r"""C, D, G, the noise, the loss, and the rate and time scale of the search phase.
 
@@ -57,6 +56,7 @@ def search_phase(problem: Problem) -> SearchPhase:
     return leading_phase(escape_modes(problem))
 
 
+@eqx.filter_jit
 def leading_phase(modes: EscapeModes) -> SearchPhase:
     """The search phase as the mode that grows fastest sees it."""
     unit = jax.lax.stop_gradient(modes.leading)

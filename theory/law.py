@@ -168,7 +168,7 @@ def _law(
     def run(numbers: Array) -> tuple[Solution, Array]:
         drawn, amplitude = random_start(problem, modes, numbers)
         start = jax.tree.map(lambda a, b: jnp.where(moving, a, b), drawn, pretrained(problem))
-        horizon = patience(phase)
+        horizon = patience(phase, modes)
         options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS // _dearer(problem)}
         return passage(problem, start, escape, horizon, iterated=iterated, **options), amplitude
 

@@ -14,6 +14,9 @@ from odes.shown import Shown
 _ROUNDING = 64
 """A row of the gradient that is smaller than so many units of rounding of its two terms is 0."""
 
+_NEGLIGIBLE = 1e-3
+"""Modes that grow slower than this part of the fastest are not waited for."""
+
 _ASLEEP = 1e-12
 """A mode of unit length whose part in U is smaller does not move U."""
 
@@ -48,6 +51,11 @@ class EscapeModes(Shown):
     def rate(self) -> Float[Array, ""]:
         """The largest rate."""
         return self.rates[0]
+
+    @property
+    def slowest(self) -> Float[Array, ""]:
+        """The smallest rate of a mode that grows, of those above a thousandth of the largest: further searches take so long."""
+        return jnp.min(jnp.where(self.rates > _NEGLIGIBLE * self.rate, self.rates, self.rate))
 
     @property
     def leading(self) -> Float[Array, " K"]:

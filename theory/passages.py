@@ -8,18 +8,21 @@ from jaxtyping import Array, Float, ScalarLike
 
 from odes import Escape, Overlaps, Problem, Solution, solve
 from odes.arguments import real_array
+from theory.modes import EscapeModes
 from theory.search import SearchPhase
 
 _PATIENCE, _PLATEAU = 50, 10
 
 
-def patience(phase: SearchPhase) -> Float[Array, ""]:
+def patience(phase: SearchPhase, modes: EscapeModes | None = None) -> Float[Array, ""]:
     """The horizon of a search: 50 of its time scales, ten times as many where D <= 0 and U grows to a plateau first.
 
-    A run that has not arrived by then does not arrive. Where the search never ends the horizon is 1.
+    A run that has not arrived by then does not arrive. Where the search never ends the horizon is 1. With the `modes` of several units
+    the time scale is that of the slowest one, which may be searched for when the first search is over.
     """
     scales = jnp.where(phase.D > 0, _PATIENCE, _PATIENCE * _PLATEAU)
-    return jnp.where(jnp.isfinite(phase.tau), scales * phase.tau, 1.0)
+    tau = phase.tau if modes is None else 1 / modes.slowest
+    return jnp.where(jnp.isfinite(tau), scales * tau, 1.0)
 
 
 def passage(

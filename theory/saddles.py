@@ -26,7 +26,7 @@ _FIXED = 1e-9
 _ALIKE = 1e-3
 """Rates, and fixed points, that differ by no more than this part are one."""
 
-_RESTS = 1e-7
+_RESTS = 1e-6
 """Rates that are smaller than this part of the fastest do not grow."""
 
 
@@ -134,7 +134,7 @@ def _root(problem: Problem, coordinates: _Coordinates, finite_steps: bool) -> tu
 
     solver = optx.LevenbergMarquardt(rtol=1e-12, atol=1e-14)
     first = coordinates.vector(coordinates.around)
-    found = optx.least_squares(residual, solver, first, max_steps=256, throw=False).value
+    found = optx.least_squares(residual, solver, first, max_steps=1024, throw=False).value
     return found, jnp.max(jnp.abs(residual(found, None)))
 
 
@@ -164,7 +164,7 @@ def escape_spectrum(problem: Problem, at: Overlaps, *, finite_steps: bool = Fals
     return values[order], vectors[:, order]
 
 
-def saddles(solution: Solution, *, radius: float = 0.05, finite_steps: bool = False) -> list[Saddle]:
+def saddles(solution: Solution, *, radius: float = 0.15, finite_steps: bool = False) -> list[Saddle]:
     r"""The saddles that a recorded trajectory of the flow passes, in the order of time.
 
     Between two drops of the loss a trajectory is slow near a fixed point y* with $f(y^*) = 0$: a root finder is started where its speed
@@ -174,7 +174,7 @@ def saddles(solution: Solution, *, radius: float = 0.05, finite_steps: bool = Fa
     $\log d/2\lambda_1 + O(1)$.
 
     It works for any problem: weights trained from scratch (Saad & Solla's symmetric plateau), adapters, whose search phase is the saddle
-    U = 0, and second searches. Rates count if they are more than 1e-7 of the fastest; those that agree to a part of 1e-3 are
+    U = 0, and second searches. Rates count if they are more than 1e-6 of the fastest; those that agree to a part of 1e-3 are
     one, their mean: three or more units differ on their symmetric plateau in ways that neither grow nor decay to first order,
     and where along these the trajectory is changes the rates a little. `finite_steps` if the trajectory is that of finite
     steps. Records should resolve the plateaus; a saddle between two records is not seen.

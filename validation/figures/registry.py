@@ -23,6 +23,7 @@ _MODULES = (
     "truncation",
     "two_layer",
     "continual",
+    "committee",
 )
 
 

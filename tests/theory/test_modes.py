@@ -37,7 +37,7 @@ def drawn(number: int) -> Problem:
     )
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 10))])
 def test_modes_are_the_eigenvalues_of_the_flow(number):
     problem = drawn(number)
     modes = escape_modes(problem)

@@ -23,7 +23,7 @@ def specialising(units: int, asymmetry: float):
     return solve(problem, start, t1=t1, times=np.linspace(0, t1, 801), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("units", [2, 3, 4, 5])
+@pytest.mark.parametrize("units", [2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5))])
 def test_the_symmetric_plateau_of_saad_and_solla(units):
     """Loss, overlaps and the escape rate with its multiplicity, for K = M (Saad & Solla 1995)."""
     (saddle,) = saddles(specialising(units, 1e-9))

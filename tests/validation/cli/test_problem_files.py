@@ -45,6 +45,13 @@ def test_simulate_goes_on_with_readouts(capsys, tmp_path):
     assert np.any(simulation.readout[:, 2] != simulation.readout[:, 0])
 
 
+def test_simulate_runs_to_the_time_asked_for_at_the_file_s_learning_rate(capsys, tmp_path):
+    file = tmp_path / "slow.toml"
+    file.write_text(Path(SINGLE).read_text().replace("[sgd]", "[sgd]\nlearning_rate = 0.05"))
+    _, out, _ = run(capsys, *f"simulate --problem {file} --t1 3 --records 2 --method chain --seeds 2 --json".split())
+    assert json.loads(out)["points"][0]["t"] == pytest.approx([0, 1.5, 3])
+
+
 def test_one_unit_from_a_file_is_the_one_of_the_flags(capsys):
     _, out, _ = run(capsys, *f"escape --problem {SINGLE} --json".split())
     (point,) = json.loads(out)["points"]

@@ -71,7 +71,9 @@ class Simulate(RunOptions, SweepOptions, FileOptions):
             key=jax.random.key(self.seed),
             seeds=self.seeds,
             first_seed=self.seed_offset,
-            steps=[even_steps(self.end_time(some), self.learning_rate, self.records) for some in points.values()],
+            steps=[
+                even_steps(self.end_time(some), float(some.sgd.learning_rate), self.records) for some in points.values()
+            ],
             escape=self.escape,
             until_escape=self.until_escape,
             block=self.block,

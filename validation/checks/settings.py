@@ -10,10 +10,13 @@ from typing import Any, cast
 import jax
 from jaxtyping import PRNGKeyArray
 
-from odes import SGD, Adapter, Escape, Family
+from odes import SGD, Adapter, Escape, Family, read_problem
 from odes.arguments import ArgumentError, nearest
 from validation.checks import CHECKS
 from validation.checks.base import Case, Effort, Result
+
+_BESIDE_A_FILE = ("name", "problem", "criterion", "threshold", "teacher_unit", "checks", "quick")
+"""What a setting says of itself where its problem is in a file."""
 
 SHIPPED = Path(__file__).parent / "settings.toml"
 """The settings that are checked if none are given."""
@@ -29,7 +32,8 @@ def mixture_place(mu: float) -> tuple[float, float]:
 class Setting:
     """A problem, its escape, and which checks are made of it; the fields are named like the flags.
 
-    `mixture` stands instead of strength and alignment; `noise_scale` is kept at every dimension that is simulated; trajectories and
+    `problem` is the file of a problem with any numbers of units, at its own dimension and noise scale, and leaves room for the escape
+    alone; of several units only the law is checked. `mixture` stands instead of strength and alignment; `noise_scale` is kept at every dimension that is simulated; trajectories and
     the law are simulated at the dimension `dim`, the effort's unless given; `checks` are made by a full validation, `quick` by a
     quick one.
 
@@ -37,6 +41,7 @@ class Setting:
     """
 
     name: str
+    problem: str | None = None
     activation: str = "erf"
     teacher: str | None = None
     strength: float = 0.5
@@ -51,6 +56,7 @@ class Setting:
     label_noise: float = 0.0
     criterion: str = "loss"
     threshold: float = 0.5
+    teacher_unit: int = 1
     dim: float | None = None
     checks: tuple[str, ...] = ("trajectory", "law")
     quick: tuple[str, ...] = ()
@@ -62,6 +68,10 @@ class Setting:
                     raise ArgumentError(name, f"takes {', '.join(CHECKS)}, not {kind!r}{nearest(kind, CHECKS)}")
         if not (math.isfinite(self.noise_scale) and self.noise_scale >= 0):
             raise ArgumentError("noise_scale", f"must be non-negative and finite, but is {self.noise_scale:g}")
+        for field in dataclasses.fields(self):
+            if self.problem and field.name not in _BESIDE_A_FILE and getattr(self, field.name) != field.default:
+                flag = field.name.replace("_", "-")
+                raise ArgumentError("problem", f"holds all of the problem: leave out --{flag}")
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> "Setting":
@@ -92,6 +102,8 @@ class Setting:
 
     def case(self, effort: Effort, key: PRNGKeyArray) -> Case:
         """The setting as a case under test."""
+        if self.problem is not None:
+            return self._stored_case(self.problem, effort, key)
         if self.dim is not None:
             effort = dataclasses.replace(effort, law_dimension=self.dim, trajectory_dimension=self.dim)
         theta, eta, dimension = self.noise_scale, self.learning_rate, effort.law_dimension
@@ -104,7 +116,15 @@ class Setting:
         )
         place = (self.strength, self.alignment) if self.mixture is None else mixture_place(self.mixture)
         problem = family.at(*place)
-        return Case(self.name, problem, problem, effort, key, Escape(self.criterion, self.threshold))
+        return Case(self.name, problem, problem, effort, key, Escape(self.criterion, self.threshold, self.teacher_unit))
+
+    def _stored_case(self, path: str, effort: Effort, key: PRNGKeyArray) -> Case:
+        problem = read_problem(path)
+        if problem.units != (1, 1) and (others := {*self.checks, *self.quick} - {"law"}):
+            raise ArgumentError("checks", f"of several units takes law alone, not {min(others)}")
+        dimension = float(problem.sgd.dimension)
+        effort = dataclasses.replace(effort, law_dimension=dimension, trajectory_dimension=dimension)
+        return Case(self.name, problem, problem, effort, key, Escape(self.criterion, self.threshold, self.teacher_unit))
 
 
 def read_settings(path: Path) -> list[Setting]:
@@ -118,6 +138,8 @@ def read_settings(path: Path) -> list[Setting]:
     settings = []
     for number, table in enumerate(tables, 1):
         try:
+            if isinstance(table.get("problem"), str):
+                table = table | {"problem": str(path.parent / table["problem"])}
             settings.append(Setting.from_table({"name": f"setting {number}"} | table))
         except ArgumentError as error:
             complaint = error.complaint if error.name is None else f"{error.name} {error.complaint}"

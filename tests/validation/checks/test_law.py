@@ -1,5 +1,8 @@
 """The law of the escape time against the chain."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from scipy import special
@@ -7,6 +10,9 @@ from scipy import special
 from odes import SGD, Adapter, Escape, Problem
 from tests.problems import single
 from theory import escape_law, fluctuations, mode_start, passage, patience, search_phase, unstable_mode
+from validation.checks.base import QUICK, z_limit
+from validation.checks.law import law as law_checks
+from validation.checks.settings import SHIPPED, read_settings
 from validation.simulation import even_steps, simulate_chain
 
 
@@ -55,3 +61,19 @@ def test_law_against_the_exact_chain(case, key):
     r = problem.adapter.rank
     excess = special.polygamma(3, r / 2) / special.polygamma(1, r / 2) ** 2
     assert abs(times.std() / float(law.std) - 1) < 4 * np.sqrt((excess + 2) / (4 * times.size))
+
+
+@pytest.mark.slow
+def test_a_committee_of_a_file_agrees_and_a_lighter_theory_is_caught(tmp_path):
+    """The law of two units against the chain; a theory whose noise is that of larger batches is early at this noise scale."""
+    settings = tmp_path / "settings.toml"
+    settings.write_text('[[setting]]\nname = "two"\nproblem = "two.toml"\nchecks = ["law"]\n')
+    problem = (SHIPPED.parent / "committee.toml").read_text()
+    (tmp_path / "two.toml").write_text(problem.replace("batch_size = 1000", "batch_size = 100"))
+    (setting,) = read_settings(settings)
+    effort = dataclasses.replace(QUICK, law_seeds=100)
+    case = setting.case(effort, jax.random.key(3))
+    checks = list(law_checks(case))
+    assert len(checks) == 4 and all(check.agrees(z_limit(len(checks))) for check in checks)
+    wrong = dataclasses.replace(case, theory=case.theory.replace(batch_size=2000))
+    assert not all(check.agrees(z_limit(4)) for check in law_checks(wrong))

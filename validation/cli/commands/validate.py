@@ -32,6 +32,8 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
     the law and the time of fine-tuning are attacked in settings drawn from the whole input space.
     """
 
+    problem: OptionalPath = None
+    """TOML file with the problem of a single setting, of any numbers of units, instead of the flags for it."""
     settings: OptionalPath = None
     """A TOML file with one [[setting]] table per setting, its keys named like the flags (the shipped file unless given)."""
     quick: bool = False
@@ -110,7 +112,7 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         """The flags as a setting."""
         own = {field.name: getattr(self, field.name) for field in _about(self)}
         strength, alignment = self.place()
-        checks = self.checks or ("trajectory", "law")
+        checks = self.checks or (("law",) if self.problem else ("trajectory", "law"))
         place = {"strength": strength, "alignment": alignment, "mixture": None}
         return Setting(**own | place | {"name": "flags", "checks": checks, "quick": checks})
 

@@ -32,10 +32,10 @@ def mixture_place(mu: float) -> tuple[float, float]:
 class Setting:
     """A problem, its escape, and which checks are made of it; the fields are named like the flags.
 
-    `problem` is the file of a problem with any numbers of units, at its own dimension and noise scale, and leaves room for the escape
-    alone; of several units only the law is checked. `mixture` stands instead of strength and alignment; `noise_scale` is kept at every dimension that is simulated; trajectories and
-    the law are simulated at the dimension `dim`, the effort's unless given; `checks` are made by a full validation, `quick` by a
-    quick one.
+    `problem` is the file of a problem with any numbers of units, at its own dimension and noise scale, and leaves room for the
+    escape alone; of several units only the law is checked. `mixture` stands instead of strength and alignment; `noise_scale` is
+    kept at every dimension that is simulated; trajectories and the law are simulated at the dimension `dim`, the effort's unless
+    given; `checks` are made by a full validation, `quick` by a quick one.
 
     **Raises** ArgumentError for checks that there are not and for a negative or infinite noise scale.
     """

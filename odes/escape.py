@@ -28,12 +28,17 @@ CRITERIA = {
 }
 
 
+_THERE = 1e-9
+"""A unit whose overlap differs by less from 1 has no way to go."""
+
+
 class Escape(Shown):
     r"""The first time at which a run has left the search phase, or reached a goal.
 
     - `criterion` "loss": $\ell(t) \le \vartheta\,\ell(w_0)$; blind to signs, rank and basis;
     - `criterion` "overlap": $|w\cdot\omega^* - w_0\cdot\omega^*| \ge \vartheta\,|1 - w_0\cdot\omega^*|$ for one of the student's
-        units, both overlaps in units of $|\omega^*|^2$; ω* is the direction of the teacher's unit number `teacher_unit`, from 1;
+        units that is not there already, both overlaps in units of $|\omega^*|^2$; ω* is the direction of the teacher's unit
+        number `teacher_unit`, from 1;
     - `criterion` "absolute": $\ell(t) \le \vartheta$, which weights w0 of different quality share as a goal;
     - `threshold`: ϑ in (0, 1), for "absolute" any positive number.
 
@@ -106,7 +111,9 @@ class Escape(Shown):
         Positive before escape, zero at it.
         """
         if self.observable == "overlap":
-            return jnp.min(self.threshold - jnp.abs((value - reference) / (1 - reference)), axis=-1)
+            way = 1 - reference
+            gone = jnp.where(jnp.abs(way) > _THERE, (value - reference) / jnp.where(jnp.abs(way) > _THERE, way, 1), 0)
+            return jnp.min(self.threshold - jnp.abs(gone), axis=-1)
         return value / (self.threshold * jnp.where(self.relative, reference, 1)) - 1
 
     def margin(self, problem: Problem, overlaps: Overlaps, reference: Float[Array, "*K"]) -> Float[Array, ""]:

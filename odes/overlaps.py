@@ -106,7 +106,8 @@ def with_own_readout(problem: Problem, overlaps: Overlaps) -> Overlaps:
 def target_overlaps(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch K P"]:
     r"""$WT^T = (A\Gamma + \kappa UX)\tilde B^T$ of the whole student with what it learns, at one or many overlaps."""
     start = problem.frozen @ problem.frame_gram @ problem.target.T
-    return start + problem.adapter.kappa * overlaps.up @ (overlaps.cross @ problem.target.T)
+    gained = problem.adapter.kappa * overlaps.up @ (overlaps.cross @ problem.target.T)
+    return jnp.broadcast_to(start, gained.shape) + gained
 
 
 def target_overlap(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:

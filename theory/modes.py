@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
 from odes import Problem, gradient_at, noise_at, pretrained
+from odes.arguments import positive, require
 from odes.overlaps import orthonormal_components
 from odes.shown import Shown
 
@@ -31,7 +32,7 @@ class EscapeModes(Shown):
         for a mode at rest;
     - `span` (K, f): overlaps with the frame of orthonormal directions that span the rows of g, in their order, 0 for rows that those
         before span;
-    - `directions` (2K, f): overlaps with the frame of the unit vector that the mode's rows of V learn, along $g^Tu$;
+    - `directions` (2K, f): overlaps with the frame of the unit vector that the mode's rows of V learn, along $g^Tu$, 0 if that is 0;
     - `teachers` (2K, P): its cosines with the teacher's directions.
     """
 
@@ -59,8 +60,9 @@ class EscapeModes(Shown):
 
     @property
     def leading(self) -> Float[Array, " K"]:
-        """The unit vector along the column of U of the mode that grows fastest."""
-        return self.up[0] / jnp.linalg.norm(self.up[0])
+        """The unit vector along the column of U of the mode that grows fastest; all units alike where none grows."""
+        up = jnp.where(self.rate > 0, self.up[0], 1.0)
+        return up / jnp.linalg.norm(up)
 
     @property
     def grows_alone(self) -> Float[Array, " K"]:
@@ -105,9 +107,14 @@ def escape_modes(problem: Problem) -> EscapeModes:
     >>> modes.rates.round(3).tolist(), modes.teachers[:2].round(3).tolist()
     ([0.108, 0.002, -0.076, -1.234], [[0.915, 0.403], [0.399, -0.917]])
 
-    **Raises** ArgumentError for a problem without pretrained weights, or whose readouts are trained.
+    **Raises** ArgumentError for a problem without pretrained weights, or whose readouts are trained, or where a pretrained row is 0 and
+    the link has a kink there, so that nothing is linear.
     """
     problem.require_known_search()
+    if problem.student.kinked:
+        rows = "without pretrained rows of length 0, where the link has a kink and nothing is linear"
+        lengths = jnp.diagonal(problem.frozen @ problem.frame_gram @ problem.frozen.T)
+        require("problem", lengths, rows, positive)
     return _escape_modes(problem)
 
 
@@ -137,7 +144,8 @@ def _escape_modes(problem: Problem) -> EscapeModes:
     cross = kappa * unit @ components / jnp.where(moving, rates, 1)[:, None]
     length = jnp.sqrt(jnp.sum(unit**2 + cross**2, axis=1))
     up, cross = (jnp.where(moving[:, None], x / _safe(length)[:, None], 0) for x in (unit, cross))
-    directions = unit @ overlaps / _safe(jnp.sqrt(drive))[:, None]
+    learns = drive > _ROUNDING * jnp.finfo(drive.dtype).eps * jnp.trace(gram)
+    directions = jnp.where(learns[:, None], unit @ overlaps, 0) / jnp.sqrt(jnp.where(learns, drive, 1))[:, None]
     lengths = jnp.sqrt(jnp.diagonal(problem.target @ problem.frame_gram @ problem.target.T))
     teachers = directions @ problem.target.T / _safe(lengths)[None]
     return EscapeModes(gradient.C, D, gram, noise, gradient.loss, rates, up, cross, span, directions, teachers)

@@ -30,6 +30,9 @@ _RESTS = 1e-6
 """Rates that are smaller than this part of the fastest do not grow."""
 
 
+_SMALL, _LINEAR = 1e-4, 0.05
+"""Over this distance from a fixed point the flow is linear up to this part."""
+
 _KNOWN = 1e-6
 """Deviations from a fixed point that are smaller are not known well."""
 
@@ -120,6 +123,11 @@ class _Coordinates(eqx.Module):
 
 
 @eqx.filter_jit
+def _rate_at(problem: Problem, coordinates: _Coordinates, place: Array, finite_steps: bool) -> Array:
+    return coordinates.change(problem, place, finite_steps)
+
+
+@eqx.filter_jit
 def _speeds(problem: Problem, coordinates: _Coordinates, places: Array, finite_steps: bool) -> Array:
     rate = jax.lax.map(lambda y: coordinates.change(problem, y, finite_steps), places, batch_size=64)
     return jnp.linalg.norm(rate, axis=1)
@@ -150,7 +158,8 @@ def fixed_point(problem: Problem, guess: Overlaps, *, finite_steps: bool = False
     """
     coordinates = _Coordinates.of(problem, guess)
     found, left = _root(problem, coordinates, finite_steps)
-    return coordinates.overlaps(found) if float(left) <= _FIXED else None
+    whole = jnp.where(jnp.abs(found) < _FIXED, 0, found)
+    return coordinates.overlaps(whole) if float(left) <= _FIXED else None
 
 
 def escape_spectrum(problem: Problem, at: Overlaps, *, finite_steps: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +186,8 @@ def saddles(solution: Solution, *, radius: float = 0.15, finite_steps: bool = Fa
     U = 0, and second searches. Rates count if they are more than 1e-6 of the fastest; those that agree to a part of 1e-3 are
     one, their mean: three or more units differ on their symmetric plateau in ways that neither grow nor decay to first order,
     and where along these the trajectory is changes the rates a little. `finite_steps` if the trajectory is that of finite
-    steps. Records should resolve the plateaus; a saddle between two records is not seen.
+    steps. Records should resolve the plateaus; a saddle between two records is not seen, and one at which links with a kink make the
+    flow not differentiable is left out.
 
     **Raises** ArgumentError for a radius that is not positive or a trajectory of fewer than three records.
     """
@@ -233,6 +243,8 @@ def _saddle(
 ) -> Saddle | None:
     """What is known of a fixed point that a trajectory passes at a record; None if nothing grows there."""
     values, vectors = escape_spectrum(problem, fixed, finite_steps=finite_steps)
+    if not _is_linear(problem, fixed, values[0], vectors[:, 0], finite_steps):
+        return None
     real = np.real(values)
     growing = real[real > _RESTS * np.abs(values).max()]
     if growing.size == 0:
@@ -255,6 +267,15 @@ def _saddle(
         predicted=_linear_residence(values, vectors, deviations, times, index, radius),
         share=(left - entered) / float(times[-1] - times[0]),
     )
+
+
+def _is_linear(problem: Problem, fixed: Overlaps, rate: complex, vector: np.ndarray, finite_steps: bool) -> bool:
+    """Whether differences of the flow over a small distance along a vector are what its derivative says; at a kink they are not."""
+    coordinates = _Coordinates.of(problem, fixed)
+    place, step = coordinates.vector(fixed), jnp.asarray(_SMALL * np.real(vector) / np.linalg.norm(np.real(vector)))
+    ends = [np.asarray(_rate_at(problem, coordinates, place + side * step, finite_steps)) for side in (1, -1)]
+    expected = np.real(rate * vector) / np.linalg.norm(np.real(vector))
+    return bool(np.linalg.norm((ends[0] - ends[1]) / (2 * _SMALL) - expected) <= _LINEAR * abs(rate))
 
 
 def _grouped(rates: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -26,7 +26,7 @@ from theory import (
 from validation.cli.options import EscapeOptions, FileOptions, SweepOptions, place_of
 from validation.cli.output import OutputOptions
 from validation.cli.report import lines_of, rows_of, table
-from validation.cli.values import Numbers
+from validation.cli.values import Numbers, check
 from validation.figures.style import TAU_LABEL, link_label, log_height, sweep_axis
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -60,6 +60,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             phase = jax.tree.map(lambda x: x[None], leading_phase(modes))
             (point,) = self.points([problem], phase, escape)
             return Found([point | {"modes": rows_of_modes(modes)}], [])
+        check("teacher_unit", self.teacher_unit, "1, the only one", self.teacher_unit == 1)
         families, places, points = self.families(), np.asarray(self.pretrained()), []
         for family in families:
             phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])

@@ -37,7 +37,8 @@ class Solve(RunOptions, SGDOptions, ModelOptions, FileOptions):
         self.check_start()
         problem = self.stored() or self.asked(self.sgd)
         t1 = self.end_time(problem)
-        check("records", self.records, "at least 2", self.records >= 2)
+        least = 3 if self.saddles else 2
+        check("records", self.records, f"at least {least}", self.records >= least)
         times = log_times(t1, self.records) if self.log_times else np.linspace(0, t1, self.records)
         start = random_overlaps(problem, jax.random.key(self.seed), up=self.up)
         options = {"rtol": self.rtol, "atol": self.atol, "adjoint": diffrax.ForwardMode()}

@@ -16,6 +16,7 @@ from theory.starts import moves
 
 _LARGEST_FED, _LARGEST_FED_KINKED, _LARGEST_SHAKEN = 0.07, 0.05, 0.02
 _FASTEST_GROWTH, _FASTEST_DECAY, _STABLE_DECAY, _FASTEST_TURN = 0.6, 1.25, 1.8, 0.6
+_FASTEST_OVERSHOOT = 0.05
 _LARGEST_SPREAD = 0.015
 _LARGEST_HEAD_START = 0.025
 _LARGEST_DELAY = 0.005
@@ -36,7 +37,7 @@ class Validity(Meaning):
         "or with kinks 0.05 |w0|, or shakes the weights by 0.02 |w0|"
     )
     coarse = (
-        "the learning rate is too large (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times a curvature, "
+        "the learning rate is too large (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times -D above 0.05, or times a curvature, "
         "and times the longest row at the escape, above 1.25; with the largest eigenvalue of R there above 1.8)"
     )
     trapped = "SGD at this noise scale does not escape"
@@ -126,11 +127,13 @@ def shortest(problem: Problem) -> Float[Array, ""]:
 def too_fast(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
     r"""Whether the learning rate is too large for the flow of finite steps.
 
-    That is so for $\eta\lambda_+ > 0.6$, for $\eta\chi\kappa^2$ times D at w0 or $E[\sigma'^2]$ at unit length above 1.25, and with
+    That is so for $\eta\lambda_+ > 0.6$, where D < 0 for $\eta\chi\kappa^2|D| > 0.05$, since U that grows so fast is carried far
+    beyond the plateau, for $\eta\chi\kappa^2$ times D at w0 or $E[\sigma'^2]$ at unit length above 1.25, and with
     kinks for $\eta\chi\kappa^2|D|$ above 0.6 where a unit's U is as long as its w0 and orthogonal to it: near a kink D is about $-1/|w|$.
     """
     eta, adapter = problem.sgd.learning_rate, problem.adapter
     fast = (eta * phase.rate > _FASTEST_GROWTH) | (eta * fastest_decay(problem) > _FASTEST_DECAY)
+    fast |= eta * adapter.lr_ratio * adapter.kappa**2 * -phase.D > _FASTEST_OVERSHOOT
     if kinked(problem):
         begin, lengths = pretrained(problem), jnp.diagonal(problem.frozen @ problem.frame_gram @ problem.frozen.T)
         for unit in range(problem.units[0]):

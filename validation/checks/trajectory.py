@@ -54,7 +54,7 @@ def _compared(case: Case, end: float, start: Overlaps, *, mean_alone: bool = Fal
     simulated, predicted = observables(run), observables(theory)
     number = run.t.size
     if mean_alone:
-        scatter = [values.std(axis=0) > _SCATTER * np.abs(values).max() for values in simulated.values()]
+        scatter = [~(values.std(axis=0) <= _SCATTER * np.nanmax(np.abs(values))) for values in simulated.values()]
         number = int(np.argmax([*np.any(scatter, axis=0), True]))
     if number < run.t.size:
         time = float(run.t[number])

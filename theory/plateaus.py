@@ -39,6 +39,7 @@ def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
 
     **Raises** ArgumentError unless the problem is single-index with pretrained weights.
     """
+    problem.require_single_index()
     problem.require_known_search()
     problem = problem.replace(rank=1)
     start = pretrained(problem)

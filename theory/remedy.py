@@ -136,6 +136,7 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
 
     **Raises** ArgumentError unless the problem is single-index with a finite batch, and for an unknown way.
     """
+    problem.require_single_index()
     problem.require_known_search()
     require("batch_size", problem.sgd.batch_size, "finite to count samples", np.isfinite)
     for way in ways:

@@ -75,6 +75,7 @@ def fine_tuning(
 
     **Raises** ArgumentError unless the problem is single-index with pretrained weights.
     """
+    problem.require_single_index()
     goal = Escape() if goal is None else goal
     modes = escape_modes(problem)
     phase, mode = leading_phase(modes), unstable_mode(problem, modes)

@@ -127,8 +127,8 @@ def escape_law(
     variate with the slope of least squares. Where the law holds is said by [`theory.validity`][]. It assumes U = 0 at the
     start. `adjoint` says how derivatives pass through, as in [`odes.solve`][].
 
-    **Raises** ArgumentError for a problem without pretrained weights or whose readouts are trained, for an adapter with rows at rest or weight
-    decay, and for fewer than two starts.
+    **Raises** ArgumentError for a problem without pretrained weights or whose readouts are trained, for an adapter with rows at
+    rest or weight decay, and for fewer than two starts.
     """
     problem.require_known_search()
     rank, adapter = problem.adapter.rank, problem.adapter

@@ -243,7 +243,7 @@ def _saddle(
 ) -> Saddle | None:
     """What is known of a fixed point that a trajectory passes at a record; None if nothing grows there."""
     values, vectors = escape_spectrum(problem, fixed, finite_steps=finite_steps)
-    if not _is_linear(problem, fixed, values[0], vectors[:, 0], finite_steps):
+    if not _is_linear(problem, fixed, complex(values[0]), vectors[:, 0], finite_steps):
         return None
     real = np.real(values)
     growing = real[real > _RESTS * np.abs(values).max()]

@@ -309,10 +309,15 @@ class Problem(Shown):
         return self.directions.index(name)
 
     @property
+    def lengths(self) -> Float[Array, " K"]:
+        """The lengths of the pretrained rows of W0."""
+        return jnp.sqrt(jnp.diagonal(self.frozen @ self.frame_gram @ self.frozen.T))
+
+    @property
     def strength(self) -> Float[Array, ""]:
         """ρ = |w0| of a single-index problem."""
         self.require_single_index()
-        return jnp.sqrt((self.frozen @ self.frame_gram @ self.frozen.T)[0, 0])
+        return self.lengths[0]
 
     @property
     def alignment(self) -> Float[Array, ""]:

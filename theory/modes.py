@@ -113,8 +113,7 @@ def escape_modes(problem: Problem) -> EscapeModes:
     problem.require_known_search()
     if problem.student.kinked:
         rows = "without pretrained rows of length 0, where the link has a kink and nothing is linear"
-        lengths = jnp.diagonal(problem.frozen @ problem.frame_gram @ problem.frozen.T)
-        require("problem", lengths, rows, positive)
+        require("problem", problem.lengths, rows, positive)
     return _escape_modes(problem)
 
 

@@ -120,7 +120,7 @@ def jitter(problem: Problem, phase: SearchPhase) -> Float[Array, ""]:
 
 def shortest(problem: Problem) -> Float[Array, ""]:
     """The length of the shortest row of the pretrained weights."""
-    return jnp.sqrt(jnp.min(jnp.diagonal(problem.frozen @ problem.frame_gram @ problem.frozen.T)))
+    return jnp.min(problem.lengths)
 
 
 @eqx.filter_jit
@@ -135,10 +135,9 @@ def too_fast(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
     fast = (eta * phase.rate > _FASTEST_GROWTH) | (eta * fastest_decay(problem) > _FASTEST_DECAY)
     fast |= eta * adapter.lr_ratio * adapter.kappa**2 * -phase.D > _FASTEST_OVERSHOOT
     if kinked(problem):
-        begin, lengths = pretrained(problem), jnp.diagonal(problem.frozen @ problem.frame_gram @ problem.frozen.T)
+        begin, lengths = pretrained(problem), problem.lengths / adapter.kappa
         for unit in range(problem.units[0]):
-            length = jnp.sqrt(lengths[unit]) / adapter.kappa
-            turned = eqx.tree_at(lambda o: o.up, begin, begin.up.at[unit, 0].set(length))
+            turned = eqx.tree_at(lambda o: o.up, begin, begin.up.at[unit, 0].set(lengths[unit]))
             turn = adapter.lr_ratio * adapter.kappa**2 * jnp.abs(gradient_at(problem, turned).D[unit, unit])
             fast |= eta * turn > _FASTEST_TURN
     return fast

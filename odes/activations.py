@@ -144,6 +144,12 @@ class Activation(Shown):
         except ArgumentError:
             return False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A link function with a name is pickled as its name; one of your own by its function, which must be importable."""
+        if self.known:
+            return activation, (self.name,)
+        return Activation, (self.name, self.function, self.kinks, self.growth, self.hermite)
+
     def __repr__(self) -> str:
         return f"Activation({self.name!r})"
 

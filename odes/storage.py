@@ -17,14 +17,15 @@ from odes.arguments import ArgumentError
 _PACKAGES = ("searchphase", "jax", "jaxlib", "diffrax", "equinox", "numpy")
 
 
+def made_with() -> dict[str, str]:
+    """What of this process determines the numbers of a result: package versions, the kind of device, the floating point type."""
+    versions = {f"version_{name}": importlib.metadata.version(name) for name in _PACKAGES}
+    return versions | {"device": jax.devices()[0].device_kind, "dtype": str(jnp.result_type(float))}
+
+
 def provenance(**what: Any) -> dict[str, str]:
-    """Package versions, device, floating point type, and `what` as JSON: the attributes of every stored file."""
-    attributes = {f"version_{name}": importlib.metadata.version(name) for name in _PACKAGES}
-    attributes |= {
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "dtype": str(jnp.result_type(float)),
-    }
+    """What a result was [`made_with`][], and `what` as JSON: the attributes of every stored file."""
+    attributes = made_with() | {"python": platform.python_version()}
     return attributes | {key: json.dumps(value) for key, value in what.items()}
 
 

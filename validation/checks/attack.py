@@ -15,6 +15,7 @@ from validation.checks.base import LAW_ACCURACY, MOST_STEPS, Case, Check, Effort
 from validation.checks.drawn import ALIKE, drawn
 from validation.checks.law import horizon, law_against
 from validation.checks.settings import Setting
+from validation.jobs.engine import Advanced
 from validation.simulation.result import mean_and_error
 
 _MOST_SAMPLES = 3e8
@@ -30,10 +31,12 @@ _ESCAPING = 0.95
 class Attempt:
     """What came out in a setting.
 
-    `doubt` is why the law is refused (a name of [`theory.Validity`][]), empty where it is given; `escaped` the fraction of the chain's
-    runs that escape within the horizon, NaN where the chain would take too long; `results` the checks of what is claimed.
+    `number` is that of the setting, `doubt` why the law is refused (a name of [`theory.Validity`][]), empty where it is given;
+    `escaped` the fraction of the chain's runs that escape within the horizon, NaN where the chain would take too long; `results` the
+    checks of what is claimed.
     """
 
+    number: int
     setting: Setting
     doubt: str
     escaped: float
@@ -47,7 +50,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One setting to be tried, the drawn one of that number unless given; plain data, so that another process can do it."""
+    """One setting to be tried, the drawn one of that number unless given."""
 
     effort: Effort
     seed: int
@@ -65,7 +68,7 @@ class Trial:
             crash = Check(
                 setting.name, f"no {type(error).__name__}: {error}", 1.0, 0.0, math.nan, math.inf, 0.0, math.nan
             )
-            return Attempt(setting, "error", math.nan, (crash,))
+            return Attempt(self.number, setting, "error", math.nan, (crash,))
 
     def _attempt(self, setting: Setting) -> Attempt:
         effort = dataclasses.replace(self.effort, samples=_MOST_SAMPLES / self.effort.law_seeds)
@@ -77,7 +80,7 @@ class Trial:
         further = [result for kind in setting.checks if kind != "law" for result in CHECKS[kind](case)]
         checks = [result for result in further if isinstance(result, Check)]
         if not _affordable(case, end, seeds):
-            return Attempt(setting, doubt, math.nan, tuple(checks))
+            return Attempt(self.number, setting, doubt, math.nan, tuple(checks))
         times = case.escape_times(seeds, end)
         checks += [] if doubt else law_against(case, law, times, seeds)
         if bool(tuning.trusted) and doubt:
@@ -86,7 +89,7 @@ class Trial:
             mean, error = mean_and_error(times)
             name = "fine-tuning time, mean"
             checks.append(case.check(name, tuning.time, mean, case.known(error), accuracy=LAW_ACCURACY, runs=seeds))
-        return Attempt(setting, doubt, times.size / seeds, tuple(checks))
+        return Attempt(self.number, setting, doubt, times.size / seeds, tuple(checks))
 
 
 def _affordable(case: Case, end: float, seeds: int) -> bool:
@@ -95,6 +98,34 @@ def _affordable(case: Case, end: float, seeds: int) -> bool:
     if case.effort.samples < batch * steps:
         batch = _AVERAGES
     return bool(1 <= steps <= MOST_STEPS and steps * batch * seeds <= _MOST_SAMPLES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """Settings that are tried one after the other, drawn so that what is compiled for one serves the next."""
+
+    effort: Effort
+    seed: int
+    first: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """What they are called among the others."""
+        return f"settings-{self.first}-to-{self.first + self.size - 1}"
+
+    def run(self, advanced: Advanced) -> list[Attempt]:
+        """What came out in each."""
+        attempts = []
+        for number in range(self.first, self.first + self.size):
+            attempts.append(Trial(self.effort, self.seed, number).run())
+            advanced(1)
+        return attempts
+
+
+def trials(effort: Effort, seed: int, count: int) -> list[Trials]:
+    """The first `count` drawn settings."""
+    return [Trials(effort, seed, first, min(ALIKE, count - first)) for first in range(0, count, ALIKE)]
 
 
 _SIMPLER: tuple[dict[str, Any], ...] = (

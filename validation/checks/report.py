@@ -9,26 +9,28 @@ import numpy as np
 
 from validation.checks.attack import Tally
 from validation.checks.base import LAW_ACCURACY, Check, Note, Result, z_limit
+from validation.jobs.engine import Failure
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """The results of a validation: `checks`, and `notes` on what was not checked.
 
-    Where settings were drawn at random, their `tally`, and for each setting that disagrees the command of the simplest one found
-    that still does.
+    `failures` are the checks that ended in an error. Where settings were drawn at random, their `tally`, and for each setting that
+    disagrees the command of the simplest one found that still does.
     """
 
     checks: list[Check]
     notes: list[Note]
     tally: Tally | None = None
     simplest: Sequence[str] = ()
+    failures: Sequence[Failure] = ()
 
     @classmethod
-    def of(cls, results: Sequence[Result]) -> "Report":
+    def of(cls, results: Sequence[Result], failures: Sequence[Failure] = ()) -> "Report":
         """The report on some results."""
         checks = [result for result in results if isinstance(result, Check)]
-        return cls(checks, [result for result in results if isinstance(result, Note)])
+        return cls(checks, [result for result in results if isinstance(result, Note)], failures=failures)
 
     @property
     def limit(self) -> float:

@@ -148,26 +148,29 @@ def read_settings(path: Path) -> list[Setting]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One kind of check of one setting, with random numbers of its own; plain data, so that another process can do it."""
+class CheckJob:
+    """One kind of check of a case, with random numbers of its own."""
 
     kind: str
-    setting: Setting
-    effort: Effort
-    seed: int
+    case: Case
     number: int
+    size: int = 1
 
-    def run(self) -> list[Result]:
+    @property
+    def name(self) -> str:
+        """What it is called among the others."""
+        return f"check-{self.number}-{self.kind}"
+
+    def run(self, advanced: Any) -> list[Result]:
         """The results of the check."""
-        key = jax.random.fold_in(jax.random.key(self.seed), self.number)
-        return list(CHECKS[self.kind](self.setting.case(self.effort, key)))
+        return list(CHECKS[self.kind](self.case))
 
 
-def plan(settings: Sequence[Setting], effort: Effort, seed: int, *, full: bool) -> list[Job]:
+def plan(settings: Sequence[Setting], effort: Effort, seed: int, *, full: bool) -> list[CheckJob]:
     """The checks that the settings ask for; ArgumentError, before any of them is carried out, if a setting is wrong."""
-    jobs: list[Job] = []
+    jobs: list[CheckJob] = []
     for setting in settings:
-        setting.case(effort, jax.random.key(0))
+        case = setting.case(effort, jax.random.key(seed))
         for kind in setting.checks if full else setting.quick:
-            jobs.append(Job(kind, setting, effort, seed, len(jobs)))
+            jobs.append(CheckJob(kind, case.stream(len(jobs)), len(jobs)))
     return jobs

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from odes.arguments import ArgumentError
 from odes.storage import read_dataset, write_dataset, write_whole
 from validation.cli.report import print_json
 from validation.cli.values import OptionalPath, check_writable
-from validation.simulation.store import made_by
+from validation.jobs.parts import made_by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,14 +38,17 @@ class OutputOptions:
             print_json(self.document(result))
         else:
             self.report(result)
-        if self.output:
+        failures = self.failures(result)
+        if failures:
+            print(f"searchphase: {self.unfinished(failures)}", file=sys.stderr)
+        elif self.output:
             self.store(result, self.output)
         if self.plot:
             from validation.figures.style import figure_style
 
             with figure_style():
                 write_whole(self.plot, self.draw(result).savefig)
-        return self.exit_code(result)
+        return 1 if failures else self.exit_code(result)
 
     def may_replace(self, file: Path) -> bool:
         """Whether a file may be written: it is not there, or holds what the same flags made."""
@@ -57,6 +62,14 @@ class OutputOptions:
     def interrupted(self) -> str:
         """What is to be said of an interrupted run: what is kept, and how to go on."""
         return "nothing is kept"
+
+    def failures(self, result: Any) -> Sequence[Any]:
+        """What of the result is missing because of an error; then it is not written."""
+        return ()
+
+    def unfinished(self, failures: Sequence[Any]) -> str:
+        """What is to be said of failures."""
+        raise NotImplementedError
 
     def compute(self) -> Any:
         """The command's result."""

@@ -15,7 +15,7 @@ from odes.storage import provenance, write_dataset, write_whole
 from validation.figures.effort import Effort
 from validation.figures.style import figure_style
 from validation.figures.work import Work
-from validation.simulation.store import Parts
+from validation.jobs.parts import Parts
 
 
 def as_dataset(

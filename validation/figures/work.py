@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from odes import SGD, Escape, Overlaps, Problem, Transfer
 from validation.figures.effort import Effort
+from validation.jobs.parts import Parts
 from validation.simulation import (
     Simulation,
     Simulator,
@@ -18,7 +19,6 @@ from validation.simulation import (
     simulate,
     simulated_fine_tuning,
 )
-from validation.simulation.store import Parts
 
 
 class Work:
@@ -37,6 +37,10 @@ class Work:
         """A key for the next simulation."""
         self._number += 1
         return jax.random.fold_in(jax.random.key(self.effort.seed), self._number)
+
+    @property
+    def _name(self) -> str:
+        return f"simulation-{self._number}"
 
     def chain(
         self,
@@ -89,16 +93,14 @@ class Work:
         Both are NaN unless every seed reaches the goal before `longest`.
         """
         key, seeds = self.key(), self.effort.seeds
-        kept = None if self._parts is None else self._parts.kept(self._number, seeds)
-        times = simulated_fine_tuning(transfer, time, goal, longest=longest, seeds=seeds, key=key, kept=kept)
+        options = {"seeds": seeds, "key": key, "parts": self._parts, "name": self._name}
+        times = simulated_fine_tuning(transfer, time, goal, longest=longest, **options)
         mean, error = mean_and_error(times)
         return float(mean), float(error)
 
     def _run(self, simulator: Simulator, steps: Any, until: Escape | None, seeds: int) -> Simulation:
-        key, block = self.key(), simulator.seeds_at_once
-        kept = None if self._parts is None else self._parts.kept(self._number, block)
-        stops = {"escape": until, "until_escape": until is not None}
-        return simulate(simulator, key=key, seeds=seeds, steps=steps, block=block, kept=kept, **stops)
+        key, stops = self.key(), {"escape": until, "until_escape": until is not None}
+        return simulate(simulator, key=key, seeds=seeds, steps=steps, parts=self._parts, name=self._name, **stops)
 
 
 def sgd_at(learning_rate: Any, noise_scale: Any, dimension: Any) -> SGD:

@@ -1,13 +1,14 @@
 """Pretraining and fine-tuning simulated from random starts: what theory says of checkpoints, measured."""
 
 import functools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from odes import Escape, Stage, Transfer
 from validation.simulation.chain import affordable_chain
-from validation.simulation.ensemble import Kept, simulate_stages
+from validation.simulation.ensemble import simulate_stages
 from validation.simulation.result import last_step
 
 _RECORDS = 300
@@ -23,12 +24,12 @@ def simulated_fine_tuning(
     longest: float,
     seeds: int,
     key: PRNGKeyArray,
-    progress: bool = False,
-    kept: Kept | None = None,
+    **options: Any,
 ) -> Float[np.ndarray, " seeds"]:
     """How long the exact chain of every seed takes to the goal after pretraining from random weights for `time`.
 
-    NaN for seeds that have not reached it after `longest`. Pretraining goes on for the whole number of steps next to `time`.
+    NaN for seeds that have not reached it after `longest`. Pretraining goes on for the whole number of steps next to `time`. All other
+    `options` are those of [`validation.simulation.simulate_stages`][].
     """
     rate = float(transfer.sgd.learning_rate)
     stages = [
@@ -39,12 +40,11 @@ def simulated_fine_tuning(
     _, run = simulate_stages(
         stages,
         functools.partial(affordable_chain, **start),
+        [1, _RECORDS],
         key=key,
         seeds=seeds,
-        records=[1, _RECORDS],
         escape=goal,
         until_escape=True,
-        progress=progress,
-        kept=kept,
+        **options,
     )
     return np.asarray(run.escape_times)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,12 @@ from jaxtyping import PRNGKeyArray
 
 from odes import Activation, Escape, Problem
 from odes.arguments import ArgumentError
-from odes.storage import described, loads, write_dataset
-from validation.simulation.ensemble import simulate
+from odes.storage import described, loads, provenance, read_dataset, write_dataset
+from validation.jobs.engine import Failure, in_order
+from validation.jobs.parts import Parts, differing, refuse_other
+from validation.simulation.ensemble import Plan, computed, one_stage, planned
 from validation.simulation.result import Simulation, joined
 from validation.simulation.simulator import Simulator
-from validation.simulation.store import Parts
 
 
 class Place(NamedTuple):
@@ -25,6 +27,13 @@ class Place(NamedTuple):
     alignment: float
     rank: int
     dimension: float
+
+
+class Sweep(NamedTuple):
+    """The simulations of several points, and what could not be computed: such seeds have no records, and never escape."""
+
+    simulations: list[Simulation]
+    failures: list[Failure]
 
 
 def simulate_points(
@@ -40,16 +49,20 @@ def simulate_points(
     until_escape: bool = False,
     block: int | None = None,
     parts: Parts | None = None,
-) -> list[Simulation]:
+    executor: Executor | None = None,
+    retries: int = 0,
+) -> Sweep:
     """The simulation of every problem, with a progress bar; computed, or read where `parts` have it, and then stored.
 
     Seeds have the same random numbers at every point, so that a point's result does not depend on the others; what differs
     between points has a smaller error than two independent runs would give it. Of a finished file of fewer seeds the others are
-    computed and added. `places` say where the points are. For all else see [`validation.simulation.simulate`][].
+    computed and added. `places` say where the points are. For all else see [`validation.simulation.simulate_stages`][].
 
-    **Raises** ArgumentError for a final file that other settings made, unless parts show that it is to be replaced.
+    A block that fails costs its own seeds alone; then the final file is not written, and `parts` keep the others.
+
+    **Raises** ArgumentError for a final file that other settings made, unless parts show that it is to be replaced; what the
+    first block raised if all failed.
     """
-    simulators = [simulator(problem) for problem in problems]
     stored: list[Simulation] = []
     if parts is not None and (finished := _finished(parts)) is not None:
         there = finished["seed"].values.tolist()
@@ -58,35 +71,46 @@ def simulate_points(
         stored = from_dataset(finished.isel(seed=slice(seeds)), problems, escape)
         if stored[0].seed.size == seeds:
             parts.remove()
-            return stored
+            return Sweep(stored, [])
         block = json.loads(finished.attrs["seeds_per_block"])
     there = stored[0].seed.size if stored else 0
-    if parts is not None:
-        block = parts.block_size() or block
+    simulators = [simulator(problem) for problem in problems]
     block = simulators[0].seeds_at_once if block is None else block
-    simulations = [
-        simulate(
-            some,
-            key=key,
-            seeds=seeds - there,
-            first_seed=first_seed + there,
-            steps=steps[number],
-            escape=escape,
-            until_escape=until_escape,
-            block=block,
-            progress=True,
-            kept=None if parts is None else parts.kept(number, block),
-        )
+    block = block if parts is None else parts.fixed("seeds_per_block", block)
+    options = {"key": key, "seeds": seeds - there, "first_seed": first_seed + there, "block": block}
+    options |= {"escape": escape, "until_escape": until_escape}
+    plans = [
+        planned(*one_stage(some, steps[number]), name=f"point-{number}", **options)
         for number, some in enumerate(simulators)
     ]
+    jobs = [job for plan in plans for job in plan.jobs]
+    work = {"executor": executor, "retries": retries, "parts": parts, "progress": True}
+    results = iter(list(in_order(computed(jobs, what=_words(plans), **work))))
+    simulations, failures = [], []
+    for plan in plans:
+        blocks = [next(results) for _ in plan.jobs]
+        failures += [some for some in blocks if isinstance(some, Failure)]
+        (whole,) = plan.gathered(
+            [
+                job.course.missing(job.count) if isinstance(some, Failure) else some
+                for job, some in zip(plan.jobs, blocks, strict=True)
+            ]
+        )
+        simulations.append(whole)
+    if len(failures) == len(jobs):
+        raise failures[0].error
     if stored:
         simulations = [joined(pair) for pair in zip(stored, simulations, strict=True)]
-    if parts is not None:
+    if parts is not None and not failures:
         what = {"command": parts.flags, "seeds_per_block": block, "problems": [p.to_dict() for p in problems]}
         what["escape"] = None if escape is None else escape.to_dict()
         write_dataset(to_dataset(simulations, places), parts.path, kind="simulations", **what)
         parts.remove()
-    return simulations
+    return Sweep(simulations, failures)
+
+
+def _words(plans: Sequence[Plan]) -> str:
+    return plans[0].words if len(plans) == 1 else f"{len(plans)} points, {plans[0].seeds.size} seeds"
 
 
 def _finished(parts: Parts) -> Any | None:
@@ -94,11 +118,28 @@ def _finished(parts: Parts) -> Any | None:
     if not parts.resume or not Path(parts.path).exists():
         return None
     try:
-        return parts.load(Path(parts.path))
+        return _own(parts)
     except ArgumentError:
-        if parts.block_size() is None:
+        if not parts.begun:
             raise
         return None
+
+
+def _own(parts: Parts) -> Any:
+    """The final file's dataset; ArgumentError naming what differs if it is not that of this run, but for the number of seeds."""
+    file = Path(parts.path)
+    try:
+        dataset = read_dataset(file)
+        foreign = json.loads(dataset.attrs["kind"]) != "simulations"
+        different = differing(dataset.attrs, provenance(command=parts.flags), ("seeds",), against="now")
+    except (ValueError, KeyError, OSError):
+        foreign, dataset, different = True, None, []
+    if foreign or dataset is None:
+        raise ArgumentError(None, f"{file} is not a result of this command: remove it, or name another --output")
+    refuse_other(file, different)
+    if "escape_times" not in dataset or "seed" not in dataset.coords:
+        raise ArgumentError(None, f"{file} was made by another version: remove it, or name another --output")
+    return dataset
 
 
 def to_dataset(simulations: Sequence[Simulation], places: Sequence[Place]) -> Any:

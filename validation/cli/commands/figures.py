@@ -1,23 +1,28 @@
 """`searchphase figures`: the figures of the theory and its check, by name or all."""
 
+import contextlib
 import dataclasses
+import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from odes.arguments import ArgumentError, nearest
+from odes.storage import write_whole
 from validation.cli.report import print_json
 from validation.cli.values import writable_folder
-from validation.cli.workers import carry_out
+from validation.cli.work import WorkOptions, failed
 from validation.figures.effort import FULL, QUICK, Effort
 from validation.figures.registry import all_figures
+from validation.jobs.engine import Advanced, Failure, carry_out
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Figures:
+class Figures(WorkOptions):
     """Draw figures, all or those that are named: a PDF, a PNG and a netCDF file with the data and what made them.
 
     Data that the same settings and versions made before are drawn again, not computed; an interrupted run goes on
@@ -57,15 +62,25 @@ class Figures:
             for name in chosen:
                 figures[name].stored(folder)
         effort = dataclasses.replace(QUICK if self.quick else FULL, seed=self.seed)
-        jobs = [Job(name, str(folder), effort, self.redraw, self.again) for name in chosen]
-        written = []
-        for paths in carry_out(jobs, unit="figure"):
-            written.extend(paths)
-            if not self.json:
-                print(*paths, sep="\n", flush=True)
+        jobs = [FigureJob(name, str(folder.absolute()), effort, self.redraw, self.again) for name in chosen]
+        written, failures = [], []
+        with self.work() as work:
+            for _, files in carry_out(jobs, unit="figure", **work):
+                if isinstance(files, Failure):
+                    failures.append(files)
+                    continue
+                paths = [folder / name for name in files]
+                for path, content in zip(paths, files.values(), strict=True):
+                    if not (path.exists() and path.read_bytes() == content):
+                        write_whole(path, lambda temporary, content=content: temporary.write_bytes(content))
+                written.extend(map(str, paths))
+                if not self.json:
+                    print(*paths, sep="\n", flush=True)
         if self.json:
             print_json({"written": written})
-        return 0
+        if failures:
+            print(f"searchphase: {failed(failures)}", file=sys.stderr)
+        return 1 if failures else 0
 
     def interrupted(self) -> str:
         """What is to be said of an interrupted run."""
@@ -81,19 +96,26 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One figure to be made; plain data, so that another process can do it."""
+class FigureJob:
+    """One figure to be made, in a folder; where there is no such folder, on another machine say, in a temporary one."""
 
     name: str
     folder: str
     effort: Effort
     redraw: bool
     again: bool
+    size: int = 1
 
-    def run(self) -> list[str]:
-        """The paths of the files that were written."""
-        figure, folder = all_figures()[self.name], Path(self.folder)
-        paths = []
+    def run(self, advanced: Advanced) -> dict[str, bytes]:
+        """The files that were written, by name."""
+        with contextlib.ExitStack() as stack:
+            folder = Path(self.folder)
+            if not folder.is_dir():
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            return {path.name: path.read_bytes() for path in self._written(folder)}
+
+    def _written(self, folder: Path) -> list[Path]:
+        figure, paths = all_figures()[self.name], []
         if self.redraw:
             dataset = figure.stored(folder)
         else:
@@ -101,4 +123,4 @@ class Job:
         if dataset is None:
             dataset = figure.computed(folder, self.effort)
             paths.append(figure.data_file(folder))
-        return [str(path) for path in (*paths, *figure.files(folder, dataset))]
+        return [*paths, *figure.files(folder, dataset)]

@@ -10,8 +10,8 @@ from odes.arguments import ArgumentError
 from odes.storage import read_dataset, write_dataset
 from validation.cli.commands.simulate import draw, points_of, report
 from validation.cli.output import OutputOptions
+from validation.jobs.parts import differing
 from validation.simulation.points import loaded, merged, places_of
-from validation.simulation.store import differing
 
 Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 

@@ -1,10 +1,8 @@
 """`searchphase simulate`: SGD at finite dimension."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import diffrax
@@ -13,25 +11,25 @@ import jax
 import numpy as np
 
 from odes import Problem, solve
-from odes.arguments import ArgumentError
 from validation.cli.options import FileOptions, RunOptions, SweepOptions, noise_forbids, place_of
 from validation.cli.report import lines_of, print_sample, table
 from validation.cli.units import of_units, scalars
 from validation.cli.values import OptionalInt, check
+from validation.cli.work import ResumeOptions, content
 from validation.figures.style import ESCAPE_LABEL, link_label, log_height, sweep_axis
+from validation.jobs.engine import Failure
 from validation.simulation.chain import chain_simulator
 from validation.simulation.direct import direct_simulator
-from validation.simulation.points import Place, simulate_points
+from validation.simulation.points import Place, Sweep, simulate_points
 from validation.simulation.result import Simulation, even_steps, observables
 from validation.simulation.simulator import Simulator
-from validation.simulation.store import Parts
 
 _LINES = 64
 """The mean flow is that of so many seeds' starts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Simulate(RunOptions, SweepOptions, FileOptions):
+class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
     """Train at finite dimension by one-pass SGD: several seeds, at one or several strengths, alignments, ranks and dimensions.
 
     With --output every block of seeds is stored as soon as it is finished, so that an interrupted run can go on. Seed n has the same
@@ -56,29 +54,30 @@ class Simulate(RunOptions, SweepOptions, FileOptions):
     """Go on with the run that stored to --output, same flags; start it if there is none, print it again if it is finished. More
     --seeds than a finished run has are added to it."""
 
-    def compute(self) -> list[Simulation]:
+    def compute(self) -> Sweep:
         check("records", self.records, "at least 1", self.records >= 1)
-        if self.resume and self.output is None:
-            raise ArgumentError("resume", "goes on with what --output stored: give both")
         self.check_start()
         most = 2**32 - self.seeds
         check("seed_offset", self.seed_offset, "at least 0, with all seeds below 2^32", 0 <= self.seed_offset <= most)
         points = self.sweep()
-        return simulate_points(
-            list(points.values()),
-            self.simulator,
-            places=list(points),
-            key=jax.random.key(self.seed),
-            seeds=self.seeds,
-            first_seed=self.seed_offset,
-            steps=[
-                even_steps(self.end_time(some), float(some.sgd.learning_rate), self.records) for some in points.values()
-            ],
-            escape=self.escape,
-            until_escape=self.until_escape,
-            block=self.block,
-            parts=None if self.output is None else Parts(self.output, self.flags(points), self.resume),
-        )
+        parts = self.parts(self.flags(points), may_be_finished=True)
+        steps = [even_steps(self.end_time(p), float(p.sgd.learning_rate), self.records) for p in points.values()]
+        with self.work() as work:
+            return simulate_points(
+                list(points.values()),
+                self.simulator,
+                places=list(points),
+                key=jax.random.key(self.seed),
+                seeds=self.seeds,
+                first_seed=self.seed_offset,
+                steps=steps,
+                escape=self.escape,
+                until_escape=self.until_escape,
+                block=self.block,
+                parts=parts,
+                executor=work["executor"],
+                retries=work["retries"],
+            )
 
     def sweep(self) -> dict[Place, Problem]:
         problem = self.stored()
@@ -88,21 +87,10 @@ class Simulate(RunOptions, SweepOptions, FileOptions):
         """The flags, with what is in the problem's file besides its name."""
         flags = dataclasses.asdict(self)
         if self.problem is not None:
-            content = json.dumps([problem.to_dict() for problem in points.values()])
-            flags["problem"] += f" (content {hashlib.sha256(content.encode()).hexdigest()[:8]})"
+            flags["problem"] += content(json.dumps([problem.to_dict() for problem in points.values()]).encode())
         return flags
 
-    def may_replace(self, file: Path) -> bool:
-        return self.resume or super().may_replace(file)
-
-    def interrupted(self) -> str:
-        if self.output is None:
-            return "nothing is kept: give --output to keep what is finished"
-        if not Path(f"{self.output}.parts").exists():
-            return "no block of seeds was finished"
-        return f"{self.output}.parts keeps the blocks that are finished: the same command with --resume goes on"
-
-    def store(self, result: list[Simulation], path: str) -> None:
+    def store(self, result: Sweep, path: str) -> None:
         """Nothing is left to do: the result is stored as it comes."""
 
     def simulator(self, problem: Problem) -> Simulator:
@@ -111,23 +99,28 @@ class Simulate(RunOptions, SweepOptions, FileOptions):
             return direct_simulator(problem, up=self.up, dtype=self.dtype)
         return chain_simulator(problem, up=self.up, normal_batches=self.method == "gaussian", dtype=self.dtype)
 
-    def document(self, result: list[Simulation]) -> dict[str, Any]:
-        return {"points": points_of(result, list(self.sweep()))}
+    def document(self, result: Sweep) -> dict[str, Any]:
+        failed = {failure.name: failure.reason for failure in result.failures}
+        points = points_of(result.simulations, list(self.sweep()))
+        return {"points": points} | ({"failed": failed} if failed else {})
 
-    def report(self, result: list[Simulation]) -> None:
-        report(result, list(self.sweep()))
-        for simulation in result:
+    def report(self, result: Sweep) -> None:
+        report(result.simulations, list(self.sweep()))
+        for simulation in result.simulations:
             if np.isnan(simulation.escape_times).all() and (words := self._forbidden(simulation)):
                 print(words)
 
     def _forbidden(self, simulation: Simulation) -> str:
         return noise_forbids(simulation.problem, self.escape, float(simulation.t[-1]))
 
-    def exit_code(self, result: list[Simulation]) -> int:
-        return 1 if any(simulation.diverged.all() for simulation in result) else 0
+    def failures(self, result: Sweep) -> Sequence[Failure]:
+        return result.failures
 
-    def draw(self, result: list[Simulation]) -> Any:
-        return draw(result, list(self.sweep()))
+    def exit_code(self, result: Sweep) -> int:
+        return 1 if result.failures or any(simulation.diverged.all() for simulation in result.simulations) else 0
+
+    def draw(self, result: Sweep) -> Any:
+        return draw(result.simulations, list(self.sweep()))
 
 
 def described(simulation: Simulation) -> dict[str, Any]:

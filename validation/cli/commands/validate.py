@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,21 @@ import numpy as np
 
 from odes.arguments import ArgumentError
 from validation.checks import FULL, QUICK, Check, Effort, Result
-from validation.checks.attack import Tally, Trial, shrunk
-from validation.checks.drawn import ALIKE
+from validation.checks.attack import Tally, Trial, shrunk, trials
 from validation.checks.report import Report
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
 from validation.cli.options import EscapeOptions, ModelOptions
-from validation.cli.output import OutputOptions
 from validation.cli.report import table
 from validation.cli.values import OptionalFloat, OptionalPath, check, check_seed, positive
-from validation.cli.workers import carry_out
+from validation.cli.work import ResumeOptions, content
+from validation.jobs.engine import Failure, carry_out, in_order
 
 _MOST_SHRUNK = 5
 """So many settings that disagree are made simpler; the others are printed as they are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Validate(OutputOptions, EscapeOptions, ModelOptions):
+class Validate(ResumeOptions, EscapeOptions, ModelOptions):
     """Theory against the exact simulation: one setting if flags describe one, else a file of settings (exit code 1 if they disagree).
 
     Compared are trajectories, the law of the escape time, the approach to the limit, and whatever else --checks names. With --random
@@ -76,29 +76,53 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
         else:
             settings = [self._own_setting()]
         results: list[Result] = []
-        for some in carry_out(plan(settings, effort, self.seed, full=self.full), unit="check"):
-            results.extend(some)
-            if not self.json:
-                print_checks([result for result in some if isinstance(result, Check)])
-        return Report.of(results)
+        failures: list[Failure] = []
+        jobs, parts = plan(settings, effort, self.seed, full=self.full), self.parts(self._flags)
+        with self.work() as work:
+            for some in in_order(carry_out(jobs, unit="check", parts=parts, **work)):
+                if isinstance(some, Failure):
+                    failures.append(some)
+                    continue
+                results.extend(some)
+                if not self.json:
+                    print_checks([result for result in some if isinstance(result, Check)])
+        return Report.of(results, failures)
+
+    @property
+    def _flags(self) -> dict[str, Any]:
+        """The flags, with what is in the files that they name."""
+        flags = dataclasses.asdict(self)
+        for name in ("settings", "problem"):
+            if flags[name] is not None:
+                flags[name] += content(Path(flags[name]).read_bytes())
+        return flags
 
     def _at_random(self, effort: Effort) -> Report:
         """The claims in settings drawn at random; the worst disagreement of each setting is made simpler."""
-        trials = [Trial(effort, self.seed, number) for number in range(self.random)]
-        end, attempts = time.monotonic() + 60 * (np.inf if self.minutes is None else self.minutes), []
-        with contextlib.closing(carry_out(trials, unit="setting", together=ALIKE)) as results:
-            for attempt in results:
-                attempts.append(attempt)
+        end, attempts, failures = time.monotonic() + 60 * (np.inf if self.minutes is None else self.minutes), [], []
+        jobs, parts = trials(effort, self.seed, self.random), self.parts()
+        with (
+            self.work() as work,
+            contextlib.closing(in_order(carry_out(jobs, unit="setting", parts=parts, **work))) as results,
+        ):
+            for some in results:
+                if isinstance(some, Failure):
+                    failures.append(some)
+                    continue
+                attempts += some
                 if not self.json:
-                    print_checks(list(attempt.results))
+                    print_checks([claim for attempt in some for claim in attempt.results])
                 if time.monotonic() > end:
                     break
-        report = Report([claim for attempt in attempts for claim in attempt.results], [], Tally(attempts))
+        report = Report(
+            [claim for attempt in attempts for claim in attempt.results], [], Tally(attempts), failures=failures
+        )
         simplest = []
-        for trial, attempt in zip(trials, attempts, strict=False):
+        for attempt in attempts:
             if wrong := [claim for claim in attempt.results if not claim.agrees(report.limit)]:
                 worst, setting = max(wrong, key=lambda claim: abs(claim.z)), attempt.setting
                 if len(simplest) < _MOST_SHRUNK:
+                    trial = Trial(effort, self.seed, attempt.number)
                     setting = shrunk(trial, setting, worst, report.limit)
                 simplest.append(setting.command)
         return dataclasses.replace(report, simplest=simplest)
@@ -148,6 +172,9 @@ class Validate(OutputOptions, EscapeOptions, ModelOptions):
 
     def draw(self, result: Report) -> Any:
         return result.draw()
+
+    def failures(self, result: Report) -> Sequence[Failure]:
+        return result.failures
 
     def exit_code(self, result: Report) -> int:
         return 0 if result.agrees else 1

@@ -1,0 +1,161 @@
+r"""One computation for many starts, seeds or parameters, its rows split over several devices that never talk to each other."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from odes.arguments import ArgumentError, concrete, require_kind
+
+_AXIS = "devices"
+
+
+def spread(
+    function: Callable[..., Any], *, in_axes: Any = 0, devices: Sequence[jax.Device] | None = None
+) -> Callable[..., Any]:
+    r"""`function` of one row, mapped over the rows of its arguments like `equinox.filter_vmap`, the rows split over devices.
+
+    The result is a function of the same positional arguments, of which some have an axis of n rows in front; every array that it
+    returns has this axis too. Each of k devices computes a whole number of rows, $\lceil n/k\rceil$, with nothing from the others:
+    the compiled program holds no communication. Where k does not divide n, the last row is computed again as often as it takes.
+    On one device it is the compiled `filter_vmap` of the function. Works under jit, vmap and grad.
+
+    - `in_axes`: 0 for what has rows, None for what all rows share, which every device gets a copy of. One of these for all arguments,
+        or a tuple with one for each argument, or in its place a tree of them, as in `jax.vmap`. Numbers of Python, strings and
+        functions are always shared;
+    - `devices`: the devices; all of JAX's default platform (`jax.devices()`) unless given.
+
+    What comes out is left on the devices that computed it, row by row, if k divides n, else on the first. A row's result depends on
+    the devices only by rounding, and not at all if each of them computes as many rows. Under an outer jit a number of
+    rows that k does not divide costs one exchange between devices, after the computation.
+
+    **Raises** ArgumentError for `in_axes` other than 0 and None or not of the arguments' structure, arguments without rows or with
+    different numbers of them, and an empty list of devices.
+
+    >>> import jax.numpy as jnp
+    >>> spread(lambda x, scale: scale * x, in_axes=(0, None))(jnp.arange(3.0), jnp.asarray(2.0)).tolist()
+    [0.0, 2.0, 4.0]
+    """
+    return _wrapped(function, in_axes, devices, True)
+
+
+def spread_batched(
+    function: Callable[..., Any], *, in_axes: Any = 0, devices: Sequence[jax.Device] | None = None
+) -> Callable[..., Any]:
+    """A `function` that takes many rows already, the rows split over devices; everything else is as in [`spread`][].
+
+    Each device calls `function` once, with its rows of what is split and with the whole of what is shared. Every array that the
+    function returns must have as many rows as it was given.
+
+    >>> import jax.numpy as jnp
+    >>> spread_batched(lambda x, scale: scale * x, in_axes=(0, None))(jnp.arange(3.0), jnp.asarray(2.0)).tolist()
+    [0.0, 2.0, 4.0]
+    """
+    return _wrapped(function, in_axes, devices, False)
+
+
+class _Shared(eqx.Module):
+    """What is no array passes through JAX's transformations as a part of the tree's structure."""
+
+    value: Any = eqx.field(static=True)
+
+
+def _wrapped(
+    function: Callable[..., Any], in_axes: Any, devices: Sequence[jax.Device] | None, mapped: bool
+) -> Callable[..., Any]:
+    require_kind("function", function, Callable, "a function")
+    if devices is not None and len(devices) == 0:
+        raise ArgumentError("devices", "must hold at least one device")
+
+    def spread_function(*arguments: Any) -> Any:
+        chosen = tuple(jax.devices() if devices is None else devices)
+        split = _split(in_axes, arguments)
+        rows = _rows(arguments, split)
+        at_each = -(-rows // len(chosen))
+        extra = at_each * len(chosen) - rows
+        if extra:
+            indices = np.minimum(np.arange(rows + extra), rows - 1)
+            arguments = jax.tree.map(lambda x, cut: x[indices] if cut else x, arguments, split)
+        if devices is not None or len(chosen) > 1:
+            arguments = jax.tree.map(lambda x, cut: _placed(x, chosen, cut), arguments, split)
+        result = _run(function, arguments, split, chosen, mapped)
+        return jax.tree.map(lambda x: _cut(x, rows, chosen), result) if extra else result
+
+    return spread_function
+
+
+def _split(in_axes: Any, arguments: tuple[Any, ...]) -> Any:
+    """The tree of the arguments with True for every array that has rows, and False for all else."""
+    axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arguments)
+
+    def over(axis: Any, part: Any) -> Any:
+        if not (axis is None or (isinstance(axis, int) and not isinstance(axis, bool) and axis == 0)):
+            raise ArgumentError("in_axes", f"must hold 0 and None alone, but has {axis!r:.60}")
+        return jax.tree.map(lambda x: axis is not None and eqx.is_array(x), part)
+
+    try:
+        return jax.tree.map(over, axes, arguments, is_leaf=lambda axis: axis is None)
+    except ArgumentError:
+        raise
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError("in_axes", f"does not have the structure of the arguments: {reason}") from None
+
+
+def _rows(arguments: Any, split: Any) -> int:
+    """The number of rows that all split arguments have."""
+    shapes = {np.shape(x) for x, cut in zip(*map(jax.tree.leaves, (arguments, split)), strict=True) if cut}
+    if not shapes:
+        raise ArgumentError("in_axes", "must be 0 for at least one array, whose rows are split")
+    if () in shapes:
+        raise ArgumentError("in_axes", "must be None for an array without axes, which has no rows")
+    numbers = sorted({shape[0] for shape in shapes})
+    if len(numbers) > 1:
+        raise ArgumentError("in_axes", f"is 0 for arrays with different numbers of rows, {numbers}")
+    if numbers[0] == 0:
+        raise ArgumentError("in_axes", "is 0 for arrays with no rows at all")
+    return numbers[0]
+
+
+def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
+    return Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _placed(x: Any, devices: tuple[jax.Device, ...], cut: bool) -> Any:
+    """An array where it is needed, each device's rows or a copy for each; what is being traced has no place."""
+    if not eqx.is_array(x) or not concrete(x):
+        return x
+    return jax.device_put(x, NamedSharding(_mesh(devices), PartitionSpec(_AXIS) if cut else PartitionSpec()))
+
+
+def _cut(x: Any, rows: int, devices: tuple[jax.Device, ...]) -> Any:
+    """The first rows; JAX has no arrays with more rows on one device than on another."""
+    if not eqx.is_array(x):
+        return x
+    return (jax.device_put(x, devices[0]) if concrete(x) else x)[:rows]
+
+
+@eqx.filter_jit
+def _run(
+    function: Callable[..., Any], arguments: tuple[Any, ...], split: Any, devices: tuple[jax.Device, ...], mapped: bool
+) -> Any:
+    """The function of rows whose number is a multiple of the devices'."""
+    cut, common = eqx.partition(arguments, split)
+    code, fixed = eqx.partition((function, common), eqx.is_array)
+
+    def one(cut: Any, code: Any) -> tuple[Any, _Shared]:
+        function, common = eqx.combine(code, fixed)
+        arrays, rest = eqx.partition(function(*eqx.combine(cut, common)), eqx.is_array)
+        return arrays, _Shared(rest)
+
+    whole = jax.vmap(one, in_axes=(0, None)) if mapped else one
+    if len(devices) > 1:
+        rows = PartitionSpec(_AXIS)
+        whole = jax.shard_map(
+            whole, mesh=_mesh(devices), in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False
+        )
+    arrays, rest = whole(cut, code)
+    return eqx.combine(arrays, rest.value)

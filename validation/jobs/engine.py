@@ -1,0 +1,235 @@
+"""Jobs: independent pieces of work as plain data, which any executor can do."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import pickle
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from odes.arguments import ArgumentError
+from odes.storage import made_with
+from validation.jobs.parts import Parts
+from validation.jobs.remote import Answer, Surroundings, told, work
+from validation.progress import progress as progress_of
+
+_AHEAD = 256
+"""So many jobs, at most, are with an executor at a time: the memory of a sweep does not grow with the number of its jobs."""
+
+Result = TypeVar("Result")
+Advanced = Callable[[int], Any]
+"""Called by a job with the units of its work that it has done since the last call."""
+
+
+@runtime_checkable
+class Job(Protocol):
+    """A piece of work: plain data that can be pickled, so that another process can do it.
+
+    `name` is unlike that of every other job of a run, and part of the name of a file; `size` is how much work it is, in any unit.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def run(self, advanced: Advanced) -> Any:
+        """Does the work; the result can be pickled."""
+        ...
+
+
+class JobError(Exception):
+    """A job that another process did not finish; `trace` is what Python said there."""
+
+    def __init__(self, reason: str, trace: str = ""):
+        super().__init__(reason)
+        self.trace = trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A job that gave no result, and the error that is why."""
+
+    name: str
+    error: Exception
+
+    @property
+    def reason(self) -> str:
+        """Why, in one line."""
+        return str(self.error) if isinstance(self.error, JobError) else told(self.error)
+
+
+def carry_out(
+    jobs: Sequence[Job],
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    retries: int = 0,
+    parts: Parts | None = None,
+    unit: str = "job",
+    what: str = "",
+    progress: bool = False,
+    at_once: int = 1,
+    together: Callable[[Sequence[Any], Advanced], Sequence[Any]] | None = None,
+    alike: Callable[[Any], Any] = lambda job: None,
+) -> Generator[tuple[int, Any]]:
+    """The number of every job with its result, or with the [`Failure`][] that it ended in, as they come.
+
+    - `executor`: any `concurrent.futures.Executor`; this process, one job after the other, unless given. What it runs is
+        set up like this process: precision, XLA's flags, the folder of compiled programs. An executor with an attribute `least`
+        is not used for fewer jobs;
+    - `retries`: so many times a job that fails is tried again;
+    - `parts`: what is kept on disk: jobs that are there are not done again, and every result is kept before it is given;
+    - `progress`: show how far it is on standard error, in `unit`s, after the words `what`;
+    - `together`: in this process up to `at_once` jobs that follow each other, and for which `alike` is the same, are done by one
+        call of this function.
+
+    **Raises** ArgumentError for a job that cannot be pickled, where an executor is to do it.
+    """
+    with contextlib.closing(
+        progress_of(total=sum(job.size for job in jobs), unit=unit, what=what, shown=progress)
+    ) as bar:
+        todo = []
+        for number, job in enumerate(jobs):
+            if parts is not None and job.name in parts:
+                bar.update(job.size)
+                yield number, parts.read(job.name)
+            else:
+                todo.append(number)
+        if executor is None or len(todo) < getattr(executor, "least", 1):
+            results = _here(jobs, _groups(jobs, todo, at_once, alike), retries, bar.update, together or _one_by_one)
+        else:
+            results = _elsewhere(jobs, todo, retries, executor, bar.update)
+        with contextlib.closing(results):
+            for number, result in results:
+                if parts is not None and not isinstance(result, Failure):
+                    parts.write(jobs[number].name, result)
+                yield number, result
+
+
+def in_order(results: Iterable[tuple[int, Result]]) -> Generator[Result]:
+    """The results that come with their numbers, from 0, in the order of these.
+
+    >>> list(in_order([(1, "b"), (0, "a"), (2, "c")]))
+    ['a', 'b', 'c']
+    """
+    early, following = {}, 0
+    for number, result in results:
+        early[number] = result
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def all_results(results: Iterable[tuple[int, Any]]) -> list[Any]:
+    """All results in the order of their numbers. **Raises** the error of the first one that is a failure."""
+    found = list(in_order(results))
+    for result in found:
+        if isinstance(result, Failure):
+            raise result.error
+    return found
+
+
+def _one_by_one(jobs: Sequence[Job], advanced: Advanced) -> list[Any]:
+    return [job.run(advanced) for job in jobs]
+
+
+def _groups(jobs: Sequence[Job], todo: Sequence[int], at_once: int, alike: Callable[[Any], Any]) -> Iterator[list[int]]:
+    for _, row in itertools.groupby(todo, lambda number: alike(jobs[number])):
+        while group := list(itertools.islice(row, at_once)):
+            yield group
+
+
+def _here(
+    jobs: Sequence[Job],
+    groups: Iterable[list[int]],
+    retries: int,
+    advanced: Advanced,
+    together: Callable[[Sequence[Any], Advanced], Sequence[Any]],
+) -> Generator[tuple[int, Any]]:
+    for numbers in groups:
+        some = [jobs[number] for number in numbers]
+        for left in range(retries, -1, -1):
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                advanced(count)
+
+            try:
+                results = together(some, advance)
+            except Exception as error:
+                advanced(-done)
+                done = 0
+                if left:
+                    continue
+                results = [Failure(job.name, error) for job in some]
+            advanced(sum(job.size for job in some) - done)
+            yield from zip(numbers, results, strict=True)
+            break
+
+
+def _elsewhere(
+    jobs: Sequence[Job],
+    todo: Sequence[int],
+    retries: int,
+    executor: concurrent.futures.Executor,
+    advanced: Advanced,
+) -> Generator[tuple[int, Any]]:
+    surroundings, own = Surroundings.here(), made_with()
+    waiting, running = deque((number, retries) for number in todo), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < _AHEAD:
+                number, left = waiting.popleft()
+                try:
+                    future = executor.submit(work, _pickled(jobs[number]), surroundings)
+                except concurrent.futures.BrokenExecutor as error:
+                    future = concurrent.futures.Future()
+                    future.set_exception(error)
+                running[future] = number, left
+            for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                number, left = running.pop(future)
+                result = _outcome(jobs[number].name, future, own)
+                if isinstance(result, Failure) and left:
+                    waiting.append((number, left - 1))
+                else:
+                    advanced(jobs[number].size)
+                    yield number, result
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _pickled(job: Job) -> bytes:
+    try:
+        return pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ArgumentError(
+            None, f"{job.name} cannot be sent to another process ({error}): functions must be importable by their names"
+        ) from None
+
+
+def _outcome(name: str, future: concurrent.futures.Future, own: dict[str, str]) -> Any:
+    """The result of a job, or its failure; a result that other versions or another kind of device made is none."""
+    try:
+        answer: Answer = pickle.loads(future.result())
+    except (Exception, concurrent.futures.CancelledError) as error:
+        return Failure(name, JobError(_died(error)))
+    if different := [
+        f"{key} {value} (here {own[key]})" for key, value in answer.made_with.items() if own[key] != value
+    ]:
+        return Failure(name, JobError(f"was done with {', '.join(different)}"))
+    if answer.error is not None:
+        return Failure(name, JobError(answer.error, answer.trace))
+    return answer.result
+
+
+def _died(error: BaseException) -> str:
+    code = getattr(error, "exitcode", None)
+    if code is not None and code < 0:
+        return f"its process was ended by signal {-code}{', perhaps for want of memory' if code == -9 else ''}"
+    return told(error)

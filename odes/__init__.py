@@ -1,6 +1,7 @@
 """The high-dimensional limit of LoRA fine-tuning: closed equations for the overlaps, and their integration."""
 
 from odes.activations import Activation, activation
+from odes.devices import spread, spread_batched
 from odes.equations import (
     diffusion,
     flow,

@@ -6,22 +6,24 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from odes.arguments import ArgumentError, concrete, require_kind
+from odes.arguments import ArgumentError, concrete
 
 _AXIS = "devices"
 
 
 def spread(
-    function: Callable[..., Any], *, in_axes: Any = 0, devices: Sequence[jax.Device] | None = None
+    function: Callable[..., Any], *, in_axes: Any = 0, devices: Sequence[Any] | None = None
 ) -> Callable[..., Any]:
     r"""`function` of one row, mapped over the rows of its arguments like `equinox.filter_vmap`, the rows split over devices.
 
     The result is a function of the same positional arguments, of which some have an axis of n rows in front; every array that it
     returns has this axis too. Each of k devices computes a whole number of rows, $\lceil n/k\rceil$, with nothing from the others:
     the compiled program holds no communication. Where k does not divide n, the last row is computed again as often as it takes.
-    On one device it is the compiled `filter_vmap` of the function. Works under jit, vmap and grad.
+    On one device it is the compiled `filter_vmap` of the function. Works under jit and vmap. The derivative of a [`odes.solve`][] is
+    taken inside, as in `spread(jax.grad(function))`, since Diffrax cannot differentiate what is split already.
 
     - `in_axes`: 0 for what has rows, None for what all rows share, which every device gets a copy of. One of these for all arguments,
         or a tuple with one for each argument, or in its place a tree of them, as in `jax.vmap`. Numbers of Python, strings and
@@ -29,7 +31,7 @@ def spread(
     - `devices`: the devices; all of JAX's default platform (`jax.devices()`) unless given.
 
     What comes out is left on the devices that computed it, row by row, if k divides n, else on the first. A row's result depends on
-    the devices only by rounding, and not at all if each of them computes as many rows. Under an outer jit a number of
+    the devices by rounding alone, and as a rule not even by that if each of them computes as many rows. Under an outer jit a number of
     rows that k does not divide costs one exchange between devices, after the computation.
 
     **Raises** ArgumentError for `in_axes` other than 0 and None or not of the arguments' structure, arguments without rows or with
@@ -43,7 +45,7 @@ def spread(
 
 
 def spread_batched(
-    function: Callable[..., Any], *, in_axes: Any = 0, devices: Sequence[jax.Device] | None = None
+    function: Callable[..., Any], *, in_axes: Any = 0, devices: Sequence[Any] | None = None
 ) -> Callable[..., Any]:
     """A `function` that takes many rows already, the rows split over devices; everything else is as in [`spread`][].
 
@@ -64,9 +66,8 @@ class _Shared(eqx.Module):
 
 
 def _wrapped(
-    function: Callable[..., Any], in_axes: Any, devices: Sequence[jax.Device] | None, mapped: bool
+    function: Callable[..., Any], in_axes: Any, devices: Sequence[Any] | None, mapped: bool
 ) -> Callable[..., Any]:
-    require_kind("function", function, Callable, "a function")
     if devices is not None and len(devices) == 0:
         raise ArgumentError("devices", "must hold at least one device")
 
@@ -120,18 +121,18 @@ def _rows(arguments: Any, split: Any) -> int:
     return numbers[0]
 
 
-def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
+def _mesh(devices: tuple[Any, ...]) -> Mesh:
     return Mesh(np.asarray(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _placed(x: Any, devices: tuple[jax.Device, ...], cut: bool) -> Any:
+def _placed(x: Any, devices: tuple[Any, ...], cut: bool) -> Any:
     """An array where it is needed, each device's rows or a copy for each; what is being traced has no place."""
     if not eqx.is_array(x) or not concrete(x):
         return x
     return jax.device_put(x, NamedSharding(_mesh(devices), PartitionSpec(_AXIS) if cut else PartitionSpec()))
 
 
-def _cut(x: Any, rows: int, devices: tuple[jax.Device, ...]) -> Any:
+def _cut(x: Any, rows: int, devices: tuple[Any, ...]) -> Any:
     """The first rows; JAX has no arrays with more rows on one device than on another."""
     if not eqx.is_array(x):
         return x
@@ -140,7 +141,7 @@ def _cut(x: Any, rows: int, devices: tuple[jax.Device, ...]) -> Any:
 
 @eqx.filter_jit
 def _run(
-    function: Callable[..., Any], arguments: tuple[Any, ...], split: Any, devices: tuple[jax.Device, ...], mapped: bool
+    function: Callable[..., Any], arguments: tuple[Any, ...], split: Any, devices: tuple[Any, ...], mapped: bool
 ) -> Any:
     """The function of rows whose number is a multiple of the devices'."""
     cut, common = eqx.partition(arguments, split)
@@ -153,9 +154,26 @@ def _run(
 
     whole = jax.vmap(one, in_axes=(0, None)) if mapped else one
     if len(devices) > 1:
-        rows = PartitionSpec(_AXIS)
-        whole = jax.shard_map(
-            whole, mesh=_mesh(devices), in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False
-        )
+        whole = _on_each(whole, devices, cut, code)
     arrays, rest = whole(cut, code)
     return eqx.combine(arrays, rest.value)
+
+
+def _on_each(whole: Callable[..., Any], devices: tuple[Any, ...], cut: Any, code: Any) -> Callable[..., Any]:
+    """`whole`, called by each device with its rows of `cut` and with all of `code`.
+
+    It is traced beforehand: inside `shard_map` every shape names the mesh, and the derivative of Optimistix's root finders takes
+    this for another function than the one that it knows.
+    """
+
+    def at_each(x: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((x.shape[0] // len(devices), *x.shape[1:]), x.dtype)
+
+    jaxpr, shapes = jax.make_jaxpr(whole, return_shape=True)(jax.tree.map(at_each, cut), code)
+    rows, every = PartitionSpec(_AXIS), PartitionSpec()
+
+    def flat(cut: Any, code: Any) -> list[jax.Array]:
+        return jaxpr_as_fun(jaxpr)(*jax.tree.leaves((cut, code)))
+
+    mapped = jax.shard_map(flat, mesh=_mesh(devices), in_specs=(rows, every), out_specs=rows, check_vma=False)
+    return lambda cut, code: jax.tree.unflatten(jax.tree.structure(shapes), mapped(cut, code))

@@ -1,0 +1,92 @@
+"""Rows split over devices: four that a process of its own is made to see, and the one of this process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odes import Escape, random_overlaps, solve, spread, spread_batched
+from odes.arguments import ArgumentError
+from tests.helpers import same_bits
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What tests/four_devices.py finds."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.four_devices"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("what, tolerance", [("solve", 0), ("chain", 0), ("gradient", 1e-9)])
+def test_four_devices_give_what_one_gives_and_never_talk(found, what, tolerance):
+    """The same bits; gradients up to rounding, which the integrator's steps enlarge."""
+    assert found[what] <= tolerance
+    assert found[f"collectives of {what}"] == 0
+    assert found["escaped"] == 16 and found["places"] == [4]
+
+
+def test_the_count_of_collectives_can_fail(found):
+    assert found["collectives of a sum over rows"] > 0
+
+
+def test_rows_that_the_devices_cannot_share_evenly(found):
+    """The same numbers, on one device; ten rows are three for each."""
+    rows, difference, places = found["uneven"]
+    assert rows == 13 and difference < 1e-9 and places == [1]
+    assert found["rows of each device"] == [3]
+
+
+def test_the_gradient_of_what_is_shared_is_the_sum_over_the_devices(found):
+    np.testing.assert_allclose(*found["outer gradient"], rtol=1e-12)
+
+
+def test_one_device_is_plain_vmap(problem, key):
+    def escape(problem, key):
+        return solve(problem, random_overlaps(problem, key), t1=50.0, times=[50.0], escape=Escape())
+
+    keys = jax.random.split(key, 3)
+    plain = eqx.filter_jit(eqx.filter_vmap(escape, in_axes=(None, 0)))(problem, keys)
+    one = spread(escape, in_axes=(None, 0), devices=jax.devices()[:1])(problem, keys)
+    same_bits(plain, one)
+    assert type(one) is type(plain) and str(one) == str(plain)
+
+
+def test_trees_of_axes_and_arguments_that_are_no_arrays():
+    both = {"split": np.arange(3.0), "shared": np.arange(2.0), "name": "x"}
+    axes = ({"split": 0, "shared": None, "name": None}, None, 0)
+    total = spread(lambda both, power, none: (both["split"] + both["shared"]) ** power, in_axes=axes)(both, 2, None)
+    np.testing.assert_array_equal(total, (np.arange(3.0)[:, None] + np.arange(2.0)) ** 2)
+    kept = spread_batched(lambda x: {"rows": x, "link": "erf"})(np.arange(3))
+    assert kept["link"] == "erf" and kept["rows"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "in_axes, arguments, message",
+    [
+        (1, (np.zeros(2),), "`in_axes` must hold 0 and None alone, but has 1"),
+        (None, (np.zeros(2),), "`in_axes` must be 0 for at least one array"),
+        (0, (np.zeros(2), np.zeros(3)), r"different numbers of rows, \[2, 3\]"),
+        (0, (np.zeros(2), np.zeros(())), "must be None for an array without axes"),
+        (0, (np.zeros((0, 2)),), "no rows"),
+        ((0, 0), (np.zeros(2),), "does not have the structure of the arguments"),
+    ],
+)
+def test_axes_that_do_not_fit_are_named(in_axes, arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        spread(lambda *x: x[0], in_axes=in_axes)(*arguments)
+
+
+def test_no_devices_are_refused():
+    with pytest.raises(ArgumentError, match="`devices` must hold at least one device"):
+        spread(jnp.sin, devices=[])

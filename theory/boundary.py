@@ -1,5 +1,7 @@
 r"""The boundaries of a phase diagram: the best and worst strengths of pretraining, and where the search never ends."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -48,6 +50,13 @@ class Boundaries(Shown):
     before: Int[Array, " n"]
     after: Int[Array, " n"]
     line: Int[Array, " n"]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Boundaries"], found: PhaseDiagram) -> "Boundaries":
+        """Those of a whole diagram, from those of its parts in the order of their alignments."""
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        line = _lines(found, whole.alignment, whole.strength, _sort(whole.before, whole.after, whole.kind))
+        return jax.tree.map(jnp.asarray, dataclasses.replace(whole, line=line))
 
 
 class _Ends(eqx.Module):
@@ -143,6 +152,11 @@ def _narrowed(found: PhaseDiagram, brackets: _Brackets, width: float) -> tuple[_
     return low, high
 
 
+def _sort(before: np.ndarray, after: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    """What boundaries of one line have in common, (n, 3)."""
+    return np.stack([before, after, kind == BoundaryKind.border], axis=-1)
+
+
 def _lines(found: PhaseDiagram, cosine: np.ndarray, strength: np.ndarray, sort: np.ndarray) -> np.ndarray:
     """The number of the line of every boundary: at neighbouring alignments, nearest to each other among those of one sort."""
     strengths, alignments = np.asarray(found.strength), np.asarray(found.alignment)
@@ -195,5 +209,5 @@ def boundaries(found: PhaseDiagram, *, tolerance: float = 1e-8) -> Boundaries:
     kind[~diverging] = np.where(
         extremum, np.where(low.region == Region.helps, BoundaryKind.minimum, BoundaryKind.maximum), BoundaryKind.border
     )
-    line = _lines(found, brackets.alignment, strength, np.stack([before, after, kind == BoundaryKind.border], axis=-1))
+    line = _lines(found, brackets.alignment, strength, _sort(before, after, kind))
     return Boundaries(*(jnp.asarray(x) for x in (brackets.alignment, strength, time, kind, before, after, line)))

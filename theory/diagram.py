@@ -1,5 +1,6 @@
 r"""The phase diagram of pretraining: where more of it makes fine-tuning faster and where slower."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
@@ -65,6 +66,14 @@ class PhaseDiagram(Shown):
     region: Int[Array, "m n"]
     family: Family
     goal: Escape
+
+    @classmethod
+    def stacked(cls, parts: Sequence["PhaseDiagram"]) -> "PhaseDiagram":
+        """One diagram of several that are alike but for their alignments, which increase from one to the next."""
+        first, names = parts[0], ("time", "slope", "share", "tau", "D", "validity", "region")
+        rows = {name: jnp.concatenate([getattr(part, name) for part in parts]) for name in names}
+        alignment = jnp.concatenate([part.alignment for part in parts])
+        return cls(strength=first.strength, alignment=alignment, family=first.family, goal=first.goal, **rows)
 
     @property
     def trusted(self) -> Bool[Array, "m n"]:

@@ -1,7 +1,9 @@
 """Compiled programs are kept on disk, so that a command starts fast; double precision. To be set up before equinox is imported."""
 
+import contextlib
 import gc
 import os
+import time
 from pathlib import Path
 
 _BOUND = "jax_compilation_cache_max_size"
@@ -14,6 +16,9 @@ _SETTINGS = {
 _SWITCH = "xla_cpu_use_fusion_emitters"
 """XLA's newer generators of code for fused operations on CPUs: faster loops, from a compilation that takes twice as long."""
 
+_BEING_WRITTEN = 1.0
+"""A program that was written within so many seconds may still get its time of last use."""
+
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """Tracing makes many objects that live long: looking for cycles among them after every 700 takes a tenth of a short command."""
 
@@ -22,6 +27,17 @@ def cache_folder() -> Path:
     """Where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR, or searchphase/jax in the user's cache folder."""
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "searchphase", "jax"))
+
+
+def _mend(folder: Path) -> None:
+    """Removes programs whose time of last use is missing, as a process that was killed leaves them: JAX would keep nothing any more."""
+    names = {entry.name for entry in os.scandir(folder)}
+    for name in names:
+        if name.endswith("-cache") and f"{name.removesuffix('-cache')}-atime" not in names:
+            file = folder / name
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > _BEING_WRITTEN:
+                    file.unlink()
 
 
 def set_up(*, hurry: bool = False) -> None:
@@ -42,7 +58,9 @@ def set_up(*, hurry: bool = False) -> None:
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        kept = str(folder) if os.access(folder, os.W_OK) else None
+        if os.access(folder, os.W_OK):
+            _mend(folder)
+            kept = str(folder)
     except (OSError, RuntimeError):  # a user without a home folder is a RuntimeError
         pass
     jax.config.update("jax_compilation_cache_dir", kept)

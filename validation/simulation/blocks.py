@@ -199,9 +199,9 @@ def _located(
 class Course:
     """What the seeds of a simulation go through, stage after stage; plain data.
 
-    `steps`: which are recorded in every stage. `key`: of all random numbers, with `shared_start` if all seeds start alike. `size`: of a block. `escape`: the criterion that
-    is watched in the last stage, None without any; `ends`: whether it ends the run of a block; `since`: the stage whose start it is
-    relative to, None for the frozen w0.
+    `steps`: which are recorded in every stage. `key`: of all random numbers, with `shared_start` if all seeds start alike. `size`: of
+    a block. `escape`: the criterion that is watched in the last stage, None without any; `ends`: whether it ends the run of a block;
+    `since`: the stage whose start it is relative to, None for the frozen w0.
     """
 
     simulators: Sequence[Simulator]

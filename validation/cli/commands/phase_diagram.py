@@ -6,17 +6,21 @@ from typing import Any
 import numpy as np
 
 import theory
-from odes import Family
+from odes import Escape, Family
 from odes.arguments import ArgumentError
 from theory import Boundaries, BoundaryKind, Region, boundaries
 from validation.cli.options import AdapterOptions, EscapeOptions, LinkOptions, SGDOptions, checked_places
-from validation.cli.output import OutputOptions
 from validation.cli.report import rows_of, table
 from validation.cli.values import Numbers, numbers
+from validation.cli.work import ResumeOptions
 from validation.figures.phase_diagram import draw_diagram, to_dataset
 from validation.figures.style import ALIGNMENT_LABEL, COLUMN
+from validation.jobs.engine import Advanced, all_results, carry_out
 
 Found = tuple[theory.PhaseDiagram, Boundaries]
+
+_ROWS = 8
+"""So many alignments are looked at together: their boundaries, two or so at each, fill what is compiled for eight places."""
 
 _EDGE = ("alignment", "strength", "kind", "before", "after", "time", "line")
 _SHOWN = 5
@@ -24,7 +28,7 @@ _SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PhaseDiagram(OutputOptions, EscapeOptions, SGDOptions, AdapterOptions, LinkOptions):
+class PhaseDiagram(ResumeOptions, EscapeOptions, SGDOptions, AdapterOptions, LinkOptions):
     """Where more pretraining makes fine-tuning faster and where slower, and the strengths between, at every alignment.
 
     Half a minute for links with closed forms; sigmoid and tanh take up to a second for every strength and alignment.
@@ -39,8 +43,15 @@ class PhaseDiagram(OutputOptions, EscapeOptions, SGDOptions, AdapterOptions, Lin
         strengths, alignments = self.grid()
         student, teacher = self.links
         family = Family(student, teacher=teacher, adapter=self.adapter, sgd=self.sgd)
-        found = theory.phase_diagram(family, strengths=strengths, alignments=alignments, goal=self.escape)
-        return found, boundaries(found)
+        parts = self.parts()
+        jobs = [
+            RowsJob(family, tuple(strengths.tolist()), tuple(alignments[first : first + _ROWS].tolist()), self.escape)
+            for first in range(0, alignments.size, _ROWS)
+        ]
+        with self.work() as work:
+            rows = all_results(carry_out(jobs, unit="row", parts=parts, **work))
+        found = theory.PhaseDiagram.stacked([some for some, _ in rows])
+        return found, Boundaries.joined([edges for _, edges in rows], found)
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """The strengths and the alignments, increasing and without repetition."""
@@ -104,6 +115,32 @@ class PhaseDiagram(OutputOptions, EscapeOptions, SGDOptions, AdapterOptions, Lin
         ax.set(title=self.activation + teacher, ylabel=ALIGNMENT_LABEL)
         figure.legend(handles=handles, loc="outside upper center", ncols=2)
         return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsJob:
+    """Some alignments of a phase diagram, and their boundaries."""
+
+    family: Family
+    strengths: tuple[float, ...]
+    alignments: tuple[float, ...]
+    goal: Escape
+
+    @property
+    def name(self) -> str:
+        """What it is called among the others."""
+        return f"alignments-{self.alignments[0]:g}-to-{self.alignments[-1]:g}"
+
+    @property
+    def size(self) -> int:
+        """The number of alignments."""
+        return len(self.alignments)
+
+    def run(self, advanced: Advanced) -> Found:
+        """The part of the diagram."""
+        grid = {"strengths": self.strengths, "alignments": self.alignments}
+        found = theory.phase_diagram(self.family, **grid, goal=self.goal)
+        return found, boundaries(found)
 
 
 def edge_rows(edges: Boundaries) -> list[dict]:

@@ -1,5 +1,6 @@
 r"""One computation for many starts, seeds or parameters, its rows split over several devices that never talk to each other."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -166,10 +167,11 @@ def _on_each(whole: Callable[..., Any], devices: tuple[Any, ...], cut: Any, code
     this for another function than the one that it knows.
     """
 
-    def at_each(x: jax.Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((x.shape[0] // len(devices), *x.shape[1:]), x.dtype)
+    def at_each(x: jax.Array, rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((x.shape[0] // len(devices), *x.shape[1:]) if rows else x.shape, x.dtype)
 
-    jaxpr, shapes = jax.make_jaxpr(whole, return_shape=True)(jax.tree.map(at_each, cut), code)
+    shapes_of = [jax.tree.map(functools.partial(at_each, rows=rows), some) for some, rows in ((cut, 1), (code, 0))]
+    jaxpr, shapes = jax.make_jaxpr(whole, return_shape=True)(*shapes_of)
     rows, every = PartitionSpec(_AXIS), PartitionSpec()
 
     def flat(cut: Any, code: Any) -> list[jax.Array]:

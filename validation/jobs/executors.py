@@ -10,7 +10,7 @@ from typing import Any
 
 from odes.arguments import ArgumentError
 
-_ANSWERS_WITHIN = 8
+_ANSWERS_WITHIN = 5
 """A scheduler that does not answer within so many seconds is not there."""
 
 

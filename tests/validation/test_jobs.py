@@ -1,0 +1,177 @@
+"""Jobs: any executor gives what this process gives, failures cost their own job alone, and what is finished is not done again."""
+
+import concurrent.futures
+import math
+import multiprocessing
+import pickle
+
+import jax
+import numpy as np
+import pytest
+
+from odes import SGD, Activation, Escape, Problem, activation
+from odes.arguments import ArgumentError
+from odes.storage import made_with
+from tests.helpers import same_bits
+from tests.validation.jobs_to_do import Squared, Troubled
+from validation.jobs.engine import Failure, JobError, all_results, carry_out, in_order
+from validation.jobs.executors import Processes, processes
+from validation.jobs.parts import Parts
+from validation.jobs.remote import Answer, Surroundings, work
+from validation.simulation import chain_simulator, simulate
+
+SQUARES = [Squared(float(n)) for n in range(6)]
+
+
+class Recorded(concurrent.futures.Executor):
+    """An executor that ends jobs in the reverse order, and counts how many it is given."""
+
+    def __init__(self):
+        self.count = 0
+
+    def submit(self, function, /, *arguments):
+        self.count += 1
+        future = concurrent.futures.Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+@pytest.mark.parametrize("executor", [None, Recorded()])
+def test_results_come_with_their_numbers(executor):
+    found = dict(carry_out(SQUARES, executor=executor))
+    assert found == {n: float(n) ** 2 for n in range(6)}
+    assert all_results(carry_out(SQUARES, executor=executor)) == [float(n) ** 2 for n in range(6)]
+    assert list(in_order([(2, "c"), (0, "a"), (1, "b")])) == ["a", "b", "c"]
+
+
+def test_a_thread_pool_and_too_few_jobs():
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        assert all_results(carry_out(SQUARES, executor=pool)) == [float(n) ** 2 for n in range(6)]
+    few = Recorded()
+    few.least = 7
+    assert all_results(carry_out(SQUARES, executor=few)) == [float(n) ** 2 for n in range(6)] and few.count == 0
+
+
+@pytest.mark.parametrize("executor", [None, Recorded()])
+def test_a_job_that_raises_costs_itself_alone(executor, tmp_path):
+    jobs = [Squared(2.0), Troubled(3.0), Troubled(4.0, trouble="nan"), Squared(5.0)]
+    good, bad, nan, last = in_order(carry_out(jobs, executor=executor))
+    assert (good, last) == (4.0, 25.0) and math.isnan(nan)
+    assert isinstance(bad, Failure) and bad.name == "square-3"
+    assert bad.reason == "ZeroDivisionError: by nothing"
+    if executor is not None:
+        assert "jobs_to_do.py" in bad.error.trace
+    with pytest.raises(JobError if executor else ZeroDivisionError, match="by nothing"):
+        all_results(carry_out(jobs, executor=executor))
+    once = Troubled(3.0, file=str(tmp_path / "mark"), once=True)
+    assert all_results(carry_out([once], executor=executor, retries=1)) == [9.0]
+
+
+def test_processes_lose_a_job_that_dies_alone(tmp_path):
+    once = Troubled(7.0, file=str(tmp_path / "mark"), once=True, trouble="dies")
+    jobs = [Squared(1.0), Troubled(2.0, trouble="dies"), Troubled(3.0), *SQUARES[4:], once]
+    with processes(2) as pool:
+        found = list(in_order(carry_out(jobs, executor=pool, retries=1)))
+    assert [found[0], *found[3:]] == [1.0, 16.0, 25.0, 49.0]
+    assert found[1].reason == "its process was ended by signal 9, perhaps for want of memory"
+    assert found[2].reason == "ZeroDivisionError: by nothing"
+
+
+def test_a_broken_executor_fails_what_is_left():
+    """A pool of the standard library is lost with the first of its processes: what was finished before is given all the same."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        found = list(in_order(carry_out([Troubled(2.0, trouble="dies"), *SQUARES[3:]], executor=pool)))
+    assert all(isinstance(some, Failure) and "BrokenProcessPool" in some.reason for some in found)
+
+
+def test_results_of_other_versions_are_refused():
+    class Foreign(Recorded):
+        def submit(self, function, /, *arguments):
+            future = super().submit(function, *arguments)
+            answer = pickle.loads(future.result())
+            changed = concurrent.futures.Future()
+            changed.set_result(pickle.dumps(Answer(answer.made_with | {"version_jax": "0.1"}, answer.result)))
+            return changed
+
+    (failure,) = in_order(carry_out(SQUARES[:1], executor=Foreign()))
+    assert failure.reason == f"was done with version_jax 0.1 (here {jax.__version__})"
+
+
+def test_what_cannot_be_imported_cannot_be_sent():
+    own = Activation.from_function(lambda x: jax.nn.gelu(x), name="own")
+    simulator = chain_simulator(Problem.single_index(own, strength=0.5, sgd=SGD(dimension=50, batch_size=2)))
+    with pytest.raises(ArgumentError, match="functions must be importable by their names"):
+        simulate(simulator, steps=[0, 1], key=jax.random.key(0), seeds=2, executor=Recorded())
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "He2+0.5*He4", "erf(x/sqrt(2))", "erf^2"])
+def test_link_functions_are_sent_by_name(name):
+    there = pickle.loads(pickle.dumps(activation(name)))
+    assert there == activation(name) and jax.tree.structure(there) == jax.tree.structure(activation(name))
+    gelu = Activation.from_function(jax.nn.gelu)
+    assert pickle.loads(pickle.dumps(gelu)) == gelu
+
+
+def test_a_worker_is_set_up_like_its_client():
+    here = Surroundings.here()
+    assert here.config["jax_enable_x64"] and pickle.loads(work(pickle.dumps(SQUARES[3]), here)).result == 9.0
+    assert pickle.loads(work(pickle.dumps(SQUARES[3]), here)).made_with == made_with()
+
+
+def test_what_is_finished_is_not_done_again(tmp_path):
+    log, path = tmp_path / "log", str(tmp_path / "run.nc")
+    jobs = [Squared(float(n), file=str(log)) for n in range(4)]
+    parts = Parts(path, {"steps": 3}, resume=False)
+    assert parts.fixed("block", 8) == 8
+    results = carry_out(jobs, parts=parts)
+    assert [next(results), next(results)] == [(0, 0.0), (1, 1.0)]
+    results.close()
+    with pytest.raises(ArgumentError, match="holds an unfinished run: go on with --resume"):
+        Parts(path, {"steps": 3}, resume=False)
+    with pytest.raises(ArgumentError, match=r"was made with --steps 3 \(now 4\)"):
+        Parts(path, {"steps": 4}, resume=True)
+    again = Parts(path, {"steps": 3, "workers": 7}, resume=True)
+    assert again.begun and again.fixed("block", 5) == 8  # what was chosen when the run started holds
+    (again.folder / f".{next(again.folder.glob('square-1.*')).name}-x").write_bytes(b"half a file")
+    with processes(2) as pool:
+        assert all_results(carry_out(jobs, parts=again, executor=pool)) == [0.0, 1.0, 4.0, 9.0]
+    assert sorted(log.read_text().split()) == ["square-0", "square-1", "square-2", "square-3"]
+    next(again.folder.glob("square-2.*")).write_bytes(b"")
+    with pytest.raises(ArgumentError, match=r"square-2\.\w+ cannot be read: remove it"):
+        all_results(carry_out(jobs, parts=again))
+    (again.folder / "settings.json").write_text("{}")
+    with pytest.raises(ArgumentError, match="is not that of a run"):
+        Parts(path, {"steps": 3}, resume=True)
+    again.remove()
+    assert not again.folder.exists()
+
+
+def test_failures_are_not_kept(tmp_path):
+    parts = Parts(str(tmp_path / "run.nc"), {}, resume=False)
+    mark = str(tmp_path / "mark")
+    (failure,) = in_order(carry_out([Troubled(3.0, file=mark, once=True)], parts=parts))
+    assert isinstance(failure, Failure) and not parts.folder.exists()
+    assert all_results(carry_out([Troubled(3.0, file=mark, once=True)], parts=parts)) == [9.0] and parts.folder.exists()
+
+
+def test_jobs_that_are_alike_are_done_together():
+    groups = []
+
+    def together(jobs, advanced):
+        groups.append([job.number for job in jobs])
+        return [job.run(advanced) for job in jobs]
+
+    options = {"at_once": 2, "together": together, "alike": lambda job: job.number < 3}
+    assert all_results(carry_out(SQUARES, **options)) == [float(n) ** 2 for n in range(6)]
+    assert groups == [[0, 1], [2], [3, 4], [5]]
+
+
+def test_blocks_by_another_process_are_the_same_bits(key):
+    problem = Problem.single_index("tanh", strength=0.4, sgd=SGD(dimension=500, batch_size=16, learning_rate=0.1))
+    options = {"steps": [0, 7, 20], "key": key, "seeds": 5, "block": 2, "escape": Escape("loss", 0.9)}
+    here = simulate(chain_simulator(problem), **options)
+    with Processes(1) as pool:
+        there = simulate(chain_simulator(problem), **options, executor=pool)
+    same_bits(here, there)
+    assert np.isfinite(here.loss).all()

@@ -13,7 +13,7 @@ from odes.equations import (
     noise_at,
 )
 from odes.escape import Escape
-from odes.files import read_problem, write_problem
+from odes.files import read_problem, read_transfer, write_problem
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.integration import Solution, log_times, solve
 from odes.noise import kurtosis_of, noise_error, noise_of

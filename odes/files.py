@@ -12,30 +12,47 @@ r"""Problems as TOML files that people write: plain matrices in an orthonormal b
 
 `teacher` (the student's link function unless given), `readout` and `teacher_readout` (ones unless given) and the arguments of
 [`odes.Adapter`][] and [`odes.SGD`][] are optional; `noise_scale` may stand instead of `batch_size`.
+
+A pretraining and the fine-tuning after it are written with `units` and `cosines` instead of the two matrices ([`read_transfer`][]):
+
+    student = "erf(x/sqrt(2))"
+    units = 2                                 # K, pretrained from random weights
+    cosines = [1, 0.3]                        # of the P target directions with those of the source task
+
+    [pretraining]
+    batch_size = 1e5
+
+`source` is the link function of the source's labels; the table [pretraining] takes the arguments of [`odes.SGD`][] in which pretraining
+differs, `length`, `spherical` and `weight_decay`.
 """
 
 import dataclasses
 import json
 import os
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from odes.activations import Activation, activation
-from odes.arguments import ArgumentError, nearest
+from odes.arguments import ArgumentError, nearest, require, require_integer, within_one
 from odes.overlaps import gram_root
 from odes.problem import Problem
 from odes.quadrature import cholesky_root
 from odes.storage import write_whole
 from odes.training import SGD, Adapter
+from odes.transfer import Transfer
+
+Made = TypeVar("Made")
 
 _LARGEST, _LARGEST_RANK = 1e100, 4096
 _LINKS = ("student", "teacher")
 _MATRICES = ("targets", "pretrained")
 _READOUTS = ("readout", "teacher_readout")
+_PRETRAINING = ("length", "spherical", "weight_decay")
 
 
 def read_problem(path: str | os.PathLike) -> Problem:
@@ -46,6 +63,19 @@ def read_problem(path: str | os.PathLike) -> Problem:
 
     **Raises** ArgumentError naming the file and what is wrong in it; OSError if it cannot be read.
     """
+    return _read(path, _problem)
+
+
+def read_transfer(path: str | os.PathLike) -> Transfer:
+    """The pretraining and fine-tuning in a TOML file.
+
+    **Raises** ArgumentError naming the file and what is wrong in it; OSError if it cannot be read.
+    """
+    return _read(path, _transfer)
+
+
+def _read(path: str | os.PathLike, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """What `make` makes of the tables in a TOML file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}")
     try:
@@ -53,7 +83,7 @@ def read_problem(path: str | os.PathLike) -> Problem:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArgumentError(None, f"{path} is no TOML file: {error}") from None
     try:
-        return _problem(values)
+        return make(values)
     except ArgumentError as error:
         raise ArgumentError(None, f"{path}: {_entry(error)}") from None
 
@@ -76,24 +106,7 @@ def _problem(values: dict[str, Any]) -> Problem:
     rows = np.concatenate(matrices)
     teachers, units = (len(matrix) for matrix in matrices)
     numbered = [f"target {j + 1}" for j in range(teachers)] + [f"pretrained {k + 1}" for k in range(units)]
-    coordinates, parts = np.eye(len(rows)), {}
-    for name, make in (("adapter", Adapter), ("sgd", SGD)):
-        given = values.get(name, {})
-        if not isinstance(given, dict):
-            raise ArgumentError(name, f"must be a table, [{name}], but is {given!r}")
-        known = [field.name for field in dataclasses.fields(make) if field.name != "trains_readouts"]
-        _require_keys(f"{name}.", given, [*known, "noise_scale"] if make is SGD else known)
-        for key, value in given.items():
-            _require_entry(f"{name}.{key}", value)
-        theta = {key: value for key, value in given.items() if key == "noise_scale"}
-        if theta and "batch_size" in given:
-            raise ArgumentError("sgd.noise_scale", "sets the batch size: give one of them")
-        parts[name] = make(**{key: value for key, value in given.items() if key not in theta})
-        if theta:
-            parts[name] = parts[name].replace(**theta)
-    rank = parts["adapter"].rank
-    if rank > min(_LARGEST_RANK, float(parts["sgd"].dimension)):
-        raise ArgumentError("adapter.rank", f"must be at most {_LARGEST_RANK} and sgd.dimension, but is {rank}")
+    coordinates = np.eye(len(rows))
     return Problem(
         links["student"],
         teacher=links.get("teacher"),
@@ -102,8 +115,61 @@ def _problem(values: dict[str, Any]) -> Problem:
         target=coordinates[:teachers],
         frozen=coordinates[teachers:],
         **{name: _numbers(name, values[name]) for name in _READOUTS if name in values},
-        **parts,
+        **_parts(values),
     )
+
+
+def _transfer(values: dict[str, Any]) -> Transfer:
+    known = (*_LINKS, "source", "units", "cosines", *_READOUTS, "adapter", "sgd", "pretraining")
+    _require_keys("", values, known, needed=("student", "units", "cosines"))
+    links = {name: _link(name, values[name]) for name in (*_LINKS, "source") if name in values}
+    require_integer("units", values["units"], "a whole number of at least 1")
+    cosines, parts = _numbers("cosines", values["cosines"]), _parts(values)
+    require("cosines", cosines, "between -1 and 1", within_one)
+    table = _table("pretraining", values, (*_fields(SGD), "noise_scale", *_PRETRAINING))
+    own = {name: table.pop(name) for name in _PRETRAINING if name in table}
+    return Transfer(
+        links["student"],
+        target=links.get("teacher"),
+        source=links.get("source"),
+        units=values["units"],
+        teachers=cosines.size,
+        cosine=cosines[0] if cosines.size == 1 else cosines,
+        pretraining_sgd=parts["sgd"].replace(**table),
+        **{name: _numbers(name, values[name]) for name in _READOUTS if name in values},
+        **parts,
+        **own,
+    )
+
+
+def _parts(values: dict[str, Any]) -> dict[str, Any]:
+    """The adapter and SGD in the tables of these names."""
+    parts: dict[str, Any] = {"adapter": Adapter(**_table("adapter", values, _fields(Adapter)))}
+    given = _table("sgd", values, (*_fields(SGD), "noise_scale"))
+    theta = {key: given.pop(key) for key in ("noise_scale",) if key in given}
+    parts["sgd"] = SGD(**given).replace(**theta)
+    rank = parts["adapter"].rank
+    if rank > min(_LARGEST_RANK, float(parts["sgd"].dimension)):
+        raise ArgumentError("adapter.rank", f"must be at most {_LARGEST_RANK} and sgd.dimension, but is {rank}")
+    return parts
+
+
+def _fields(part: type) -> list[str]:
+    """What an adapter or SGD takes."""
+    return [field.name for field in dataclasses.fields(part) if field.name != "trains_readouts"]
+
+
+def _table(name: str, values: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """The entries of a table, none if it is not there; ArgumentError for one that is not allowed."""
+    given = values.get(name, {})
+    if not isinstance(given, dict):
+        raise ArgumentError(name, f"must be a table, [{name}], but is {given!r}")
+    _require_keys(f"{name}.", given, known)
+    for key, value in given.items():
+        _require_entry(f"{name}.{key}", value)
+    if "noise_scale" in given and "batch_size" in given:
+        raise ArgumentError(f"{name}.noise_scale", "sets the batch size: give one of them")
+    return dict(given)
 
 
 def _require_keys(table: str, values: dict[str, Any], known: Any, needed: Any = ()) -> None:
@@ -130,7 +196,7 @@ def _link(name: str, value: Any) -> Activation:
 
 def _require_entry(name: str, value: Any) -> None:
     """Raises ArgumentError unless an entry of a table is of its kind, and of a size that is a floating point number."""
-    if name == "adapter.normalized":
+    if name in ("adapter.normalized", "pretraining.spherical"):
         if not isinstance(value, bool):
             raise ArgumentError(name, f"must be true or false, but is {value!r:.60}")
     elif name == "adapter.trained":

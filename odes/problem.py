@@ -150,7 +150,7 @@ class Problem(Shown):
         activation: str | Activation,
         *,
         learns: Literal["target", "source"],
-        cosine: ScalarLike,
+        cosine: ArrayLike,
         units: int = 1,
         teachers: int = 1,
         **parts: Any,
@@ -158,17 +158,18 @@ class Problem(Shown):
         r"""K = `units` student units without frozen weights in the frame (ω*, ω_s) of a target and a source task.
 
         $\omega^*\cdot\omega_s$ = `cosine`. Each task has P = `teachers` directions, orthonormal, and those of the same number have this
-        cosine; they are called "target 1" and so on where there are several. The student `learns` one of the tasks; all its
-        weights are rows of V. `parts` are the `teacher` that makes the labels, readouts, `adapter` and `sgd`.
+        cosine, one for all or (P,) of them; they are called "target 1" and so on where there are several. The student `learns` one of
+        the tasks; all its weights are rows of V. `parts` are the `teacher` that makes the labels, readouts, `adapter` and `sgd`.
         """
         require_known("learns", learns, ("target", "source"))
-        cosine = scalar("cosine", cosine, "between -1 and 1", within_one)
+        cosines = task_cosines(cosine, teachers)
         endings = [""] if teachers == 1 else [f" {j + 1}" for j in range(teachers)]
         own = np.eye(teachers, 2 * teachers, teachers * (learns == "source"))
-        pair = _gram(1.0, cosine, 1.0)
+        library = np if isinstance(cosines, np.ndarray) else jnp
+        along, alone = library.diag(cosines), library.eye(teachers, dtype=cosines.dtype)
         return cls(
             activation,
-            frame_gram=pair if teachers == 1 else jnp.kron(pair, jnp.eye(teachers, dtype=pair.dtype)),
+            frame_gram=library.block([[alone, along], [along, alone]]),
             directions=[task + ending for task in ("target", "source") for ending in endings],
             frozen=np.zeros((units, 2 * teachers)),
             target=own,
@@ -440,6 +441,20 @@ class Family(Shown):
             adapter=self.adapter,
             sgd=self.sgd,
         )
+
+
+def task_cosines(cosine: ArrayLike, teachers: int) -> Float[Array, " P"] | Float[np.ndarray, " P"]:
+    """The cosines of P pairs of directions, one for all or (P,) of them; NumPy's where they are known now.
+
+    **Raises** ArgumentError for other shapes and for cosines beyond 1.
+    """
+    if np.shape(cosine) != ():
+        require_shape("cosine", cosine, "(P,)", (teachers,))
+        require("cosine", cosine, "between -1 and 1", within_one)
+        known = together(cosine)[0]
+    else:
+        known = together(scalar("cosine", cosine, "between -1 and 1", within_one))[0]
+    return (np if isinstance(known, np.ndarray) else jnp).broadcast_to(known, (teachers,))
 
 
 def _rounding() -> float:

@@ -19,10 +19,9 @@ from odes.arguments import (
     require_known,
     require_shape,
     scalar,
-    within_one,
 )
 from odes.overlaps import Overlaps, covariances, random_overlaps, with_readout
-from odes.problem import Family, Problem
+from odes.problem import Family, Problem, task_cosines
 from odes.shown import Shown
 from odes.training import SGD, Adapter
 
@@ -31,7 +30,8 @@ class Transfer(Shown):
     r"""Student units with weights $w_k$ and a LoRA adapter, a source task to pretrain on and a target task to fine-tune for.
 
     The labels are $\phi_s(\omega_s\cdot x)$ and $\phi(\omega^*\cdot x)$, with $\omega_s\cdot\omega^*$ = `cosine`, or sums of P
-    such terms with the `teacher_readout` ([`Problem.between_tasks`][]). The weights are the first K rows of an adapter of
+    such terms with the `teacher_readout` ([`Problem.between_tasks`][]); `cosine` is one number for all pairs of directions, or (P,):
+    those whose cosine is below 1 are the directions that fine-tuning has to learn. The weights are the first K rows of an adapter of
     rank K + r whose columns of U rest at 1/κ, so that $w_k + \kappa\sum_a u_{ka}v_a$ are the rows of W: what is trained in a stage
     is a matter of which rows are ([`Transfer.problem`][]), and every stage acts on the same overlaps in the frame (ω*, ω_s). Nothing
     but overlaps, and readouts where they are trained, passes from one stage to the next.
@@ -53,7 +53,7 @@ class Transfer(Shown):
     student: Activation
     source: Activation
     target: Activation
-    cosine: Float[Array, ""]
+    cosine: Float[Array, "*P"]
     adapter: Adapter
     sgd: SGD
     pretraining_sgd: SGD
@@ -69,7 +69,7 @@ class Transfer(Shown):
         self,
         student: str | Activation,
         *,
-        cosine: ScalarLike = 1.0,
+        cosine: ArrayLike = 1.0,
         source: str | Activation | None = None,
         target: str | Activation | None = None,
         adapter: Adapter | None = None,
@@ -85,7 +85,6 @@ class Transfer(Shown):
     ):
         self.student = parse_activation(student)
         self.source, self.target = (self.student if f is None else parse_activation(f) for f in (source, target))
-        self.cosine = real_array(scalar("cosine", cosine, "between -1 and 1", within_one))
         self.weight_decay = real_array(scalar("weight_decay", weight_decay, "non-negative and finite", non_negative))
         self.length = real_array(scalar("length", length, "positive and finite", positive))
         self.adapter = Adapter() if adapter is None else adapter
@@ -95,6 +94,8 @@ class Transfer(Shown):
             require_integer(name, count, "a whole number of at least 1")
             require(name, count, "a whole number of at least 1", lambda n: n >= 1)
         self.units, self.teachers = int(units), int(teachers)
+        task_cosines(cosine, self.teachers)
+        self.cosine = real_array(cosine)
         self.readout = real_array(np.ones(units) if readout is None else readout)
         self.teacher_readout = real_array(np.ones(teachers) if teacher_readout is None else teacher_readout)
         require_shape("readout", self.readout, "(K,)", (units,))

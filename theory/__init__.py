@@ -10,7 +10,7 @@ from theory.passages import passage, patience
 from theory.plateaus import Plateau, plateau
 from theory.pretraining import Checkpoints, checkpoints, pretrained_until, pretraining_times
 from theory.remedy import WAYS, Remedy, remedies
-from theory.saddles import Saddle, escape_spectrum, fixed_point, saddles
+from theory.saddles import Saddle, escape_spectrum, fixed_point, saddles, visit
 from theory.search import (
     SearchPhase,
     UnstableMode,
@@ -27,6 +27,7 @@ from theory.starts import (
     random_start,
     resting_start,
     shared_start,
+    spread_start,
     staged_start,
     start_normals,
     typical_amplitude,

@@ -15,6 +15,7 @@ from odes.arguments import ArrayLike, concrete, real_array, require
 from odes.gaussian import has_closed_form
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
+from theory.averages import controlled_mean
 from theory.modes import EscapeModes, escape_modes
 from theory.passages import passage, patience
 from theory.search import SearchPhase, UnstableMode, leading_phase, search_phase, unstable_mode
@@ -178,26 +179,26 @@ def _law(
     found = jax.lax.stop_gradient(runs.escape_time)
     escaped = jnp.isfinite(found)
     times = jnp.where(escaped, jnp.where(found > 0, runs.t_final, 0), jnp.nan) + lag * logs
-    number, every = jnp.sum(escaped), jnp.all(escaped)
+    number, half = jnp.sum(escaped), jnp.asarray(rank / 2, logs.dtype)
     count = number.astype(times.dtype)
     share = escaped.astype(times.dtype) / jnp.maximum(count, 1)
-    known = jnp.where(escaped, times, 0)
-    half = jnp.asarray(rank / 2, logs.dtype)
-    centre, middle = share @ known, share @ logs
-    late, large = jnp.where(escaped, times - centre, 0), logs - middle
-    slope = jnp.where(every, -(share @ (late * large)) / (share @ large**2), 0)
-    rest, spread = late + slope * large, polygamma(1, half) / 4  # what log a, whose law is known, does not explain
-    mean = centre + slope * (middle - jnp.log(typical_amplitude(problem, mode)))
-    variance = share @ rest**2
+    every = jnp.full_like(times, 1 / times.size)
+    over = controlled_mean(times, logs, jnp.log(typical_amplitude(problem, mode)), every)
+    mean, slope, rest, variance = over.mean, over.slope, over.rest, over.variance
+    spread = polygamma(1, half) / 4  # what log a, whose law is known, explains
     std = safe_sqrt(variance + slope**2 * spread)
-    mean_error = safe_sqrt(variance / count)
+    mean_error = over.error(count)
     std_error = safe_sqrt((share @ (rest**2 - variance) ** 2 / 4 + slope**2 * spread * variance) / count) / std
     order = jnp.argsort(times)
     crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
-    given_up = jnp.any(runs.result == diffrax.RESULTS.max_steps_reached)
-    coarse = given_up if iterated else fast | stretched(problem, crossing)
-    reached = count >= _ESCAPING * escaped.size
-    valid = validity(problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse)
+    unknown = jnp.sum(runs.result == diffrax.RESULTS.max_steps_reached)
+    enough = _ESCAPING * escaped.size
+    reached = count >= enough
+    given_up = unknown > 0 if iterated else ~reached & (number + unknown >= enough)
+    coarse = jnp.zeros((), bool) if iterated else fast | stretched(problem, crossing)
+    valid = validity(
+        problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse, given_up=given_up
+    )
     already = met(problem, escape)
     mean, std, mean_error, std_error = (
         jnp.where(already, 0, jnp.where(valid == Validity.holds, x, jnp.nan))

@@ -138,7 +138,7 @@ def _escape_modes(problem: Problem) -> EscapeModes:
     damping, drive = jnp.sum(unit @ D * unit, axis=1), jnp.sum(unit @ gram * unit, axis=1)
     grown = jax.vmap(functools.partial(escape_rate, kappa=kappa, lr_ratio=chi))(damping, drive)
     growing = jnp.arange(2 * units) < units
-    rates = jnp.where(growing, grown, -chi * kappa**2 * damping - grown)
+    rates = jnp.where(growing, grown, 0.0 - (chi * kappa**2 * damping + grown))  # 0, not -0, where nothing is trained
     moving = rates != 0
     cross = kappa * unit @ components / jnp.where(moving, rates, 1)[:, None]
     length = jnp.sqrt(jnp.sum(unit**2 + cross**2, axis=1))

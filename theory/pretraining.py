@@ -11,10 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from odes import Escape, Overlaps, Solution, Transfer, gradient_at, self_moments, solve
-from odes.arguments import ArrayLike
+from odes import (
+    Escape,
+    Overlaps,
+    Solution,
+    Transfer,
+    covariances,
+    gradient_at,
+    noise_at,
+    self_moments,
+    solve,
+    with_own_readout,
+)
+from odes.arguments import ArrayLike, real_array
+from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 from theory.lanes import in_lanes
+from theory.starts import start_normals
 from theory.trust import Validity
 from theory.tuning import FineTuning, fine_tuning
 
@@ -36,7 +49,20 @@ _ELSEWHERE = 0.1
 _RECORDS = 256
 """Random pretrainings are recorded at so many times, and linear between."""
 
+_RUNS, _STARTS = 8, 16
+"""Several units are pretrained from so many random weights, and fine-tuned from every checkpoint with so many random adapters."""
+
+_KNOWN = 0.03
+"""A mean over random pretrainings is trusted if its standard error is at most this part of it."""
+
+_LARGEST_FED = 0.1
+"""What SGD noise adds to random weights in pretraining is nothing if its variance is at most this part of what they have."""
+
+_LOOKS = 64
+"""The noise of pretraining is integrated over so many times."""
+
 Pretrainings = tuple[Float[Array, " T"], Float[Array, "starts T 3"]]
+"""Times, and what is known of random weights at each."""
 
 _NEVER = math.inf
 """At this fraction of the source loss the start counts as arrived, so that nothing stops pretraining before its end."""
@@ -48,6 +74,10 @@ class Checkpoints(Shown):
     - `time`: the pretraining time; `strength` |w|, `alignment` cos(w, ω*), `distance` |w - ω*|;
     - `source_loss`, `target_loss`: of the weights on the labels of both tasks;
     - `tuning`: fine-tuning from there; `slope`: the derivative of its time in the pretraining time.
+
+    Of several units the strength is the root mean square of the rows' lengths, the alignment the mean of every unit's cosine with
+    the teacher's direction that is nearest to its row, up to sign, and the distance the root mean square of that from every teacher's
+    direction to the nearest row; all are means over the random pretrainings.
     """
 
     time: Float[Array, "*n"]
@@ -70,25 +100,34 @@ def checkpoints(
 ) -> Checkpoints:
     r"""Fine-tuning from the weights at n pretraining `times`, with its derivative in the pretraining time.
 
-    Pretraining starts from [`odes.Transfer.typical_start`][] unless `start` is given and is solved once to the last time
-    ([`pretrained_until`][]); each checkpoint's w0 makes a single-index problem ([`odes.Transfer.fine_tuning`][]) whose time is a
-    function of $w\cdot\omega^*$ and $|w|^2$, and the chain rule with their velocities gives the slope. Time 0 is a random w0.
-    Looks at its numbers, and so does not work under jit or vmap.
+    Pretraining is solved once to the last time ([`pretrained_until`][]); the weights at each checkpoint make a problem
+    ([`odes.Transfer.fine_tuning`][]) whose time ([`theory.fine_tuning`][]) is a function of their overlaps, and the chain rule with the
+    velocities of these gives the slope. Time 0 is a random w0. Looks at its numbers, and so does not work under jit or vmap.
 
-    Random weights differ from the typical ones by a factor N in their overlap with the source, N standard normal, and are
+    One unit that learns one direction is pretrained from [`odes.Transfer.typical_start`][] unless `start` is given. Random weights
+    differ from the typical ones by a factor N in their overlap with the source, N standard normal, and are
     pretrained as well, at quantiles of N (of |N| for even links, whose sign means nothing). Where their mean is ahead or behind of
     the typical ones by a time that, with the slope, moves fine-tuning by more than 3 %, or where they are apart from these by a tenth of
     their length and overlaps, its time is that of typical weights, no mean (`Validity.unsettled`); not so for a `start` that is given.
+
+    No weights of several units are typical: which unit learns what, and when they part, is a matter of the start. They are pretrained from
+    8 random ones ([`odes.Transfer.random_start`][], always the same) unless `start` is given, fine-tuned from each with 16 random
+    adapters, and all numbers are means over these. Where the standard error of the mean time is above 3 %, or where the pretrainings
+    differ by more than this and SGD noise, which is not part of them, adds to the weights a tenth of the variance of the start
+    or more, $\theta_s\int_0^T\max_kN_{kk}dt$ in units of the rows' squared length over d, the time is not trusted either.
     """
     grid = np.asarray(times, jnp.result_type(float))
     run = pretrained_until(transfer, float(grid.max()), start=start)
-    return tuned_from(transfer, run, grid, goal, others=random_pretrainings(transfer, run) if start is None else None)
+    return tuned_from(
+        transfer, run, grid, goal, others=None if start is not None else random_pretrainings(transfer, run)
+    )
 
 
 def pretrained_until(
     transfer: Transfer, end: float | None = None, *, fraction: float = 1e-3, start: Overlaps | None = None
 ) -> Solution:
-    """Pretraining, to be evaluated at any time until `end`, or until the source loss is `fraction` of its start.
+    """Pretraining from one or several starts (the axis in front), to be evaluated at any time until `end`, or until the source loss is
+    `fraction` of its start.
 
     Where it does not get there (searching, or kept from it by noise) it goes on for 500 units of 1/E[σ'^2]. As long as that takes
     at most 16384 steps the mean step is iterated, and the weights' overlaps are linear between two steps: how close the
@@ -100,19 +139,37 @@ def pretrained_until(
         end = _HORIZON / float(self_moments(transfer.student, 1.0).cross)
     else:
         end, fraction = (end if end > 0 else 1.0) + rate, _NEVER  # to the end of a step, at last
-    return _pretrained(transfer, start, jnp.asarray(end), jnp.asarray(fraction), iterated=end <= _MOST_STEPS * rate)
+    alone, rows = _weights_alone(transfer), transfer.units + 1
+    if start is not None:
+        start = Overlaps(start.up[:, :rows], start.cross[:rows], start.down_gram[:rows, :rows])
+    begin = _starts(alone) if start is None else jax.tree.map(lambda x: x[None], start)
+    return _pretrained(alone, begin, jnp.asarray(end), jnp.asarray(fraction), iterated=end <= _MOST_STEPS * rate)
 
 
-def random_pretrainings(transfer: Transfer, run: Solution) -> Pretrainings:
+def one_of_each(transfer: Transfer) -> bool:
+    """Whether there is one student and one teacher unit, of which one start is typical."""
+    return (transfer.units, transfer.teachers) == (1, 1)
+
+
+def _starts(alone: Transfer) -> Overlaps:
+    """The starts that stand for all: the typical one, or some random ones where none is typical; in front the axis of the runs."""
+    if one_of_each(alone):
+        return jax.tree.map(lambda x: x[None], alone.typical_start())
+    return jax.vmap(alone.random_start)(jax.random.split(jax.random.key(0), _RUNS))
+
+
+def random_pretrainings(transfer: Transfer, run: Solution) -> Pretrainings | None:
     """Pretraining as in `run`, of the typical weights, for as long from weights whose overlap is N times as large, at quantiles of
-    equal probability of N, standard normal, or of |N| where the student's link function is even: times (T,) and [`_weights`][] of
-    n runs at these, (n, T, 3)."""
-    end, x = run.t_final, jnp.linspace(0.1, 3.0, 16)
+    equal probability of N, standard normal, or of |N| where the student's link function is even: times (T,) and what is known of the
+    weights of n runs at these, (n, T, 3). None where no weights are typical and those of `run` are random already."""
+    if not one_of_each(transfer):
+        return None
+    end, x = run.t_final[0], jnp.linspace(0.1, 3.0, 16)
     times = end * jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-3, 1, _RECORDS)])
     even = bool(jnp.allclose(transfer.student(x), transfer.student(-x)))
     luck = jnp.asarray(np.abs(_LUCK) if even else _LUCK, end.dtype)
     iterated = bool(end <= _MOST_STEPS * transfer.pretraining_sgd.learning_rate)
-    return times, _randomly_pretrained(transfer, times, luck, iterated=iterated)
+    return times, _randomly_pretrained(_weights_alone(transfer), times, luck, iterated=iterated)
 
 
 def _weights_alone(transfer: Transfer) -> Transfer:
@@ -141,19 +198,14 @@ def _solved(
 
 
 @eqx.filter_jit
-def _pretrained(transfer: Transfer, start: Overlaps | None, end: Array, fraction: Array, *, iterated: bool) -> Solution:
-    alone = _weights_alone(transfer)
-    start = (
-        alone.typical_start() if start is None else Overlaps(start.up[:, :2], start.cross[:2], start.down_gram[:2, :2])
-    )
-    return _solved(alone, start, end, fraction, iterated=iterated)
+def _pretrained(alone: Transfer, starts: Overlaps, end: Array, fraction: Array, *, iterated: bool) -> Solution:
+    return eqx.filter_vmap(lambda start: _solved(alone, start, end, fraction, iterated=iterated))(starts)
 
 
 @eqx.filter_jit
 def _randomly_pretrained(
-    transfer: Transfer, times: Float[Array, " T"], luck: Float[Array, " starts"], *, iterated: bool
+    alone: Transfer, times: Float[Array, " T"], luck: Float[Array, " starts"], *, iterated: bool
 ) -> Float[Array, "starts T 3"]:
-    alone = _weights_alone(transfer)
     typical, never = alone.typical_start(), jnp.full((), _NEVER, times.dtype)
 
     def one(factor: Array) -> Array:
@@ -163,8 +215,8 @@ def _randomly_pretrained(
     return jax.vmap(one)(luck)
 
 
-def _weights(overlaps: Overlaps) -> Float[Array, "*batch 3"]:
-    """What is known of the weights: their overlaps with target and source, and their square length."""
+def _weights(overlaps: Overlaps) -> Float[Array, "*batch f"]:
+    """What is known of the first unit's weights: their overlaps with target and source, and their square length."""
     return jnp.concatenate([overlaps.cross[..., 0, :], overlaps.down_gram[..., 0, :1]], -1)
 
 
@@ -181,7 +233,10 @@ def tuned_from(
     `others` are the [`random_pretrainings`][] if `run` began with typical weights that stand for random ones.
     """
     goal = Escape() if goal is None else goal
-    found, weights, velocity = in_lanes(lambda at: _tuned_from(transfer, run, at, goal), times)
+    runs, units = run.t_final.size, transfer.units
+    drawn = start_normals(runs * _STARTS, transfer.adapter.rank, transfer.teachers + units, units)
+    normals = real_array(drawn.reshape(runs, _STARTS, *drawn.shape[1:]))
+    found, weights, velocity = in_lanes(lambda at: _tuned_from(transfer, run, normals, at, goal), times)
     if others is None:
         return found
     unsettled = (found.tuning.validity == Validity.holds) & _unsettled(found, weights, velocity, others)
@@ -203,31 +258,28 @@ def _unsettled(found: Checkpoints, weights: np.ndarray, velocity: np.ndarray, ot
 
 @eqx.filter_jit
 def _tuned_from(
-    transfer: Transfer, run: Solution, times: Float[Array, " n"], goal: Escape
-) -> tuple[Checkpoints, Float[Array, "n 3"], Float[Array, "n 3"]]:
-    """Checkpoints, their [`_weights`][] and the velocities of these."""
+    transfer: Transfer, run: Solution, normals: Float[Array, "runs starts r k"], times: Float[Array, " n"], goal: Escape
+) -> tuple[Checkpoints, Float[Array, "n f"], Float[Array, "n f"]]:
+    """Checkpoints, the [`_weights`][] of the first pretraining and the velocities of these."""
     alone = _weights_alone(transfer)
+    safe = with_own_readout(alone.pretraining, jax.tree.map(lambda x: x[0], _starts(alone)))
 
-    def tuned(overlaps: Overlaps) -> tuple[Array, tuple[FineTuning, Array]]:
-        problem = alone.fine_tuning(overlaps).replace(adapter=transfer.adapter)
-        tuning = fine_tuning(problem, goal, adjoint=diffrax.ForwardMode())
-        return tuning.time, (tuning, problem.frame_gram)
+    def from_run(run: Solution, normals: Array, time: Array) -> tuple[Checkpoints, Overlaps, Overlaps]:
+        def tuned(overlaps: Overlaps) -> tuple[Array, FineTuning]:
+            problem = alone.fine_tuning(overlaps).replace(adapter=transfer.adapter)
+            tuning = fine_tuning(problem, goal, normals=normals, adjoint=diffrax.ForwardMode())
+            return tuning.time, tuning
 
-    safe = alone.typical_start()
-
-    def one(time: Array) -> tuple[Checkpoints, Array, Array]:
         overlaps, velocity = jax.jvp(run.evaluate, (time,), (jnp.ones_like(time),))
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((overlaps, velocity))]).all()
-        sound = finite & (overlaps.down_gram[0, 0] > 0) & (time <= run.t_final)
+        long = jnp.diagonal(overlaps.down_gram)[: transfer.units] > 0
+        sound = finite & jnp.all(long) & (time <= run.t_final)
         at = jax.tree.map(lambda x, safe: jnp.where(sound, x, safe), overlaps, safe)
         moving = jax.tree.map(lambda x: jnp.where(sound, x, 0.0), velocity)
-        _, slope, (tuning, gram) = jax.jvp(tuned, (at,), (moving,), has_aux=True)
-        overlap, square = gram[0, 1], gram[1, 1]
+        _, slope, tuning = jax.jvp(tuned, (at,), (moving,), has_aux=True)
         known = Checkpoints(
             time=time,
-            strength=jnp.sqrt(square),
-            alignment=overlap / jnp.sqrt(square),
-            distance=jnp.sqrt(jnp.maximum(square - 2 * overlap + 1, 0)),
+            **_places(alone, at),
             source_loss=gradient_at(alone.pretraining, at).loss,
             target_loss=gradient_at(alone.lora, at).loss,
             tuning=tuning,
@@ -237,9 +289,49 @@ def _tuned_from(
         known = eqx.combine(jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), numbers), codes)
         valid = jnp.where(sound, tuning.validity, int(Validity.trapped))
         known = eqx.tree_at(lambda c: (c.time, c.tuning.validity), known, (time, valid))
-        return known, _weights(at), _weights(moving)
+        return known, at, moving
+
+    def one(time: Array) -> tuple[Checkpoints, Array, Array]:
+        each, at, moving = eqx.filter_vmap(from_run, in_axes=(0, 0, None))(run, normals, time)
+        first = [_weights(jax.tree.map(lambda x: x[0], some)) for some in (at, moving)]
+        if len(normals) == 1:
+            return jax.tree.map(lambda x: x[0], each), *first
+        return _pooled(each, eqx.filter_vmap(_fed, in_axes=(None, 0, None))(alone, run, time)), *first
 
     return jax.vmap(one)(times)
+
+
+def _places(alone: Transfer, at: Overlaps) -> dict[str, Array]:
+    """Strength, alignment and distance of the weights."""
+    covariance = covariances(alone.lora, at)
+    squares, lengths = jnp.diagonal(covariance.Q), jnp.diagonal(covariance.P)
+    cosines = covariance.M / jnp.sqrt(jnp.outer(squares, lengths))
+    nearest = jnp.argmax(jnp.abs(cosines), axis=1)
+    apart = jnp.maximum(squares[:, None] - 2 * covariance.M + lengths[None], 0)
+    return {
+        "strength": jnp.sqrt(jnp.mean(squares)),
+        "alignment": jnp.mean(cosines[jnp.arange(len(squares)), nearest]),
+        "distance": jnp.sqrt(jnp.mean(jnp.min(apart, axis=0))),
+    }
+
+
+def _fed(alone: Transfer, run: Solution, time: Array) -> Array:
+    """The variance that SGD noise adds to every component of the weights until a time, in units of that at the start."""
+    looks = jax.vmap(lambda t: jnp.max(jnp.diagonal(noise_at(alone.pretraining, run.evaluate(t)))))
+    times = time * jnp.linspace(0, 1, _LOOKS)
+    return alone.pretraining_sgd.noise_scale * jnp.trapezoid(looks(times), times) / alone.length**2
+
+
+def _pooled(each: Checkpoints, fed: Float[Array, " runs"]) -> Checkpoints:
+    """The mean over several pretrainings of one checkpoint; a doubt about one of them is one about all."""
+    tuning = each.tuning
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0) if eqx.is_inexact_array(x) else jnp.max(x, axis=0), each)
+    variance, little = jnp.var(tuning.time, ddof=1), _KNOWN * mean.tuning.time
+    error = safe_sqrt((variance + jnp.mean(tuning.error**2)) / len(fed))
+    unsettled = ~(error <= little) | ((safe_sqrt(variance) > little) & (jnp.max(fed) > _LARGEST_FED))
+    doubt = jnp.max(jnp.where(tuning.validity == Validity.split, int(Validity.holds), tuning.validity))
+    valid = jnp.where((doubt == Validity.holds) & unsettled, int(Validity.unsettled), doubt)
+    return eqx.tree_at(lambda c: (c.tuning.error, c.tuning.validity), mean, (error, valid))
 
 
 def pretraining_times(
@@ -247,7 +339,8 @@ def pretraining_times(
 ) -> Float[np.ndarray, " n"]:
     r"""n pretraining times: 0, and evenly in the logarithm up to `end`.
 
-    Unless it is given that is when the source loss has fallen to `fraction` of its start ([`pretrained_until`][]).
+    Unless it is given that is when the source loss has fallen to `fraction` of its start ([`pretrained_until`][]), in the slowest of
+    several pretrainings.
     """
-    last = float(pretrained_until(transfer, fraction=fraction).t_final) if end is None else end
+    last = float(jnp.max(pretrained_until(transfer, fraction=fraction).t_final)) if end is None else end
     return np.concatenate([np.zeros(1), np.geomspace(last / 200, last, n - 1)])

@@ -11,11 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from odes import Activation, Escape, Overlaps, Problem, Stage, activation, self_moments, solve_stages
-from odes.arguments import ArgumentError, require, require_known
+from odes import (
+    Activation,
+    Adapter,
+    Escape,
+    Overlaps,
+    Problem,
+    Stage,
+    activation,
+    frame_overlaps,
+    self_moments,
+    solve_stages,
+)
+from odes.arguments import ArgumentError, real_array, require, require_known
 from theory.passages import passage
 from theory.search import noise_unit, search_phase, unstable_mode
-from theory.starts import typical_amplitude, typical_start, weights_start
+from theory.starts import start_normals, typical_amplitude, typical_start
 from theory.trust import Validity
 from theory.tuning import fine_tuning, stable_step
 
@@ -33,6 +44,9 @@ _MOST_STEPS = 2**11
 
 _PATIENT = 2**17
 """Training as given gets so many steps of the integrator."""
+
+_STARTS = 16
+"""The search is over the mean of so many random starts for several units."""
 
 _HORIZON = 500.0
 """Full fine-tuning is given this many units of 1/E[σ'^2]."""
@@ -125,22 +139,27 @@ WAYS = ("noise", "rank", "lr-ratio", "scale", "full", "curriculum")
 """The ways of training that are looked into."""
 
 
-def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str] = WAYS) -> Iterator[Remedy]:
-    r"""Ways of training from the weights w0 of a single-index problem, each with its settings of least samples, as they are found.
+def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str] | None = None) -> Iterator[Remedy]:
+    r"""Ways of training from given weights W0, each with its settings of least samples, as they are found.
 
     The samples per dimension are n/d = t/θ: small θ wastes samples, large θ ends in noise, so that every way has a best θ, which is
     computed. LoRA is searched where the time is the mean over starts and noise ([`theory.validity`][]) and a batch has at least one
     sample. The ways: as given; "noise", the best θ; "rank", four and sixteen times as large at the same κ; "lr-ratio", a larger
     learning rate of U (LoRA+); "scale", a larger α; "full", training the weights themselves; "curriculum", squared labels
-    first, with U kept or restarted, at the best length of that stage, each at its best θ.
+    first, with U kept or restarted, at the best length of that stage, each at its best θ, which is for single-index problems: squares of
+    a sum of several terms are no sum of terms. All that there are unless `ways` are given.
 
-    **Raises** ArgumentError unless the problem is single-index with a finite batch, and for an unknown way.
+    **Raises** ArgumentError for a problem without pretrained weights, with trained readouts or an infinite batch, for an unknown way,
+    and for a curriculum of several units.
     """
-    problem.require_single_index()
     problem.require_known_search()
     require("batch_size", problem.sgd.batch_size, "finite to count samples", np.isfinite)
-    for way in ways:
+    for way in ways or ():
         require_known("ways", way, WAYS)
+    if ways is None:
+        ways = [way for way in WAYS if way != "curriculum" or problem.is_single_index]
+    elif "curriculum" in ways and not problem.is_single_index:
+        raise ArgumentError("ways", "have a curriculum of squared labels for one student and one teacher unit alone")
     goal = Escape() if goal is None else goal
     yield _as_given(problem, goal)
     unit = float(noise_unit(problem))
@@ -184,17 +203,22 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
         yield searched("scale", words, lambda x: problem.replace(kappa=x[0]), "kappa", box, [kappa, theta])
     if "full" in ways:
         yield _full(problem, goal)
-    squares = _squared(problem.teacher)
-    if "curriculum" in ways and squares is not None:
+    squares = _squared(problem.teacher) if "curriculum" in ways else None
+    if squares is not None:
         for restart in (False, True):
             yield _curriculum(problem, squares, goal, plain.time, restart)
 
 
 def _tuned(name: str, problem: Problem, goal: Escape, max_steps: int) -> Stage:
     """Fine-tuning to the goal, as long as theory says that it takes; never where that cannot be trusted or a batch is below one sample."""
-    tuning = fine_tuning(problem, goal, adjoint=diffrax.ForwardMode(), max_steps=max_steps)
+    tuning = fine_tuning(problem, goal, normals=_few(problem), adjoint=diffrax.ForwardMode(), max_steps=max_steps)
     sound = tuning.trusted & (problem.sgd.batch_size >= 1)
     return _lasting(Stage(name, problem, 0.0), jnp.where(sound, tuning.time, jnp.nan))
+
+
+def _few(problem: Problem) -> Array:
+    """The standard normals of few random starts of several units: a search follows all of them at many settings."""
+    return real_array(start_normals(_STARTS, problem.adapter.rank, problem.frame_size, problem.units[0]))
 
 
 def _lasting(stage: Stage, time: Array) -> Stage:
@@ -214,14 +238,14 @@ def _as_given(problem: Problem, goal: Escape) -> Remedy:
 
 
 def _full(problem: Problem, goal: Escape) -> Remedy:
-    """Training of the weights themselves from w0."""
-    overlap, square = problem.frame_gram[0, 1], problem.frame_gram[1, 1]
-    whole = Problem.full_weights(
-        problem.student, teacher=problem.teacher, cosine=problem.alignment, normalized=False, sgd=problem.sgd
+    """Training of the weights themselves from W0, in the frame of the problem."""
+    units = problem.units[0]
+    whole = problem.replace(
+        frozen=jnp.zeros_like(problem.frozen), adapter=Adapter(units, lr_ratio=0.0, normalized=False)
     )
-    steepness = self_moments(problem.student, 1.0).cross
-    start = weights_start(jnp.stack([overlap, jnp.sqrt(square)]), square)
-    noise = search_phase(problem).noise
+    steepness = jnp.sum(problem.readout**2) * self_moments(problem.student, 1.0).cross
+    start = frame_overlaps(whole, up=np.eye(units), rows=problem.frozen)
+    noise, square = search_phase(problem).noise, jnp.min(problem.lengths**2)
 
     def stages(numbers: Array) -> Stages:
         largest = jnp.minimum(_STABLE / steepness, _LITTLE * square / (numbers[0] * noise))

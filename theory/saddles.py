@@ -216,6 +216,20 @@ def saddles(solution: Solution, *, radius: float = 0.15, finite_steps: bool = Fa
     return found
 
 
+def visit(
+    problem: Problem, fixed: Overlaps, times: Float[np.ndarray, " T"], path: Overlaps, *, radius: float = 0.15
+) -> tuple[float, float]:
+    """When a recorded trajectory comes nearer than the radius to a fixed point, before its nearest record, and is farther after it.
+
+    The path has T in front of every shape; distances are those of [`saddles`][]. Where it is never nearer, both are NaN.
+    """
+    coordinates = _Coordinates.of(problem, fixed)
+    place, places = (np.asarray(x) for x in (coordinates.vector(fixed), jax.vmap(coordinates.vector)(path)))
+    distances = np.linalg.norm(places - place, axis=1)
+    nearest = int(np.argmin(distances))
+    return _passed(times, distances, nearest, radius) if distances[nearest] < radius else (math.nan, math.nan)
+
+
 def slow_points(speeds: Float[np.ndarray, " T"]) -> list[int]:
     """The places of the minima of a speed that are lower by a factor of 2 than what comes before and after; the first and the last place
     may be such a minimum. Speeds below 1e-9 are all the same: the run has arrived.

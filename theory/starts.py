@@ -9,10 +9,14 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from odes import Overlaps, Problem, Transfer, pretrained
+from odes.arguments import real_array
 from odes.overlaps import orthonormal_components, rows_of_length
 from odes.quadrature import safe_sqrt
 from theory.modes import EscapeModes, escape_modes
 from theory.search import SearchPhase, UnstableMode, amplitudes, search_phase, unstable_mode
+
+_FURTHER = 0.1
+"""The amplitudes of further modes where all start, in units of the first."""
 
 
 def moves(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
@@ -34,6 +38,18 @@ def shared_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
     """The overlaps on the unstable mode whose amplitude the rows of the adapter share equally."""
     rank = problem.adapter.rank
     return mode_start(problem, unstable_mode(problem), jnp.full(rank, amplitude / np.sqrt(rank)))
+
+
+def spread_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
+    """The overlaps on all growing modes: the fastest one with an amplitude that the rows of the adapter share equally, each further one
+    with a tenth of it on one row. For one unit it is the [`shared_start`][]."""
+    modes, (units, _), rank = escape_modes(problem), problem.units, problem.adapter.rank
+    shares = np.zeros((units, rank))
+    shares[0] = rank**-0.5
+    for mode in range(1, units):
+        shares[mode, mode % rank] = _FURTHER
+    parts = amplitude * real_array(shares) * (modes.rates[:units] > 0).astype(modes.up.dtype)[:, None]
+    return on_rows(problem, modes.up[:units].T @ parts, parts.T @ modes.cross[:units] @ modes.span)
 
 
 def resting_start(problem: Problem) -> Overlaps:

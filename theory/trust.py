@@ -25,9 +25,10 @@ _HEAVIEST_TAIL, _MOST_OUTLYING = 0.01, 0.3
 
 
 class Validity(Meaning):
-    """Why a mean time does not hold, in the order in which the reasons are looked for; the first member is where it does.
+    """Why a mean time does not hold; the first member is where it does.
 
-    The last four are those of a single typical start, not of the law from many.
+    The reasons up to `heavy_tails` are looked for in this order, `given_up` before `trapped`; the four after them are those of few
+    starts, not of the law from many.
     """
 
     holds = ""
@@ -45,11 +46,15 @@ class Validity(Meaning):
     heavy_tails = "too few samples for the gradient's heavy tails: they shrink the rows by 1 % less than predicted, or a few decide"
     large_start = "the dimension is too small: the start is no small perturbation (above 0.2, with kinks 0.2 |w0|; rank above 1 % of d)"
     plateau = "D <= 0 at w0: a plateau comes before the search, and no start is typical"
-    split = "SGD noise shrinks the rows: the time depends on how they share the start, and no start is typical"
+    split = (
+        "the mean time is not known to 3 %: SGD noise shrinks the rows and it depends on how they share the start, "
+        "or several units search again, and it scatters"
+    )
     unsettled = (
-        "random weights are pretrained to something else than typical ones, or faster or slower, "
+        "random weights are pretrained to something else than typical ones, or to different things, or faster or slower, "
         "which moves the mean time by more than 3 %"
     )
+    given_up = "the integrator was given up after its maximum number of steps: whether SGD escapes is not known"
 
 
 def validity(
@@ -62,11 +67,13 @@ def validity(
     reached: Bool[Array, ""],
     crossing: Overlaps,
     coarse: Bool[Array, ""],
+    given_up: Bool[Array, ""],
 ) -> Int[Array, ""]:
     r"""Whether the mean `time` that the flow takes from random starts to a goal is that of SGD; a number of [`Validity`][].
 
-    The goal is `reached` at the overlaps `crossing`. The mean is given where w0 meets the goal already; else if the steps are not
-    too `coarse` for the flow ([`too_fast`][]), SGD noise feeds an amplitude of the unstable mode of at most 0.07 (links with a
+    The goal is `reached` at the overlaps `crossing`, or whether it is is not known since the integrator was `given_up`. The mean is
+    given where w0 meets the goal already; else if the steps are not too `coarse` for the flow ([`too_fast`][]), SGD noise feeds an
+    amplitude of the unstable mode of at most 0.07 (links with a
     kink feel U as soon as it is like w0: $0.05|w_0|$; and there it shakes W otherwise by at most $0.02|w_0|$,
     [`jitter`][]), and [`fluctuations`][] about the flow at the escape are at most
     1.5 % of $|U|^2$, the head start 2.5 % and the delay 0.5 % of the mean, the tail 1 % and the outliers 0.3; there it was found within
@@ -84,6 +91,7 @@ def validity(
         Validity.still: ~moves(problem, phase),
         Validity.large_noise: large_noise,
         Validity.coarse: coarse,
+        Validity.given_up: given_up,
         Validity.trapped: ~reached,
         Validity.fluctuations: ~(  # NaN is no small number
             (noise.relative <= _LARGEST_SPREAD)

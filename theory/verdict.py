@@ -9,13 +9,14 @@ import numpy as np
 from odes import Escape, Transfer
 from odes.arguments import ArrayLike, require
 from theory.meanings import Meaning
-from theory.pretraining import Checkpoints, pretrained_until, random_pretrainings, tuned_from
+from theory.pretraining import Checkpoints, one_of_each, pretrained_until, random_pretrainings, tuned_from
 
 _MATTERS = 0.01
 """Changes of the cost below 1 % do not count."""
 
-_WIDTH = 1e-6
-"""Places between two checkpoints are located to this part of the pretraining time."""
+_WIDTH, _ROUGH = 1e-6, 1e-2
+"""Places between two checkpoints are located to this part of the pretraining time; those of means over random pretrainings, which are
+known to a few parts in a hundred, to the second."""
 
 
 class Effect(Meaning):
@@ -77,7 +78,7 @@ def judge(
     The cost of pretraining time T is the fine-tuning time plus `price` times T: with the price $\theta/\theta_s$, fine-tuning's
     noise scale over pretraining's, all samples spent over d, in units of 1/θ. Between two times of the sweep at which the
     cost's slope has different signs the turn is found as the slope's zero, and between a time from which the goal is reached and
-    one from which it is not the border, by Chandrupatla's method, to 1e-6 of the time. A slope that changes its sign
+    one from which it is not the border, by Chandrupatla's method, to 1e-6 of the time (1e-2 for several units). A slope that changes its sign
     because the goal is not reached in between is no turn. `swept` are the checkpoints at these times if they are known already.
 
     **Raises** ArgumentError for no times or times that do not increase from 0 or later.
@@ -94,10 +95,12 @@ def judge(
         found = tuned_from(transfer, run, at, goal, others=others) if known is None else known
         return found, np.asarray(found.tuning.time) + price * at, np.asarray(found.slope) + price
 
+    width = _WIDTH if one_of_each(transfer) else _ROUGH
+
     def located(function, first: np.ndarray):
         """The zeros of a function of the time between grid times and the next ones."""
         return elementwise.find_root(
-            function, (grid[first], grid[first + 1]), tolerances={"xatol": 0, "xrtol": _WIDTH, "fatol": 0, "frtol": 0}
+            function, (grid[first], grid[first + 1]), tolerances={"xatol": 0, "xrtol": width, "fatol": 0, "frtol": 0}
         )
 
     swept, cost, slope = costs(grid, swept)

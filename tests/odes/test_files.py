@@ -4,7 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from odes import SGD, Activation, Adapter, Problem, covariances, random_overlaps, read_problem, write_problem
+from odes import (
+    SGD,
+    Activation,
+    Adapter,
+    Problem,
+    covariances,
+    random_overlaps,
+    read_problem,
+    read_transfer,
+    write_problem,
+)
 from tests.helpers import close
 from tests.problems import dependent_rows, single, three_on_one, two_by_three
 
@@ -107,3 +117,56 @@ def test_defaults_of_a_file_are_those_of_the_classes(tmp_path):
     close((problem.adapter, problem.sgd), (Adapter(), SGD()))
     assert problem.is_single_index
     np.testing.assert_allclose([problem.strength, problem.alignment], [0.5, 0.6], rtol=1e-15)
+
+
+STAGES = """
+student = "erf(x/sqrt(2))"
+source = "tanh"
+units = 3
+cosines = [1, 0.3]
+teacher_readout = [1, 0.5]
+
+[adapter]
+rank = 2
+
+[sgd]
+dimension = 1e4
+batch_size = 500
+
+[pretraining]
+noise_scale = 0.01
+length = 0.5
+"""
+
+
+def test_a_file_says_what_is_pretrained(tmp_path):
+    path = tmp_path / "stages.toml"
+    path.write_text(STAGES)
+    transfer = read_transfer(path)
+    assert (transfer.units, transfer.teachers) == (3, 2) and transfer.cosine.tolist() == [1, 0.3]
+    assert transfer.source.name == "tanh" and transfer.target.name == "erf(x/sqrt(2))"
+    assert float(transfer.pretraining_sgd.noise_scale) == pytest.approx(0.01) and float(transfer.sgd.batch_size) == 500
+    assert float(transfer.length) == 0.5 and transfer.lora.teacher_readout.tolist() == [1, 0.5]
+    np.testing.assert_allclose(
+        transfer.lora.frame_gram,
+        np.kron([[1, 0], [0, 1]], np.eye(2)) + np.eye(4, k=2) * [0, 0, 1, 0.3] + np.eye(4, k=-2) * [1, 0.3, 0, 0],
+    )
+
+
+@pytest.mark.parametrize(
+    "complaint, text",
+    [
+        ("`cosines` is missing", STAGES.replace("cosines", "# cosines")),
+        ("`units` must be a whole number", STAGES.replace("units = 3", "units = 1.5")),
+        ("`cosines` must be between -1 and 1", STAGES.replace("0.3", "3")),
+        ("`pretraining.noise_scale` sets the batch size", STAGES.replace("length = 0.5", "batch_size = 5")),
+        ("`pretraining.width` is not known", STAGES.replace("length", "width")),
+        ("`pretraining.spherical` must be true or false", STAGES.replace("length = 0.5", "spherical = 1")),
+        ("`length` must be 1 for spherical", STAGES + "spherical = true"),
+    ],
+)
+def test_what_is_wrong_with_a_pretraining_is_said(tmp_path, complaint, text):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        read_transfer(path)

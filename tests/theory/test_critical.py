@@ -1,6 +1,7 @@
 """Critical strengths: all real roots of exact polynomials, and how tau diverges at them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -67,3 +68,28 @@ def test_single_precision_gives_the_same_answers():
         found = np.asarray(critical_points("He3", low=0.1, high=1.0).strength)
         np.testing.assert_allclose(found[:2], [0.3207243, 1.0], atol=1e-3)
         assert information_exponent("erf^2") == 2 and information_exponent("He3") == 3
+
+
+def he3_beside(other):
+    """One He3 unit of strength mu on the first of two teachers, and one of another strength on the second."""
+    return lambda mu: Problem.committee("He3", pretrained=jnp.stack([mu, jnp.full_like(mu, other)]))
+
+
+def test_critical_points_of_a_committee():
+    """Beside a unit that is perfect, for which E[He3'] = 0 uncouples the two, the zeros and divergences are those of one unit."""
+    found = critical_points(he3_beside(1.0), low=0.01, high=1.2)
+    alone = critical_points("He3", low=0.01, high=1.2)
+    np.testing.assert_allclose(found.strength[:2], alone.strength[:2], rtol=1e-10)
+    np.testing.assert_allclose(found.prefactor[0], alone.prefactor[0], rtol=1e-6)
+    tau = search_phase(he3_beside(1.0)(found.strength[0] - 1e-4)).tau
+    np.testing.assert_allclose(tau * 1e-8, found.prefactor[0], rtol=5e-3)
+    erf = critical_points(lambda mu: Problem.committee("erf", pretrained=mu * jnp.ones(2)), low=0.1, high=1.2)
+    np.testing.assert_allclose(erf.strength[:2], [1, np.nan], rtol=1e-10)
+    tau = search_phase(Problem.committee("erf", pretrained=(1 - 1e-4) * jnp.ones(2))).tau
+    np.testing.assert_allclose(tau * 1e-8, erf.prefactor[0], rtol=5e-3)
+
+
+def test_units_that_are_not_critical_together_go_on():
+    """Where the second unit is not perfect it is moved, and the first with it: some mode grows at every strength."""
+    assert np.isnan(critical_points(he3_beside(0.9), low=0.05, high=0.9).strength).all()
+    assert float(search_phase(he3_beside(0.9)(jnp.asarray(HE3_CRITICAL))).rate) > 1e-3

@@ -117,3 +117,63 @@ def test_links_neither_even_nor_odd_are_pretrained_by_the_sign_of_the_start():
     assert checkpoints(transfer, times).tuning.validity.tolist() == [Validity.unsettled] * 2
     given = checkpoints(transfer, times, start=transfer.typical_start()).tuning
     assert given.validity.tolist() == [Validity.holds] * 2
+
+
+def committee_pretrained(batch_size):
+    """Two units learn two source directions; of the target's two one is the same and one is new. The noise scale is 1."""
+    sgd = SGD(dimension=2e4, batch_size=2000, learning_rate=0.1)
+    return Transfer(
+        "erf(x/sqrt(2))",
+        units=2,
+        teachers=2,
+        cosine=[1.0, 0.3],
+        adapter=Adapter(2),
+        sgd=sgd,
+        pretraining_sgd=sgd.replace(batch_size=batch_size),
+    )
+
+
+@pytest.fixture(scope="module")
+def committees():
+    """On the symmetric plateau, while units part, and when the source is learnt."""
+    return checkpoints(committee_pretrained(2e5), [20.0, 150.0, 400.0])
+
+
+def test_checkpoints_of_several_units_are_means_over_pretrainings(committees):
+    """The plateau of Saad & Solla has |w|^2 = 1/3; later every unit is one source direction, of which one is a target's."""
+    assert np.all(np.asarray(committees.tuning.validity) == Validity.holds)
+    np.testing.assert_allclose(committees.strength[2], 1, rtol=1e-3)
+    np.testing.assert_allclose(committees.alignment[2], (1 + 0.3) / 2, rtol=1e-2)
+    np.testing.assert_allclose(committees.distance[2], np.sqrt((0 + 2 - 2 * 0.3) / 2), rtol=1e-2)
+    assert 1e-2 > committees.source_loss[1] > 1e-4 > committees.source_loss[2]
+    assert float(committees.tuning.error[1]) > 10 * float(committees.tuning.error[2])
+
+
+def test_a_given_start_of_several_units_is_followed_alone(key):
+    """The checkpoint is the state of that run, and its time the mean of fine-tuning from it, up to the scatter of other adapters."""
+    transfer = committee_pretrained(2e5)
+    start = transfer.random_start(key)
+    found = checkpoints(transfer, [20.0], start=start)
+    state = solve(transfer.pretraining, start, t1=20.0, times=[20.0], iterated=True).final
+    alone = fine_tuning(transfer.fine_tuning(state))
+    np.testing.assert_allclose(found.target_loss[0], gradient_at(transfer.lora, state).loss, rtol=1e-6)
+    together = np.hypot(found.tuning.error[0], alone.error)
+    assert abs(float(found.tuning.time[0] - alone.time)) < 4 * together < 0.01 * float(alone.time)
+    later, earlier = (checkpoints(transfer, [20.0 + sign * 0.03], start=start).tuning.time[0] for sign in (1, -1))
+    np.testing.assert_allclose(found.slope[0], (later - earlier) / 0.06, rtol=1e-2)
+
+
+def test_noise_that_parts_the_units_in_pretraining_is_no_mean_over_starts(committees):
+    """At the noise scale 1 it adds more than the start's own variance before they part; where all has been learnt it does not matter."""
+    noisy = checkpoints(committee_pretrained(2e3), [150.0, 1000.0]).tuning
+    assert noisy.validity.tolist() == [Validity.unsettled, Validity.holds]
+
+
+@pytest.mark.slow
+def test_fine_tuning_of_several_units_takes_the_time_of_the_chain(committees, key):
+    """Pretraining from random weights and fine-tuning by the exact chain, against means over the same two random numbers."""
+    transfer = committee_pretrained(2e5)
+    for time, expected, known in zip(committees.time, committees.tuning.time, committees.tuning.error, strict=True):
+        simulated = simulated_fine_tuning(transfer, float(time), Escape(), longest=80.0, seeds=64, key=key)
+        mean, error = mean_and_error(simulated)
+        assert abs(mean - float(expected)) < 4 * np.hypot(error, known) < 0.1 * mean

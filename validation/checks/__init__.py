@@ -7,6 +7,7 @@ from validation.checks.comparison import Comparison, compare
 from validation.checks.confirm import checkpoint_checks, remedy_checks
 from validation.checks.law import law, log_dimension, rank_law
 from validation.checks.limits import approach, learning_rate, noise_limit
+from validation.checks.saddles import saddle_times
 from validation.checks.stages import stages
 from validation.checks.trajectory import mean_step, trajectory
 
@@ -18,6 +19,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {
     "rank": rank_law,
     "learning-rate": learning_rate,
     "stages": stages,
+    "saddles": saddle_times,
     "noise-limit": noise_limit,
     "mean-step": mean_step,
     "checkpoints": checkpoint_checks,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from odes import Escape, Overlaps, Problem
-from theory import passage, patience, search_phase, shared_start
+from theory import escape_modes, leading_phase, passage, patience, spread_start
 from validation.simulation.chain import affordable_chain
 from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation, even_steps
@@ -185,12 +185,13 @@ class Case:
         return times[np.isfinite(times)]
 
     def mode_start(self) -> Overlaps:
-        """Overlaps on the unstable mode, its amplitude shared equally by the adapter's rows."""
-        return shared_start(self.problem, AMPLITUDE)
+        """Overlaps on the growing modes, the amplitude of the fastest shared equally by the adapter's rows."""
+        return spread_start(self.problem, AMPLITUDE)
 
     def predicted_escape(self, start: Overlaps, *, finite_steps: bool = True) -> float:
         """When the flow escapes from `start`, according to theory; NaN if it does not."""
-        horizon = patience(search_phase(self.theory))
+        modes = escape_modes(self.theory)
+        horizon = patience(leading_phase(modes), modes)
         return float(passage(self.theory, start, self.escape, horizon, finite_steps=finite_steps).escape_time)
 
     def no_escape(self, check: str) -> Note:

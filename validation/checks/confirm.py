@@ -81,11 +81,11 @@ def checkpoint_checks(case: Case) -> Iterator[Result]:
     """Fine-tuning from two checkpoints of a pretraining on w0's direction, where its time is trusted, against the chain."""
     theory, seeds = transfer_of(case.theory), case.effort.law_seeds
     learnt = pretrained_until(theory, fraction=_LEARNT)
-    if not np.isfinite(learnt.escape_time):
+    if not np.all(np.isfinite(learnt.escape_time)):
         yield Note(case.name, "checkpoints: pretraining does not learn the source")
         return
     rate = float(theory.pretraining_sgd.learning_rate)
-    times = rate * np.unique(np.maximum(np.round(np.array([1.0, 2.0]) * float(learnt.escape_time) / rate), 1))
+    times = rate * np.unique(np.maximum(np.round(np.array([1.0, 2.0]) * float(np.max(learnt.escape_time)) / rate), 1))
     tuning = checkpoints(theory, times, case.escape).tuning
     trusted = (np.asarray(tuning.validity) == Validity.holds) & (np.asarray(tuning.time) > 0)
     tuning, chosen = jax.tree.map(lambda x: x[trusted], tuning), times[trusted]

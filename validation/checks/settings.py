@@ -18,6 +18,9 @@ from validation.checks.base import Case, Effort, Result
 _BESIDE_A_FILE = ("name", "problem", "criterion", "threshold", "teacher_unit", "checks", "quick")
 """What a setting says of itself where its problem is in a file."""
 
+_OF_ONE_UNIT = {"approach", "stages", "noise-limit", "checkpoints"}
+"""Checks that several units do not have."""
+
 SHIPPED = Path(__file__).parent / "settings.toml"
 """The settings that are checked if none are given."""
 
@@ -33,7 +36,7 @@ class Setting:
     """A problem, its escape, and which checks are made of it; the fields are named like the flags.
 
     `problem` is the file of a problem with any numbers of units, at its own dimension and noise scale, and leaves room for the
-    escape alone; of several units only the law is checked. `mixture` stands instead of strength and alignment; `noise_scale` is
+    escape alone; some checks are for one unit. `mixture` stands instead of strength and alignment; `noise_scale` is
     kept at every dimension that is simulated; trajectories and the law are simulated at the dimension `dim`, the effort's unless
     given; `checks` are made by a full validation, `quick` by a quick one.
 
@@ -120,8 +123,9 @@ class Setting:
 
     def _stored_case(self, path: str, effort: Effort, key: PRNGKeyArray) -> Case:
         problem = read_problem(path)
-        if problem.units != (1, 1) and (others := {*self.checks, *self.quick} - {"law"}):
-            raise ArgumentError("checks", f"of several units takes law alone, not {min(others)}")
+        if problem.units != (1, 1) and (others := {*self.checks, *self.quick} & _OF_ONE_UNIT):
+            known = ", ".join(kind for kind in CHECKS if kind not in _OF_ONE_UNIT)
+            raise ArgumentError("checks", f"of several units takes {known}, not {min(others)}")
         dimension = float(problem.sgd.dimension)
         effort = dataclasses.replace(effort, law_dimension=dimension, trajectory_dimension=dimension)
         return Case(self.name, problem, problem, effort, key, Escape(self.criterion, self.threshold, self.teacher_unit))

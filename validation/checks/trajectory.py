@@ -16,7 +16,8 @@ _NEXT_ORDER, _SCATTER = 1e-3, 0.01
 
 
 def trajectory(case: Case) -> Iterator[Result]:
-    """|m|, |u|, |s|, w·ω* and the loss at three times around the escape, from a start on the unstable mode."""
+    """|m|, |u|, |s|, w·ω* and the loss at three times around the escape, from a start on the unstable mode, or their like of every
+    unit and direction."""
     case = case.at(dimension=case.effort.trajectory_dimension)
     start = case.mode_start()
     end = case.predicted_escape(start)
@@ -62,7 +63,7 @@ def _compared(case: Case, end: float, start: Overlaps, *, mean_alone: bool = Fal
             case.name, f"mean-step from t = {time:.4g} on: noise has grown, seeds scatter by more than {_SCATTER:.0%}"
         )
     for name, values in simulated.items():
-        if name == "s" and float(case.problem.alignment) > 1 - 1e-9:
+        if name == "s" and float(case.problem.alignment) > 1 - 1e-9:  # m, in other units
             continue
         for i in range(1, number):
             mean, error = mean_and_error(values[:, i])

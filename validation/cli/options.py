@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from odes import SGD, Activation, Adapter, Escape, Family, Problem, Transfer, activation, read_problem
+from odes import SGD, Activation, Adapter, Escape, Family, Problem, Transfer, activation, read_problem, read_transfer
 from odes.arguments import ArgumentError
 from theory import largest_noise_scale, search_phase
 from validation.checks.settings import mixture_place
@@ -44,16 +44,28 @@ class FileOptions:
 
     def stored(self, *free: str) -> Problem | None:
         """The problem in the file, if there is one; flags that it makes meaningless, all but the `free`, must not be given."""
-        if self.problem is None:
-            return None
-        for group in (LinkOptions, RowOptions, AdapterOptions, ModelOptions, RateOptions, SweepOptions, SGDOptions):
+        self.require_alone(*free)
+        return None if self.problem is None else read_problem(self.problem)
+
+    def require_alone(self, *free: str) -> None:
+        """Raises ArgumentError for a flag that a file makes meaningless, all but the `free`."""
+        groups = (
+            LinkOptions,
+            RowOptions,
+            AdapterOptions,
+            ModelOptions,
+            RateOptions,
+            SweepOptions,
+            SGDOptions,
+            TransferOptions,
+        )
+        for group in groups if self.problem else ():
             for field in dataclasses.fields(group):
                 own = type(self).__dataclass_fields__.get(field.name)
                 if own is not None and field.name not in free and getattr(self, field.name) != own.default:
                     raise ArgumentError(
                         "problem", f"holds all of the problem: leave out --{field.name.replace('_', '-')}"
                     )
-        return read_problem(self.problem)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,7 +226,9 @@ def place_of(problem: Problem) -> Place:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransferOptions(AdapterOptions, LinkOptions):
+class TransferOptions(AdapterOptions, LinkOptions, FileOptions):
+    problem: OptionalPath = None
+    """TOML file with a pretraining of any numbers of units and the fine-tuning after it, instead of the flags for them."""
     source: OptionalText = None
     """Link function of the source task's labels; the student's unless given (--teacher is that of the target task)."""
     cosine: Numbers = (1.0,)
@@ -231,7 +245,10 @@ class TransferOptions(AdapterOptions, LinkOptions):
     """Batch size of pretraining; that of fine-tuning unless given."""
 
     def transfers(self, sgd: SGD) -> list[Transfer]:
-        """The transfer at every cosine that the flags ask for."""
+        """The transfer in the file, or that at every cosine that the flags ask for."""
+        if self.problem is not None:
+            self.require_alone("problem")
+            return [read_transfer(self.problem)]
         student, target = self.links
         given = {"learning_rate": self.pretraining_learning_rate, "batch_size": self.pretraining_batch_size}
         given = {name: value for name, value in given.items() if value is not None}

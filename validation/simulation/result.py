@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Activation, Escape, Overlaps, Problem, Solution, Trajectory, losses
 from odes.arguments import ArgumentError, require
+from odes.overlaps import target_overlaps
 from odes.storage import described, loads, write_dataset
 
 _BLOWN_UP = 1e4
@@ -146,18 +147,39 @@ def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Arra
 
 
 OBSERVABLES = ("loss", "target_overlap", "m", "u", "s")
-"""What trajectories are compared by; m, u and s enter as lengths over the adapter's rows, blind to the symmetry (u, X) -> (-u, -X)."""
+"""What trajectories of one unit are compared by; m, u and s enter as lengths over the adapter's rows, blind to the symmetry
+(u, X) -> (-u, -X)."""
 
 
 def observables(trajectory: Simulation | Solution) -> dict[str, Array]:
-    """The compared quantities of a simulation (seeds, T) or of a solution (T,), by the names of `OBSERVABLES`."""
-    return dict(zip(OBSERVABLES, _observables(trajectory), strict=True))
+    """The compared quantities of a simulation (seeds, T) or of a solution (T,).
+
+    The loss; the overlap of every unit's row with every teacher's direction; the lengths, over the adapter's rows, of every unit's row of U
+    and of the overlaps with every direction of the frame. Of one unit and one teacher they have the names of `OBSERVABLES`.
+    """
+    problem = trajectory.problem
+    units, teachers = problem.units
+    if problem.units == (1, 1):
+        named = {"target": "m", "pretrained": "s", "source": "s"}
+        names = ["loss", "target_overlap", "u", *(named.get(name, name) for name in problem.directions)]
+    else:
+        overlaps = [f"w{k + 1}.t{j + 1}" for k in range(units) for j in range(teachers)]
+        ups, downs = (f"u{k + 1}" for k in range(units)), (f"v.{name}" for name in problem.directions)
+        names = ["loss", *overlaps, *ups, *downs]
+    return dict(zip(names, _observables(trajectory), strict=True))
 
 
 @eqx.filter_jit
 def _observables(trajectory: Simulation | Solution) -> list[Array]:
-    lengths = [jnp.linalg.norm(getattr(trajectory, name), axis=-1) for name in OBSERVABLES[2:]]
-    return [trajectory.loss, trajectory.target_overlap, *lengths]
+    overlaps = trajectory.overlaps
+    rows = target_overlaps(trajectory.problem, overlaps)
+    together = [
+        trajectory.loss[..., None],
+        rows.reshape(*rows.shape[:-2], -1),
+        jnp.linalg.norm(overlaps.up, axis=-1),
+        jnp.linalg.norm(overlaps.cross, axis=-2),
+    ]
+    return list(jnp.moveaxis(jnp.concatenate(together, axis=-1), -1, 0))
 
 
 def mean_and_error(values: Any) -> tuple[Any, Any]:

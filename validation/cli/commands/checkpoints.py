@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from odes import Escape, Transfer, self_moments
+from odes import Escape, Transfer, gradient_at
 from odes.arguments import ArgumentError
 from theory import Validity, Verdict, judge, pretraining_times
 from validation.checks.confirm import confirmed_checkpoints
@@ -46,6 +46,17 @@ class Judged:
         return float(np.polyfit(logs, np.log(tau[near]), 1)[0]), float(np.polyfit(logs, np.log(time[near]), 1)[0])
 
     @property
+    def cosine(self) -> float | list[float]:
+        """The cosine of source and target, or those of all pairs of directions."""
+        return np.asarray(self.transfer.cosine).tolist()
+
+    @property
+    def pair(self) -> str:
+        """The cosine, or those of all pairs of directions, in words."""
+        cosines = np.atleast_1d(self.transfer.cosine).tolist()
+        return ", ".join(f"{cosine:g}" for cosine in cosines)
+
+    @property
     def words(self) -> str:
         """The goal in words."""
         size = f"{float(self.goal.threshold):.3g}"
@@ -78,7 +89,7 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
         transfers = self.transfers(self.sgd)
         loss = self.goal
         if loss is None:
-            loss = float(self_moments(transfers[0].target, 1.0).value) / 20
+            loss = untrained_loss(transfers[0]) / 10
         goals, key, cases = (self.escape, Escape("absolute", loss)), jax.random.key(self.seed), []
         for transfer in transfers:
             times = np.zeros(1) if end == 0 else pretraining_times(transfer, self.points, end=end)
@@ -100,7 +111,7 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
 
     def report(self, result: list[Judged]) -> None:
         for case in result:
-            print(f"cosine {float(case.transfer.cosine):g}, to {case.words}:")
+            print(f"cosine {case.pair}, to {case.words}:")
             points = rows_of(sweep_columns(case))
             print(table([points[i] for i in spread_over(len(points), _SHOWN)]))
             print(*sentences(case), sep="\n")
@@ -124,9 +135,9 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
         goals = list(dict.fromkeys(case.words for case in result))
         figure, axes = plt.subplots(1, len(goals), figsize=(3.4 * len(goals), 2.7))
         panels = dict(zip(goals, np.atleast_1d(axes), strict=True))
-        cosines = list(dict.fromkeys(float(case.transfer.cosine) for case in result))
+        cosines = list(dict.fromkeys(case.pair for case in result))
         for case in result:
-            draw_case(panels[case.words], case, f"C{cosines.index(float(case.transfer.cosine))}")
+            draw_case(panels[case.words], case, f"C{cosines.index(case.pair)}")
         times = result[0].verdict.swept.time
         for goal, ax in panels.items():
             ax.set(title=f"to {goal}")
@@ -137,11 +148,17 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
         return figure
 
 
+def untrained_loss(transfer: Transfer) -> float:
+    """The target's loss of a student whose output is always 0."""
+    silent = transfer.lora.replace(readout=np.zeros(transfer.units))
+    return float(gradient_at(silent, transfer.random_start(jax.random.key(0))).loss)
+
+
 def row(case: Judged) -> dict[str, Any]:
     """Everything that is known of a case, under stable keys."""
     verdict = case.verdict
     goal = {"criterion": case.goal.criterion, "threshold": float(case.goal.threshold)}
-    found: dict[str, Any] = {"cosine": float(case.transfer.cosine), "goal": goal, "verdict": verdict.kind.name}
+    found: dict[str, Any] = {"cosine": case.cosine, "goal": goal, "verdict": verdict.kind.name}
     for name in ("best", "worst", "last"):
         turn = getattr(verdict, name)
         found[name] = None if turn is None else {"pretraining_time": turn.at, "fine_tuning_time": turn.cost}
@@ -167,6 +184,7 @@ def sweep_columns(case: Judged) -> dict[str, np.ndarray]:
         "target_loss": swept.target_loss,
         "tau": swept.tuning.tau,
         "fine_tuning_time": swept.tuning.time,
+        "fine_tuning_time_error": swept.tuning.error,
         "slope": swept.slope,
         "pretraining_samples": before,
         "all_samples": total,
@@ -180,7 +198,7 @@ def sentences(case: Judged) -> list[str]:
     if verdict.swept.time.size == 1:
         time = float(verdict.swept.tuning.time[0])
         arrives = f"takes {time:.4g}" if np.isfinite(time) else "does not reach the goal"
-        return [f"pretraining time 0 means random weights: fine-tuning from them {arrives}"]
+        return [f"pretraining time 0 means random weights: fine-tuning from them {arrives}", *doubts(verdict)]
     lines = [f"verdict: {verdict.kind.name}: {verdict.kind.meaning}"]
     if not (verdict.best and verdict.worst and verdict.last):
         return lines
@@ -206,10 +224,18 @@ def sentences(case: Judged) -> list[str]:
     if case.exponent is not None:
         tau, time = case.exponent
         lines.append(f"near the target tau ~ |w - target|^{tau:.2f}, fine-tuning time ~ |w - target|^{time:.2f}")
-    for code in np.unique(np.asarray(verdict.swept.tuning.validity)[np.isfinite(verdict.swept.tuning.time)]):
-        if code != Validity.holds:
-            lines.append(f"at some checkpoints times are those of a typical start, not means: {Validity(code).meaning}")
-    return lines
+    return lines + doubts(verdict)
+
+
+def doubts(verdict: Verdict) -> list[str]:
+    """Why times are not means, for each reason that there is at a checkpoint."""
+    tuning = verdict.swept.tuning
+    codes = np.unique(np.asarray(tuning.validity)[np.isfinite(tuning.time)])
+    return [
+        f"at some checkpoints times are those of the flow from a few starts, not means: {Validity(code).meaning}"
+        for code in codes
+        if code != Validity.holds
+    ]
 
 
 def draw_case(ax: Any, case: Judged, colour: str) -> None:
@@ -217,7 +243,7 @@ def draw_case(ax: Any, case: Judged, colour: str) -> None:
     verdict = case.verdict
     swept = verdict.swept
     searched = np.where(np.asarray(swept.tuning.time) > 0, swept.tuning.time, np.nan)  # 0 where w0 meets the goal
-    ax.plot(swept.time, searched, color=colour, label=f"{float(case.transfer.cosine):g}")
+    ax.plot(swept.time, searched, color=colour, label=case.pair)
     for turn in verdict.turns:
         ax.plot(turn.at, turn.cost, marker="v" if turn.kind == "best" else "^", color=colour, markersize=5)
     for point in case.simulated or []:

@@ -59,7 +59,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             modes = escape_modes(problem)
             phase = jax.tree.map(lambda x: x[None], leading_phase(modes))
             (point,) = self.points([problem], phase, escape)
-            return Found([point | {"modes": rows_of_modes(modes)}], [])
+            return Found([point | {"modes": rows_of_modes(modes), "grows_alone": growth_alone(problem, modes)}], [])
         check("teacher_unit", self.teacher_unit, "1, the only one", self.teacher_unit == 1)
         families, places, points = self.families(), np.asarray(self.pretrained()), []
         for family in families:
@@ -110,7 +110,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         return {"points": result.points, "critical_strengths": zeros, "divergences": result.critical}
 
     def report(self, result: Found) -> None:
-        hidden = {"escape_time_quantiles", "escape_time_doubt", "modes"}
+        hidden = {"escape_time_quantiles", "escape_time_doubt", "modes", "grows_alone"}
         if not self.gives_law:
             hidden |= {_column(name) for name in _MOMENTS}
         hidden |= {name for name in ("rank", "dimension") if len({str(point[name]) for point in result.points}) == 1}
@@ -126,6 +126,10 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
                 row["plateau"] = "|u| = {up:.4g}, rate {rate:.4g}, drift {drift:.4g}".format(**row["plateau"])
         print(table(rows))
         self.report_modes(result.points[0].get("modes", []))
+        for rate in result.points[0].get("grows_alone", []):
+            print(
+                f"U grows without overlap, to a plateau, where an eigenvalue of D is negative: at the rate {rate:.4g}"
+            )
         for point in result.points:
             place = ", ".join(f"{name} {point[name]:g}" for name in _PLACE if name not in hidden)
             place = f" at {place}" if place else ""
@@ -160,7 +164,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
 
         columns: dict[str, Any] = {name: [point[name] for point in result.points] for name in result.points[0]}
         plateaus, quantiles = columns.pop("plateau"), columns.pop("escape_time_quantiles")
-        modes = columns.pop("modes", [[]])[0]
+        modes, alone = columns.pop("modes", [[]])[0], columns.pop("grows_alone", [[]])[0]
         columns["escape_time_doubt"] = [doubt or "" for doubt in columns["escape_time_doubt"]]
         for level in _QUANTILES if self.gives_law else ():
             columns[f"escape_time_quantile_{level}"] = [times[str(level)] for times in quantiles]
@@ -170,6 +174,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         for name in ("strength", "alignment", "prefactor"):
             values = [np.nan if zero[name] is None else zero[name] for zero in result.critical]
             numbers[f"critical_{name}"] = ("zero", np.asarray(values, float))
+        numbers["grows_alone"] = ("direction_of_up", np.asarray(alone, float))
         if modes:
             for name, axes in (("rate", ()), ("up", ("unit",)), ("teachers", ("teacher",))):
                 numbers[f"mode_{name}"] = (("mode", *axes), np.asarray([mode[name] for mode in modes]))
@@ -209,6 +214,12 @@ def rows_of_modes(modes: EscapeModes) -> list[dict[str, Any]]:
         {"rate": rate, "tau": 1 / rate if rate else math.inf, "up": share, "teachers": cosines}
         for rate, share, cosines in zip(modes.rates.tolist(), shares.tolist(), modes.teachers.tolist(), strict=True)
     ]
+
+
+def growth_alone(problem: Problem, modes: EscapeModes) -> list[float]:
+    """The rates at which U grows without any overlap, -χκ² times the negative eigenvalues of D, decreasing."""
+    speed = float(problem.adapter.lr_ratio * problem.adapter.kappa**2)
+    return [-speed * value for value in modes.grows_alone.tolist() if value < 0 < speed]
 
 
 def settled(problem: Problem) -> dict[str, float] | None:

@@ -11,7 +11,7 @@ import tyro
 from odes import Escape
 from theory import WAYS, Remedy, remedies
 from validation.checks.confirm import confirmed_remedy
-from validation.cli.options import ConfirmOptions, EscapeOptions, ModelOptions
+from validation.cli.options import ConfirmOptions, EscapeOptions, FileOptions, ModelOptions
 from validation.cli.output import OutputOptions
 from validation.cli.report import table
 from validation.progress import progress
@@ -21,7 +21,7 @@ _WORDS = ("words", "settings", "edge", "doubt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
+class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileOptions):
     """Rank what shortens fine-tuning from given weights by samples to escape: batch size, rank, LoRA+, scale, curriculum, full weights.
 
     The samples per dimension of a run of time t are t/theta; for every remedy the best noise scale theta is computed. The goal is
@@ -33,12 +33,15 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions):
     """Simulate the exact chain, with this many seeds, beside the theory (0: theory alone)."""
 
     ways: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WAY [WAY ...]", help_behavior_hint="")] = WAYS
-    """Which ways to look into: noise, rank, lr-ratio, scale, full, curriculum (all unless given)."""
+    """Which ways to look into: noise, rank, lr-ratio, scale, full, curriculum (all unless given, of several units all but the last)."""
 
     def compute(self) -> list[dict[str, Any]]:
         self.check_confirm()
         goal = self.escape if self.goal is None else Escape("absolute", self.goal)
-        found = list(progress(remedies(self.asked(self.sgd), goal, ways=self.ways), unit="remedy"))
+        stored = self.stored()
+        problem = self.asked(self.sgd) if stored is None else stored
+        ways = None if self.ways == WAYS else self.ways
+        found = list(progress(remedies(problem, goal, ways=ways), unit="remedy"))
         found.sort(key=lambda remedy: (not np.isfinite(remedy.samples), remedy.samples))
         rows = [describe(remedy, found) for remedy in found]
         if self.confirm:

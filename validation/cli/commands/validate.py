@@ -42,7 +42,7 @@ class Validate(ResumeOptions, EscapeOptions, ModelOptions):
     """Under an hour: every setting, high dimension, many seeds."""
     checks: tuple[str, ...] = ()
     """For a single setting: which of trajectory, law, approach, log-dimension, rank, learning-rate, stages, noise-limit,
-    mean-step, checkpoints, remedies (the first two unless given)."""
+    mean-step, checkpoints, remedies, saddles (the first two unless given)."""
     learning_rate: float = Setting.learning_rate
     """Learning rate eta of a single setting; should be small against the inverse of its fastest rate."""
     noise_scale: float = Setting.noise_scale
@@ -136,7 +136,7 @@ class Validate(ResumeOptions, EscapeOptions, ModelOptions):
         """The flags as a setting."""
         own = {field.name: getattr(self, field.name) for field in _about(self)}
         strength, alignment = self.place()
-        checks = self.checks or (("law",) if self.problem else ("trajectory", "law"))
+        checks = self.checks or ("trajectory", "law")
         place = {"strength": strength, "alignment": alignment, "mixture": None}
         return Setting(**own | place | {"name": "flags", "checks": checks, "quick": checks})
 

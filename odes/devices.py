@@ -1,7 +1,10 @@
 r"""One computation for many starts, seeds or parameters, its rows split over several devices that never talk to each other."""
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +16,31 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from odes.arguments import ArgumentError, concrete
 
 _AXIS = "devices"
+
+_SHARE = 8
+"""What is computed together may fill one part in so many of an accelerator's memory; the rest is for results and the compiler."""
+
+
+def available_memory() -> float:
+    """The bytes that this process may use on JAX's device: the device's own, or the machine's and its control group's."""
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return float(limit)
+    sizes = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
+        sizes.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes)
+
+
+def at_once(on_cpu: int, *, bytes_each: float | int) -> int:
+    """How many pieces of work are done together: `on_cpu` on a CPU, whose caches hold no more of them.
+
+    An accelerator is the faster the more it does at a time: there, as many as fill an eighth of its memory
+    ([`available_memory`][]) with `bytes_each`, at least `on_cpu`.
+    """
+    if jax.default_backend() == "cpu":
+        return on_cpu
+    return max(on_cpu, int(available_memory() / (_SHARE * bytes_each)))
 
 
 def spread(

@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from odes.devices import at_once
 from odes.noise import kurtosis_of, noise_of
 from odes.overlaps import Overlaps, covariances, with_readout
 from odes.population import PopulationGradient, gradient_of
 from odes.problem import Problem
+
+AVERAGES = 2.0**20
+"""The bytes that the averages at one place may need: sums over some 15000 quadrature nodes, with what is computed on the way."""
 
 
 def gradient_at(problem: Problem, overlaps: Overlaps) -> PopulationGradient:
@@ -20,10 +24,11 @@ def gradient_at(problem: Problem, overlaps: Overlaps) -> PopulationGradient:
 
 
 def losses(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch"]:
-    """The population loss at many overlaps, 64 at a time (one may need 15000 quadrature nodes)."""
+    """The population loss at many overlaps, 64 at a time on a CPU, more on an accelerator ([`odes.devices.at_once`][])."""
     batch = overlaps.up.shape[:-2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), overlaps)
-    return jax.lax.map(lambda at: gradient_at(problem, at).loss, flat, batch_size=64).reshape(batch)
+    together = at_once(64, bytes_each=AVERAGES)
+    return jax.lax.map(lambda at: gradient_at(problem, at).loss, flat, batch_size=together).reshape(batch)
 
 
 def noise_at(problem: Problem, overlaps: Overlaps) -> Float[Array, "K K"]:

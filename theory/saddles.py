@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 
 from odes import Covariances, Overlaps, Problem, Solution, covariances, flow, gradient_at, mean_change
 from odes.arguments import ArgumentError, positive, require
+from odes.devices import at_once
+from odes.equations import AVERAGES
 from odes.shown import Shown
 
 _DIP = 2.0
@@ -129,7 +131,8 @@ def _rate_at(problem: Problem, coordinates: _Coordinates, place: Array, finite_s
 
 @eqx.filter_jit
 def _speeds(problem: Problem, coordinates: _Coordinates, places: Array, finite_steps: bool) -> Array:
-    rate = jax.lax.map(lambda y: coordinates.change(problem, y, finite_steps), places, batch_size=64)
+    together = at_once(64, bytes_each=AVERAGES)
+    rate = jax.lax.map(lambda y: coordinates.change(problem, y, finite_steps), places, batch_size=together)
     return jnp.linalg.norm(rate, axis=1)
 
 

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import Escape, random_overlaps, solve, spread, spread_batched
+from odes import Escape, devices, random_overlaps, solve, spread, spread_batched
 from odes.arguments import ArgumentError
+from odes.equations import losses
 from tests.helpers import same_bits
+from tests.problems import single
+from validation.simulation import chain_simulator, direct_simulator
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,34 @@ def test_axes_that_do_not_fit_are_named(in_axes, arguments, message):
 def test_no_devices_are_refused():
     with pytest.raises(ArgumentError, match="`devices` must hold at least one device"):
         spread(jnp.sin, devices=[])
+
+
+def test_an_accelerator_does_what_fills_an_eighth_of_its_memory(monkeypatch):
+    problem = single(d=1000, batch=500)
+    simulators = chain_simulator(problem), direct_simulator(problem), chain_simulator(problem, dtype="float64")
+    assert devices.at_once(64, bytes_each=1.0) == 64
+    assert [simulator.seeds_at_once for simulator in simulators] == [131, 1, 131]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(devices, "available_memory", lambda: 64e9)
+    assert devices.at_once(64, bytes_each=2.0**20) == 7629
+    assert [simulator.seeds_at_once for simulator in simulators] == [500_000, 1333, 250_000]
+    monkeypatch.setattr(devices, "available_memory", lambda: 1e6)
+    assert [simulator.seeds_at_once for simulator in simulators] == [131, 1, 131]
+
+
+def test_the_memory_of_an_accelerator_is_its_own(monkeypatch):
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 123}
+
+    there = devices.available_memory()
+    assert 2**28 < there <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    assert devices.available_memory() == 123
+
+
+def test_losses_do_not_depend_on_how_many_are_computed_at_a_time(problem, monkeypatch):
+    many = jax.vmap(lambda key: random_overlaps(problem, key, up=0.3))(jax.random.split(jax.random.key(1), 100))
+    few = losses(problem, many)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    np.testing.assert_allclose(losses(problem, many), few, rtol=1e-13)

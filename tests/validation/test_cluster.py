@@ -29,7 +29,10 @@ def scheduler(tmp_path_factory):
     environment = ON_ITS_OWN | FEW_FAILURES | {"PYTHONPATH": os.getcwd()}
 
     def start(*words):
-        name, words = words[0], [sys.executable, "-m", "dask", *words, "--scheduler-file", str(folder / "scheduler.json")]
+        name, words = (
+            words[0],
+            [sys.executable, "-m", "dask", *words, "--scheduler-file", str(folder / "scheduler.json")],
+        )
         with open(folder / f"{name}.log", "a") as log:
             return subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
 

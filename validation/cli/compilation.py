@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.metadata
 import os
 import time
 from pathlib import Path
@@ -14,7 +15,12 @@ _SETTINGS = {
 """At most 1 GiB is kept, what has not been used for longest goes first; programs compiled in less time are not worth reading."""
 
 _SWITCH = "xla_cpu_use_fusion_emitters"
-"""XLA's newer generators of code for fused operations on CPUs: faster loops, from a compilation that takes twice as long."""
+_SWITCH_UNTIL = (0, 11)
+"""XLA's newer generators of code for fused operations on CPUs: faster loops, from a compilation that takes twice as long. From this
+version of jaxlib on they are the only ones, and XLA ends a process that names the switch."""
+
+DEVICES = {"cpu": "cpu", "gpu": ""}
+"""What JAX is told of its platforms; with nothing it takes an accelerator if there is one, and keeps the CPU beside it."""
 
 _BEING_WRITTEN = 1.0
 """A program that was written within so many seconds may still get its time of last use."""
@@ -40,19 +46,31 @@ def _mend(folder: Path) -> None:
                     file.unlink()
 
 
-def set_up(*, hurry: bool = False) -> None:
+def _has_switch() -> bool:
+    version = importlib.metadata.version("jaxlib").split(".")
+    return tuple(map(int, version[:2])) < _SWITCH_UNTIL
+
+
+def set_up(*, hurry: bool = False, device: str | None = None) -> None:
     """Switches on double precision and keeps compiled programs in [`cache_folder`][], if that can be written.
+
+    `device` "cpu" keeps JAX to the CPU, "gpu" lets it take the best device that it finds whatever $JAX_PLATFORMS says (for this process and
+    those that it starts); unless given, JAX chooses. [`require_device`][] says whether that is what was asked for.
 
     In a `hurry` XLA compiles them in half the time, to run half as long again (for this process and those that it starts).
     JAX can keep a program only if it does not call back into Python, which Equinox's checks of values do unless they
     answer with NaN: Equinox reads this from the environment when it is imported. What the environment says of JAX's cache holds.
     """
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    if hurry and _SWITCH not in os.environ.get("XLA_FLAGS", ""):
+    if hurry and _has_switch() and _SWITCH not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_SWITCH}=false".strip()
     os.environ.setdefault("EQX_ON_ERROR", "nan")
+    if device is not None:
+        os.environ["JAX_PLATFORMS"] = DEVICES[device]
     import jax
 
+    if device is not None:  # where JAX was imported before
+        jax.config.update("jax_platforms", DEVICES[device])
     jax.config.update("jax_enable_x64", True)
     kept = None
     try:
@@ -70,3 +88,14 @@ def set_up(*, hurry: bool = False) -> None:
     for name, value in _SETTINGS.items():
         if name.upper() not in os.environ and (own or name != _BOUND):
             jax.config.update(name, value)
+
+
+def require_device(device: str | None) -> None:
+    """Raises ArgumentError if JAX does not compute on the `device`, "cpu" or "gpu"; None is any."""
+    import jax
+
+    from odes.arguments import ArgumentError
+
+    if device is not None and jax.default_backend() != device:
+        hint = " (JAX needs its CUDA plugin: pip install 'searchphase[cuda13]' or [cuda12])" if device == "gpu" else ""
+        raise ArgumentError("device", f"{device}: JAX finds no {device.upper()} here{hint}")

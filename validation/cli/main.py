@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import io
+import itertools
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from validation.cli.commands import COMMANDS, command
-from validation.cli.compilation import set_up
+from validation.cli.compilation import DEVICES, require_device, set_up
 
 _IN_FILES = {"dimension", "batch_size", "learning_rate", "label_noise", "readout_lr_ratio", "rank", "scale", "lr_ratio"}
 _IN_FILES |= {"student", "teacher"}
@@ -59,8 +60,20 @@ def main(args: Sequence[str] | None = None) -> int:
         return _say(name, "interrupted", _INTERRUPTED)
 
 
+def asked_device(args: Sequence[str]) -> str | None:
+    """The device that `--device` names, which must be known before JAX is imported; None if there is none of that name.
+
+    >>> asked_device(["solve", "--device", "gpu"]), asked_device(["solve", "--device=cpu"]), asked_device(["solve"])
+    ('gpu', 'cpu', None)
+    """
+    words = [word for part in args for word in part.split("=", 1)]
+    after = [value for flag, value in itertools.pairwise(words) if flag == "--device"]
+    return after[-1] if after and after[-1] in DEVICES else None
+
+
 def _run(args: list[str], name: str | None) -> int:
-    set_up(hurry=name not in _LOOPS)
+    device = asked_device(args)
+    set_up(hurry=name not in _LOOPS, device=device)
     import jax
 
     from odes.arguments import ArgumentError
@@ -68,6 +81,7 @@ def _run(args: list[str], name: str | None) -> int:
     chosen, code = None, 2
     try:
         chosen = parsed(args)
+        require_device(device)
         code = chosen.run()
         sys.stdout.flush()
         return code

@@ -10,12 +10,12 @@ from typing import Any
 from odes.arguments import ArgumentError
 from odes.storage import read_dataset, write_dataset, write_whole
 from validation.cli.report import print_json
-from validation.cli.values import OptionalPath, check_writable
+from validation.cli.values import DeviceOptions, OptionalPath, check_writable
 from validation.jobs.parts import made_by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OutputOptions:
+class OutputOptions(DeviceOptions):
     json: bool = False
     """Print JSON instead of a table."""
     output: OptionalPath = None

@@ -1,10 +1,11 @@
 """What the flags hold: lists of numbers and ranges, optional values; and checks of them."""
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -52,6 +53,12 @@ OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_beha
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    device: Annotated[Literal["cpu", "gpu"] | None, tyro.conf.arg(metavar="cpu|gpu", help_behavior_hint="")] = None
+    """Where it is computed; what JAX finds, or $JAX_PLATFORMS says, unless given."""
 
 
 def check(name: str, value: Any, allowed: str, good: bool | Callable[[float], Any]) -> None:

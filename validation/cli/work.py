@@ -13,7 +13,7 @@ import jax
 
 from odes.arguments import ArgumentError
 from validation.cli.output import OutputOptions
-from validation.cli.values import OptionalInt, OptionalText, check
+from validation.cli.values import DeviceOptions, OptionalInt, OptionalText, check
 from validation.jobs.engine import Failure
 from validation.jobs.executors import cluster, processes, usable_cores
 from validation.jobs.parts import Parts
@@ -28,7 +28,7 @@ def content(file: bytes) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WorkOptions:
+class WorkOptions(DeviceOptions):
     """Who does the jobs."""
 
     workers: OptionalInt = None

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from odes import Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps, with_own_readout
 from odes.arguments import ArrayLike, require
+from odes.devices import at_once
 from validation.simulation.basis import Coordinates, FrameBasis, frame_basis, to_coordinates, to_overlaps
 from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation
@@ -25,8 +26,11 @@ from validation.simulation.simulator import Simulator, whole_number
 LARGEST_BATCH = 2**26
 """Batches above this are not sampled one by one."""
 
-_NUMBERS_AT_ONCE = 2**16
-"""Seeds advance together while their batches hold no more samples than this."""
+_SAMPLES_AT_ONCE = 2**16
+"""On a CPU seeds advance together while their batches hold no more samples than this."""
+
+_COPIES = 4
+"""So many arrays of the size of a batch's preactivations are alive at once."""
 
 _AVERAGE_COST = 2**11
 """Gaussian averages instead of a batch count as this many samples."""
@@ -160,7 +164,9 @@ class ChainSimulator(Simulator):
 
     @property
     def seeds_at_once(self) -> int:
-        return max(1, _NUMBERS_AT_ONCE // self.batch)
+        """So many that their samples stay in a CPU's caches, or fill a part of an accelerator's memory ([`odes.devices.at_once`][])."""
+        one = _COPIES * sum(self.problem.units) * np.dtype(self.dtype).itemsize
+        return max(1, at_once(_SAMPLES_AT_ONCE, bytes_each=one) // self.batch)
 
     def start(self, key: PRNGKeyArray) -> Coordinates:
         """The given overlaps, or those of a random start."""

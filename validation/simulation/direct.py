@@ -11,14 +11,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from odes import Overlaps, Problem, with_own_readout
 from odes.arguments import ArrayLike, require
+from odes.devices import at_once
 from validation.simulation.basis import spanning_basis, to_coordinates
 from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation
 from validation.simulation.simulator import Simulator, require_memory, whole_number
 
 _NUMBERS_AT_ONCE = 2**19
-"""Seeds advance together while their inputs stay below this many numbers."""
-
+"""On a CPU seeds advance together while their inputs stay below this many numbers."""
 
 _COPIES = 3
 """So many arrays of the size of a batch and of V are alive at once."""
@@ -89,7 +89,9 @@ class DirectSimulator(Simulator):
 
     @property
     def seeds_at_once(self) -> int:
-        return max(1, _NUMBERS_AT_ONCE // (self.batch * self.directions.shape[1]))
+        """So many that their inputs stay in a CPU's caches, or fill a part of an accelerator's memory ([`odes.devices.at_once`][])."""
+        one = _COPIES * np.dtype(self.dtype).itemsize
+        return max(1, at_once(_NUMBERS_AT_ONCE, bytes_each=one) // (self.batch * self.directions.shape[1]))
 
     @property
     def _cast(self) -> Problem:

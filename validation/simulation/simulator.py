@@ -1,18 +1,15 @@
 """What a simulator of one-pass SGD at finite dimension is."""
 
 import abc
-import contextlib
-import os
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from odes import Overlaps, Problem
 from odes.arguments import ArgumentError, require
+from odes.devices import available_memory
 
 
 class Simulator(eqx.Module):
@@ -42,17 +39,6 @@ class Simulator(eqx.Module):
     @abc.abstractmethod
     def taken_over(self, state: Any, before: "Simulator") -> Any:
         """The state in which another simulator of the same kind and frame, `before`, has left off, as one of this simulator."""
-
-
-def available_memory() -> float:
-    """The bytes that this process may use on JAX's device: the device's own, or the machine's and its control group's."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit:
-        return float(limit)
-    sizes = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
-        sizes.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes)
 
 
 def require_memory(needed: float, what: str) -> None:

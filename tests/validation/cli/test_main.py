@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 import searchphase
 from odes import read_dataset
-from tests.command_line import ON_ITS_OWN, run
+from tests.command_line import ON_ITS_OWN, assert_refused, run
 from validation.cli.commands import COMMANDS
 
 
@@ -41,6 +42,28 @@ def test_version_and_the_three_packages(capsys):
     code, out, _ = run(capsys, "--version")
     assert code == 0 and out == f"searchphase {searchphase.__version__}\n"
     assert searchphase.odes.Problem and searchphase.theory.escape_law and searchphase.validation
+
+
+def test_the_device_acts_before_jax_starts():
+    """The flag wins over the environment; where there is no such device one line says so."""
+    words = [sys.executable, "-m", "validation", "escape", "--activation", "linear", "--json", "--device"]
+    there = jax.default_backend() == "gpu"
+    for device, platforms, code in (("cpu", "nonsense", 0), ("gpu", "cpu", 0 if there else 2)):
+        environment = ON_ITS_OWN | {"JAX_PLATFORMS": platforms}
+        done = subprocess.run([*words, device], capture_output=True, text=True, env=environment)
+        assert done.returncode == code, done.stderr
+        if code:
+            assert done.stdout == "" and done.stderr.count("\n") == 1
+            assert "searchphase escape: --device gpu: JAX finds no GPU here" in done.stderr
+
+
+def test_an_unknown_device_is_refused(capsys):
+    assert_refused(capsys, ["escape", "--device", "abacus"], "--device")
+
+
+def test_every_command_that_computes_takes_a_device(capsys):
+    for name in set(COMMANDS) - {"equations", "cache"}:
+        assert "--device cpu|gpu" in run(capsys, name, "--help")[1], name
 
 
 def test_a_closed_pipe_is_silent():

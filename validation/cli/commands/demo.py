@@ -11,7 +11,7 @@ from odes import SGD, Escape, Problem, Solution, solve
 from odes.storage import write_dataset, write_whole
 from theory import sweep
 from validation.cli.report import table
-from validation.cli.values import writable_folder
+from validation.cli.values import DeviceOptions, writable_folder
 from validation.figures.style import COLOURS, LOSS_LABEL, STRENGTH_LABEL, TAU_LABEL, TIME_LABEL, figure_style
 from validation.simulation.direct import simulate_direct
 from validation.simulation.result import Simulation, even_steps
@@ -20,7 +20,7 @@ ACTIVATIONS = ("linear", "relu", "erf", "sigmoid")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(DeviceOptions):
     """The main job in about a minute: tau(mu), the ODE and SGD at d = 1000 from the same start, one figure, its data."""
 
     output: str = "demo"

@@ -9,7 +9,7 @@ from theory.modes import EscapeModes, escape_modes, escape_rate
 from theory.passages import passage, patience
 from theory.plateaus import Plateau, plateau
 from theory.pretraining import Checkpoints, checkpoints, pretrained_until, pretraining_times
-from theory.remedy import WAYS, Remedy, remedies
+from theory.remedy import WAYS, Remedy, possible_ways, remedies
 from theory.saddles import Saddle, escape_spectrum, fixed_point, saddles, visit
 from theory.search import (
     SearchPhase,

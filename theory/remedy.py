@@ -139,7 +139,23 @@ WAYS = ("noise", "rank", "lr-ratio", "scale", "full", "curriculum")
 """The ways of training that are looked into."""
 
 
-def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str] | None = None) -> Iterator[Remedy]:
+def possible_ways(problem: Problem, ways: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The ways of [`remedies`][] that are asked for, or all that there are for a problem.
+
+    **Raises** ArgumentError for an unknown way, and for a curriculum of several units.
+    """
+    for way in ways or ():
+        require_known("ways", way, WAYS)
+    if ways is None:
+        return tuple(way for way in WAYS if way != "curriculum" or problem.is_single_index)
+    if "curriculum" in ways and not problem.is_single_index:
+        raise ArgumentError("ways", "have a curriculum of squared labels for one student and one teacher unit alone")
+    return tuple(ways)
+
+
+def remedies(
+    problem: Problem, goal: Escape | None = None, *, ways: Sequence[str] | None = None, plain: Remedy | None = None
+) -> Iterator[Remedy]:
     r"""Ways of training from given weights W0, each with its settings of least samples, as they are found.
 
     The samples per dimension are n/d = t/θ: small θ wastes samples, large θ ends in noise, so that every way has a best θ, which is
@@ -147,21 +163,18 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
     sample. The ways: as given; "noise", the best θ; "rank", four and sixteen times as large at the same κ; "lr-ratio", a larger
     learning rate of U (LoRA+); "scale", a larger α; "full", training the weights themselves; "curriculum", squared labels
     first, with U kept or restarted, at the best length of that stage, each at its best θ, which is for single-index problems: squares of
-    a sum of several terms are no sum of terms. All that there are unless `ways` are given.
+    a sum of several terms are no sum of terms. All that there are unless `ways` are given. With the remedy of the way "noise" known
+    already, as `plain`, neither that nor the weights as given are looked at again.
 
     **Raises** ArgumentError for a problem without pretrained weights, with trained readouts or an infinite batch, for an unknown way,
     and for a curriculum of several units.
     """
     problem.require_known_search()
     require("batch_size", problem.sgd.batch_size, "finite to count samples", np.isfinite)
-    for way in ways or ():
-        require_known("ways", way, WAYS)
-    if ways is None:
-        ways = [way for way in WAYS if way != "curriculum" or problem.is_single_index]
-    elif "curriculum" in ways and not problem.is_single_index:
-        raise ArgumentError("ways", "have a curriculum of squared labels for one student and one teacher unit alone")
+    ways = possible_ways(problem, ways)
     goal = Escape() if goal is None else goal
-    yield _as_given(problem, goal)
+    if plain is None:
+        yield _as_given(problem, goal)
     unit = float(noise_unit(problem))
     low, high = 1e-1 * unit, 1e2 * unit
 
@@ -185,10 +198,11 @@ def remedies(problem: Problem, goal: Escape | None = None, *, ways: Sequence[str
         edge = tuple(key for key, *pair in ends if np.isclose(settings[key], pair, rtol=1e-6).any())
         return Remedy(name, words, settings, best, edge=edge)
 
-    plain = searched("noise scale", "best batch size", lambda _: problem)
+    if plain is None:
+        plain = searched("noise scale", "best batch size", lambda _: problem)
+        if "noise" in ways:
+            yield plain
     theta = plain.settings["noise_scale"]
-    if "noise" in ways:
-        yield plain
     if "rank" in ways:
         for rank in (factor * problem.adapter.rank for factor in _RANKS):
             yield searched(

@@ -1,5 +1,7 @@
 """What theory says of checkpoints and of remedies, beside the same from the exact chain."""
 
+import dataclasses
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,7 @@ from odes import Escape, Stage, Transfer
 from theory import FineTuning, Remedy, Validity, Verdict, checkpoints, pretrained_until, remedies
 from validation.checks.base import LAW_ACCURACY, Case, Note, Result
 from validation.checks.stages import transfer_of
+from validation.jobs.engine import Advanced, all_results, carry_out
 from validation.simulation.chain import affordable_chain
 from validation.simulation.ensemble import simulate_stages
 from validation.simulation.fine_tuning import simulated_fine_tuning
@@ -40,20 +43,42 @@ _FEWEST_SEEDS = 20
 """Remedies whose chains need many samples are simulated with fewer seeds."""
 
 
-def confirmed_checkpoints(
-    transfer: Transfer, goal: Escape, verdict: Verdict, *, seeds: int, key: PRNGKeyArray
-) -> list[dict[str, float]]:
-    """Theory and chain at the turns, the ends and some checkpoints between, where no run needs too many steps."""
+@dataclasses.dataclass(frozen=True)
+class TuningJob:
+    """Fine-tuning from the checkpoint at pretraining time `at`, on the chain, for at most `longest`; theory says `expected`."""
+
+    name: str
+    transfer: Transfer
+    at: float
+    expected: float
+    longest: float
+    goal: Escape
+    seeds: int
+    key: PRNGKeyArray
+    size: int = 1
+
+    def run(self, advanced: Advanced) -> dict[str, float]:
+        """Theory and chain side by side."""
+        options = {"longest": self.longest, "seeds": self.seeds, "key": self.key}
+        mean, error, reached = _moments(simulated_fine_tuning(self.transfer, self.at, self.goal, **options))
+        compared = {"pretraining_time": self.at, "theory": self.expected, "chain": mean}
+        return compared | {"standard_error": error, "reached": reached}
+
+
+def confirming_checkpoints(
+    transfer: Transfer, goal: Escape, verdict: Verdict, *, seeds: int, key: PRNGKeyArray, name: str = "checkpoint"
+) -> list[TuningJob]:
+    """Fine-tuning at the turns, the ends and some checkpoints between, where no run needs too many steps."""
     grid = np.asarray(verdict.swept.time)
     if verdict.last is None:
         return []
     between = grid[np.linspace(0, grid.size - 1, _CONFIRMED).astype(int)]
     chosen = np.array(sorted({*between.tolist(), *(turn.at for turn in verdict.turns)}))
     tuning = checkpoints(transfer, chosen, goal).tuning
-    return _simulated(transfer, tuning, chosen, goal, seeds=seeds, key=key, progress=True)
+    return _tunings(transfer, tuning, chosen, goal, seeds=seeds, key=key, name=name)
 
 
-def _simulated(
+def _tunings(
     transfer: Transfer,
     tuning: FineTuning,
     times: np.ndarray,
@@ -61,20 +86,17 @@ def _simulated(
     *,
     seeds: int,
     key: PRNGKeyArray,
-    progress: bool = False,
-) -> list[dict[str, float]]:
-    """Theory and chain of fine-tuning from the checkpoints at some `times`, where no run needs too many steps."""
-    rows, options = [], {"seeds": seeds, "progress": progress}
+    name: str = "checkpoint",
+) -> list[TuningJob]:
+    """Fine-tuning from the checkpoints at some `times`, where no run needs too many steps."""
+    jobs = []
     columns = (np.asarray(x).tolist() for x in (times, tuning.time, tuning.tau))
     for place, (at, expected, tau) in enumerate(zip(*columns, strict=True)):
         longest = 1.5 * expected + 8 * tau
-        if not longest <= _MOST_STEPS * float(transfer.sgd.learning_rate):
-            continue
-        own = jax.random.fold_in(key, place)
-        mean, error, reached = _moments(simulated_fine_tuning(transfer, at, goal, longest=longest, key=own, **options))
-        row = {"pretraining_time": at, "theory": expected, "chain": mean, "standard_error": error, "reached": reached}
-        rows.append(row)
-    return rows
+        if longest <= _MOST_STEPS * float(transfer.sgd.learning_rate):
+            own = jax.random.fold_in(key, place)
+            jobs.append(TuningJob(f"{name}-{place}", transfer, at, expected, longest, goal, seeds, own))
+    return jobs
 
 
 def checkpoint_checks(case: Case) -> Iterator[Result]:
@@ -89,24 +111,42 @@ def checkpoint_checks(case: Case) -> Iterator[Result]:
     tuning = checkpoints(theory, times, case.escape).tuning
     trusted = (np.asarray(tuning.validity) == Validity.holds) & (np.asarray(tuning.time) > 0)
     tuning, chosen = jax.tree.map(lambda x: x[trusted], tuning), times[trusted]
-    rows = _simulated(transfer_of(case.problem), tuning, chosen, case.escape, seeds=seeds, key=case.key)
-    for row in rows:
+    jobs = _tunings(transfer_of(case.problem), tuning, chosen, case.escape, seeds=seeds, key=case.key)
+    for row in all_results(carry_out(jobs)):
         where = f"from the checkpoint at t = {row['pretraining_time']:.4g}"
         yield case.arrivals(f"fraction fine-tuned {where}", int(row["reached"]), seeds, missing=_RARE)
         name = f"fine-tuning time {where}"
         error = case.known(row["standard_error"])
         yield case.check(name, row["theory"], row["chain"], error, accuracy=LAW_ACCURACY)
-    if left := times.size - len(rows):
+    if left := times.size - len(jobs):
         yield Note(case.name, f"checkpoints: the time from {left} of {times.size} is 0, not trusted, or too long")
 
 
-def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyArray) -> dict[str, Any]:
-    """The samples per dimension that the chain takes, with the standard error, and how many seeds got there.
-
-    The chain is exact, or that of normal batches in a stage in which a seed would need more than 2.5e7 samples.
+@dataclasses.dataclass(frozen=True)
+class RemedyJob:
+    """A remedy on the chain: exact, or that of normal batches in a stage in which a seed would need more than 2.5e7 samples.
 
     The random numbers are those of `key` and of the remedy's name.
     """
+
+    remedy: Remedy
+    goal: Escape
+    seeds: int
+    key: PRNGKeyArray
+    size: int = 1
+
+    @property
+    def name(self) -> str:
+        """What it is called among the others."""
+        return f"confirm-{re.sub('[^a-z0-9]+', '-', self.remedy.name.lower())}"
+
+    def run(self, advanced: Advanced) -> dict[str, Any]:
+        """The samples per dimension that the chain takes, with the standard error, and how many seeds got there."""
+        return confirmed_remedy(self.remedy, self.goal, seeds=self.seeds, key=self.key)
+
+
+def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyArray) -> dict[str, Any]:
+    """What the [`RemedyJob`][] of these finds."""
     key = jax.random.fold_in(key, zlib.crc32(remedy.name.encode()))
     *before, last = (
         eqx.tree_at(lambda s: s.problem, stage, stage.problem.replace(sgd=stage.problem.sgd.whole_batches()))
@@ -128,7 +168,6 @@ def confirmed_remedy(remedy: Remedy, goal: Escape, *, seeds: int, key: PRNGKeyAr
             escape=goal,
             until_escape=True,
             since=0,
-            progress=True,
         )
         spent = sum(float(one.problem.sgd.samples_per_dimension(one.t[-1])) for one in first)
         samples = spent + np.asarray(run.escape_times) / float(sgd.noise_scale)

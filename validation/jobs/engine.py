@@ -164,7 +164,7 @@ def _here(
             except Exception as error:
                 advanced(-done)
                 done = 0
-                if left:
+                if left and not isinstance(error, ArgumentError):
                     continue
                 results = [Failure(job.name, error) for job in some]
             advanced(sum(job.size for job in some) - done)

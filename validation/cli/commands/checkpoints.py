@@ -12,12 +12,13 @@ import numpy as np
 from odes import Escape, Transfer, gradient_at
 from odes.arguments import ArgumentError
 from theory import Validity, Verdict, judge, pretraining_times
-from validation.checks.confirm import confirmed_checkpoints
+from validation.checks.confirm import confirming_checkpoints
 from validation.cli.options import ConfirmOptions, EscapeOptions, TransferOptions
-from validation.cli.output import OutputOptions
 from validation.cli.report import rows_of, spread_over, table
 from validation.cli.values import OptionalFloat, check
+from validation.cli.work import ResumeOptions
 from validation.figures.style import log_height, time_axis
+from validation.jobs.engine import Advanced, all_results, carry_out
 
 _SHOWN = 9
 _CLOSE = 0.3
@@ -66,7 +67,7 @@ class Judged:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions):
+class Checkpoints(ResumeOptions, EscapeOptions, ConfirmOptions, TransferOptions):
     """Pretrain, freeze, fine-tune: the fine-tuning time as a function of when pretraining stopped; the best and the worst checkpoint.
 
     Two goals: escape from the search phase (--criterion, --threshold), relative to the checkpoint's own loss, and an absolute
@@ -90,21 +91,24 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
         loss = self.goal
         if loss is None:
             loss = untrained_loss(transfers[0]) / 10
-        goals, key, cases = (self.escape, Escape("absolute", loss)), jax.random.key(self.seed), []
+        goals, jobs = (self.escape, Escape("absolute", loss)), []
         for transfer in transfers:
             times = np.zeros(1) if end == 0 else pretraining_times(transfer, self.points, end=end)
-            price = float(transfer.sgd.noise_scale / transfer.pretraining_sgd.noise_scale)
-            for goal in goals:
-                verdict = judge(transfer, times, goal)
-                samples = None
-                if np.isfinite(price):
-                    samples = judge(transfer, times, goal, price=price, swept=verdict.swept)
-                simulated = None
-                if self.confirm:
-                    own = jax.random.fold_in(key, len(cases))
-                    simulated = confirmed_checkpoints(transfer, goal, verdict, seeds=self.confirm, key=own)
-                cases.append(Judged(transfer, goal, verdict, samples, simulated))
-        return cases
+            jobs += [JudgeJob(f"case-{len(jobs) + n}", transfer, times, goal) for n, goal in enumerate(goals)]
+        parts = self.parts()
+        with self.work() as work:
+            cases = all_results(carry_out(jobs, unit="case", parts=parts, **work))
+            if not self.confirm:
+                return cases
+            key, confirming = jax.random.key(self.seed), []
+            for number, case in enumerate(cases):
+                options = {"seeds": self.confirm, "key": jax.random.fold_in(key, number), "name": f"confirm-{number}"}
+                confirming.append(confirming_checkpoints(case.transfer, case.goal, case.verdict, **options))
+            found = iter(all_results(carry_out(sum(confirming, []), unit="checkpoint", parts=parts, **work)))
+        return [
+            dataclasses.replace(case, simulated=[next(found) for _ in some])
+            for case, some in zip(cases, confirming, strict=True)
+        ]
 
     def document(self, result: list[Judged]) -> dict[str, Any]:
         return {"cases": [row(case) for case in result]}
@@ -146,6 +150,25 @@ class Checkpoints(OutputOptions, EscapeOptions, ConfirmOptions, TransferOptions)
         if len(cosines) > 1:
             panels[goals[0]].legend(title=r"cosine $\omega_s\cdot\omega^*$")
         return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeJob:
+    """One transfer and goal, to be judged at some pretraining times."""
+
+    name: str
+    transfer: Transfer
+    times: np.ndarray
+    goal: Escape
+    size: int = 1
+
+    def run(self, advanced: Advanced) -> Judged:
+        """The verdicts."""
+        price = float(self.transfer.sgd.noise_scale / self.transfer.pretraining_sgd.noise_scale)
+        verdict, samples = judge(self.transfer, self.times, self.goal), None
+        if np.isfinite(price):
+            samples = judge(self.transfer, self.times, self.goal, price=price, swept=verdict.swept)
+        return Judged(self.transfer, self.goal, verdict, samples, None)
 
 
 def untrained_loss(transfer: Transfer) -> float:

@@ -8,20 +8,20 @@ import jax
 import numpy as np
 import tyro
 
-from odes import Escape
-from theory import WAYS, Remedy, remedies
-from validation.checks.confirm import confirmed_remedy
+from odes import Escape, Problem
+from theory import WAYS, Remedy, possible_ways, remedies
+from validation.checks.confirm import RemedyJob
 from validation.cli.options import ConfirmOptions, EscapeOptions, FileOptions, ModelOptions
-from validation.cli.output import OutputOptions
 from validation.cli.report import table
-from validation.progress import progress
+from validation.cli.work import ResumeOptions
+from validation.jobs.engine import Advanced, all_results, carry_out
 
 _WORDS = ("words", "settings", "edge", "doubt")
 """What is told of a remedy beside its numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileOptions):
+class Remedies(ResumeOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileOptions):
     """Rank what shortens fine-tuning from given weights by samples to escape: batch size, rank, LoRA+, scale, curriculum, full weights.
 
     The samples per dimension of a run of time t are t/theta; for every remedy the best noise scale theta is computed. The goal is
@@ -40,14 +40,21 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileO
         goal = self.escape if self.goal is None else Escape("absolute", self.goal)
         stored = self.stored()
         problem = self.asked(self.sgd) if stored is None else stored
-        ways = None if self.ways == WAYS else self.ways
-        found = list(progress(remedies(problem, goal, ways=ways), unit="remedy"))
-        found.sort(key=lambda remedy: (not np.isfinite(remedy.samples), remedy.samples))
-        rows = [describe(remedy, found) for remedy in found]
-        if self.confirm:
-            key = jax.random.key(self.seed)
-            for row, remedy in zip(rows, found, strict=True):
-                row |= confirmed_remedy(remedy, goal, seeds=self.confirm, key=key)
+        asked = possible_ways(problem, None if self.ways == WAYS else self.ways)
+        parts, first = self.parts(), WaysJob(problem, goal, ("noise",))
+        others = [(way,) for way in asked if way != "noise"]
+        with self.work() as work:
+            ((given, plain),) = all_results(carry_out([first], unit="remedy", parts=parts, **work))
+            jobs = [WaysJob(problem, goal, way, plain) for way in others]
+            found = [given, *([plain] if "noise" in asked else [])]
+            found += sum(all_results(carry_out(jobs, unit="remedy", parts=parts, **work)), [])
+            found.sort(key=lambda remedy: (not np.isfinite(remedy.samples), remedy.samples))
+            rows = [describe(remedy, found) for remedy in found]
+            if self.confirm:
+                key = jax.random.key(self.seed)
+                confirming = [RemedyJob(remedy, goal, self.confirm, key) for remedy in found]
+                simulated = all_results(carry_out(confirming, unit="remedy", parts=parts, **work))
+                rows = [row | some for row, some in zip(rows, simulated, strict=True)]
         return rows
 
     def document(self, result: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,6 +96,26 @@ class Remedies(OutputOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileO
         ax.set(xscale="log", xlabel="samples per dimension $n/d$", yticks=places, yticklabels=names)
         ax.invert_yaxis()
         return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class WaysJob:
+    """Some ways of training, with the best noise scale if it is known already."""
+
+    problem: Problem
+    goal: Escape
+    ways: tuple[str, ...]
+    plain: Remedy | None = None
+    size: int = 1
+
+    @property
+    def name(self) -> str:
+        """What it is called among the others."""
+        return "-".join(("ways", *self.ways))
+
+    def run(self, advanced: Advanced) -> list[Remedy]:
+        """The remedies."""
+        return list(remedies(self.problem, self.goal, ways=self.ways, plain=self.plain))
 
 
 def describe(remedy: Remedy, found: list[Remedy]) -> dict[str, Any]:

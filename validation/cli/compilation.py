@@ -30,9 +30,14 @@ _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
 def cache_folder() -> Path:
-    """Where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR, or searchphase/jax in the user's cache folder."""
+    """Where compiled programs are kept: $JAX_COMPILATION_CACHE_DIR, or [`own_folder`][]."""
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "searchphase", "jax"))
+    return Path(chosen) if chosen else own_folder()
+
+
+def own_folder() -> Path:
+    """The folder searchphase/jax in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "searchphase", "jax")
 
 
 def _mend(folder: Path) -> None:
@@ -72,9 +77,10 @@ def set_up(*, hurry: bool = False, device: str | None = None) -> None:
     if device is not None:  # where JAX was imported before
         jax.config.update("jax_platforms", DEVICES[device])
     jax.config.update("jax_enable_x64", True)
-    kept = None
+    kept, own = None, False
     try:
         folder = cache_folder()
+        own = folder == own_folder()
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             _mend(folder)
@@ -82,11 +88,10 @@ def set_up(*, hurry: bool = False, device: str | None = None) -> None:
     except (OSError, RuntimeError):  # a user without a home folder is a RuntimeError
         pass
     jax.config.update("jax_compilation_cache_dir", kept)
-    own = (
-        "JAX_COMPILATION_CACHE_DIR" not in os.environ
-    )  # JAX bounds the size only of folders that were bounded from the start
     for name, value in _SETTINGS.items():
-        if name.upper() not in os.environ and (own or name != _BOUND):
+        if name.upper() not in os.environ and (
+            own or name != _BOUND
+        ):  # JAX bounds only folders that always were bounded
             jax.config.update(name, value)
 
 

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test test-slow lint benchmark
+.PHONY: demo test test-slow lint benchmark gpu-check gpu-report
 
 $(BIN)/searchphase: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -32,3 +32,9 @@ lint: $(VENV)/.test
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/latency.py
+
+gpu-check: $(VENV)/.test
+	$(BIN)/python benchmarks/gpu.py --check
+
+gpu-report: $(VENV)/.test
+	$(BIN)/python benchmarks/gpu.py --check --benchmark --folder $${GPU_REPORT:-gpu-report}

@@ -1,6 +1,7 @@
 """Prints the table of benchmarks: theory against SciPy, trajectories against SciPy, the simulators against their random numbers.
 
-All numbers of one table come from one run on one machine; compare ratios, not seconds. `--slow` adds the comparison of
+All numbers of one table come from one run on one machine; compare ratios, not seconds. `--device gpu` prints another table instead
+(device.py). `--slow` adds the comparison of
 64 simulated seeds with the ODE (several minutes).
 """
 
@@ -13,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffrax
@@ -20,11 +22,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from device import measured
 from scipy_reference import aligned_tau, committee_trajectory, erf_trajectory
 
 from odes import SGD, Adapter, Overlaps, Problem, flow, random_overlaps, solve
 from theory import critical_points, search_phase, sweep
 from validation.checks import compare
+from validation.cli.compilation import DEVICES
 from validation.cli.report import table
 from validation.simulation import chain_simulator, even_steps, simulate_chain, simulate_direct
 
@@ -292,11 +296,26 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     parser = argparse.ArgumentParser(description="Prints the table of benchmarks.")
     parser.add_argument("--slow", action="store_true", help="also compare 64 simulated seeds with the ODE")
-    slow = parser.parse_args().slow
+    parser.add_argument("--device", choices=DEVICES, help="instead: what this device does in a second, beside the CPU")
+    parser.add_argument("--share", type=float, default=1.0, help="of --device: this part of the work alone")
+    parser.add_argument("--json", help="of --device: also write the table to this file")
+    options = parser.parse_args()
+    slow = options.slow
+    if options.device is not None:
+        jax.config.update("jax_platforms", DEVICES[options.device])
+        if jax.default_backend() != options.device:
+            parser.error(f"--device {options.device}: JAX finds none here")
     device = jax.devices()[0]
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; {device.platform} {device.device_kind}; jax {jax.__version__}\n"
     )
+    if options.device is not None:
+        rows = measured(options.share)
+        if options.json:
+            about = {"device": device.device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
+            Path(options.json).write_text(json.dumps(about | {"share": options.share, "rows": rows}, indent=1))
+        print(table(rows))
+        return
     print(
         table([*taus(), *he3(), *trajectories(), *simulator("float32"), *simulator("float64"), *chain(), *committees()])
     )

@@ -25,6 +25,7 @@ from odes.arguments import (
     scalar,
     together,
 )
+from odes.devices import full_precision
 from odes.equations import flow, gradient_at, mean_change, modified_flow
 from odes.escape import Escape
 from odes.gaussian import self_moments
@@ -254,24 +255,25 @@ def solve(
         require("until_escape", until_escape, "True where steps are iterated", bool)
     batch = problem.sgd.batch_size
     try:
-        return _solve(
-            problem,
-            start,
-            real_array(t1),
-            times,
-            escape,
-            origin,
-            (real_array(rtol), real_array(atol)),
-            until_escape=until_escape,
-            dense=dense,
-            field=mean_change if iterated else modified_flow if finite_steps else flow,
-            iterated=iterated,
-            noise=not (concrete(batch) and np.all(np.isinf(np.asarray(batch)))),
-            solver=diffrax.Euler() if iterated else diffrax.Tsit5() if solver is None else solver,
-            adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-            largest_step=None if largest_step is None else real_array(largest_step),
-            max_steps=max_steps,
-        )
+        with full_precision():
+            return _solve(
+                problem,
+                start,
+                real_array(t1),
+                times,
+                escape,
+                origin,
+                (real_array(rtol), real_array(atol)),
+                until_escape=until_escape,
+                dense=dense,
+                field=mean_change if iterated else modified_flow if finite_steps else flow,
+                iterated=iterated,
+                noise=not (concrete(batch) and np.all(np.isinf(np.asarray(batch)))),
+                solver=diffrax.Euler() if iterated else diffrax.Tsit5() if solver is None else solver,
+                adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+                largest_step=None if largest_step is None else real_array(largest_step),
+                max_steps=max_steps,
+            )
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise

@@ -124,3 +124,13 @@ def test_losses_do_not_depend_on_how_many_are_computed_at_a_time(problem, monkey
     few = losses(problem, many)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     np.testing.assert_allclose(losses(problem, many), few, rtol=1e-13)
+
+
+def test_float32_is_not_rounded_to_what_tensor_cores_take():
+    """Every product of matrices of a float32 simulator asks for full precision."""
+    simulator = direct_simulator(single(d=20, batch=4, rank=2))
+    state = simulator.start(jax.random.key(0))
+    for function, arguments in ((simulator.step, (state, jax.random.key(1))), (simulator.overlaps, (state,))):
+        text = str(jax.make_jaxpr(function)(*arguments))
+        assert text.count("dot_general[") > 1
+        assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == text.count("dot_general[")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from odes import Overlaps, Problem, covariances, gradient_at, noise_of, random_overlaps, with_own_readout
 from odes.arguments import ArrayLike, require
-from odes.devices import at_once
+from odes.devices import at_once, full_precision
 from validation.simulation.basis import Coordinates, FrameBasis, frame_basis, to_coordinates, to_overlaps
 from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation
@@ -203,9 +203,10 @@ class ChainSimulator(Simulator):
         student = frozen + adapter.kappa * state.up @ down
         lengths, directions = _directions(student[:, teachers:])
         if self.sampling == "samples":
-            means = sampled_means(
-                problem, basis, student, lengths, sample_key, batch=self.batch, noisy=self.noisy, dtype=self.dtype
-            )
+            with full_precision():
+                means = sampled_means(
+                    problem, basis, student, lengths, sample_key, batch=self.batch, noisy=self.noisy, dtype=self.dtype
+                )
         elif self.sampling == "mean":
             means = expected_means(problem, basis, self.overlaps(state), student, lengths)
         else:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from odes import Overlaps, Problem, with_own_readout
 from odes.arguments import ArrayLike, require
-from odes.devices import at_once
+from odes.devices import at_once, full_precision
 from validation.simulation.basis import spanning_basis, to_coordinates
 from validation.simulation.ensemble import simulate
 from validation.simulation.result import Simulation
@@ -110,10 +110,12 @@ class DirectSimulator(Simulator):
         inputs_key, noise_key = jax.random.split(key)
         inputs = jax.random.normal(inputs_key, (self.batch, dimension), dtype)
         noise = jnp.sqrt(problem.sgd.label_noise) * jax.random.normal(noise_key, (self.batch,), dtype)
-        return sgd_step(problem, self.directions, state, inputs, noise)
+        with full_precision():
+            return sgd_step(problem, self.directions, state, inputs, noise)
 
     def overlaps(self, state: Weights) -> Overlaps:
-        return Overlaps(state.up, state.down @ self.directions.T, state.down @ state.down.T, state.readout)
+        with full_precision():
+            return Overlaps(state.up, state.down @ self.directions.T, state.down @ state.down.T, state.readout)
 
     def taken_over(self, state: Weights, before: Simulator) -> Weights:
         if state.readout is None and self.problem.sgd.trains_readouts:

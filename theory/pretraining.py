@@ -105,7 +105,7 @@ def pretrained_until(
 
 def random_pretrainings(transfer: Transfer, run: Solution) -> Pretrainings:
     """Pretraining as in `run`, of the typical weights, for as long from weights whose overlap is N times as large, at quantiles of
-    equal probability of N, standard normal, or of |N| where the student's link function is even: times (T,) and [`_weights`][] of
+    equal probability of N, standard normal, or of |N| where the student's link function is even: times (T,) and the weights of
     n runs at these, (n, T, 3)."""
     end, x = run.t_final, jnp.linspace(0.1, 3.0, 16)
     times = end * jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-3, 1, _RECORDS)])

@@ -93,7 +93,7 @@ def _package(name: str) -> str:
         if member.is_alias and not member.name.startswith("_") and not member.is_module
     ]
     modules = "\n".join(f"| [`{module.name}`]({module.name}.md) | {_sentence(module)} |" for module in _modules(name))
-    return f"""# {name} {{{{ #{name} }}}}
+    return f"""# {name} {{ #{name} }}
 
 {_sentence(package)}
 

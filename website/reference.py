@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import griffe
 from mkdocs.exceptions import PluginError
 
-PACKAGES = ("odes", "theory", "validation.simulation")
-"""The packages whose modules have pages. What `import searchphase` gives are these."""
+PACKAGES = ("odes", "theory", "validation.simulation", "validation.jobs")
+"""The packages whose modules have pages."""
 
 
 @functools.cache

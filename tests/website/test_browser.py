@@ -1,4 +1,4 @@
-"""The built site in a real browser: no error, no request to another host, mathematics, search; skipped where there is no browser or site."""
+"""The built site in a real browser: no error, no other host, mathematics, search; skipped where there is no browser or site."""
 
 import contextlib
 import functools
@@ -12,7 +12,13 @@ import pytest
 SITE = Path(__file__).parents[2] / "site"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
-PAGES = ("index.html", "theory/index.html", "figures/index.html", "commands/escape/index.html", "reference/odes/problem/index.html")
+PAGES = (
+    "index.html",
+    "theory/index.html",
+    "figures/index.html",
+    "commands/escape/index.html",
+    "reference/odes/problem/index.html",
+)
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +119,9 @@ def test_search_finds_a_function(browser, address):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_system_chooses_light_or_dark(browser, address, scheme):
     page = Visit(browser, address, color_scheme=scheme).go("index.html")
-    brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)")
+    brightness = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
+    )
     assert (brightness > 600) == (scheme == "light")
 
 

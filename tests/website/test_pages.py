@@ -10,7 +10,14 @@ import pytest
 from tests.command_line import run
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("index.md", "howto/own-link.md", "howto/own-sweep.md", "howto/own-figure.md", "howto/problem-files.md", "howto/results.md")
+PAGES = (
+    "index.md",
+    "howto/own-link.md",
+    "howto/own-sweep.md",
+    "howto/own-figure.md",
+    "howto/problem-files.md",
+    "howto/results.md",
+)
 NOT_RUN = ("data = xarray.open_dataset(", "def compute(work")
 """How blocks begin that need a figure's data, or are a part of a module."""
 
@@ -45,5 +52,7 @@ def test_code_prints_what_is_shown(capsys, monkeypatch, tmp_path, page):
         if block["shown"]:
             assert printed == block["shown"]
         for line in (block["printed"] or "").splitlines():
-            assert any(other.startswith(line.removesuffix(" ...")) for other in [*printed.splitlines(), "    ..."]), line
+            assert any(other.startswith(line.removesuffix(" ...")) for other in [*printed.splitlines(), "    ..."]), (
+                line
+            )
     plt.close("all")

@@ -26,3 +26,30 @@ CHECKS: dict[str, Callable[[Case], Iterator[Result]]] = {
     "remedies": remedy_checks,
 }
 """The kinds of checks by name."""
+
+__all__ = [
+    "Callable",
+    "Case",
+    "Check",
+    "Comparison",
+    "Effort",
+    "FULL",
+    "Iterator",
+    "LAW_ACCURACY",
+    "Note",
+    "QUICK",
+    "Result",
+    "approach",
+    "checkpoint_checks",
+    "compare",
+    "law",
+    "learning_rate",
+    "log_dimension",
+    "mean_step",
+    "noise_limit",
+    "rank_law",
+    "remedy_checks",
+    "stages",
+    "trajectory",
+    "z_limit",
+]

@@ -3,13 +3,13 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from odes.arguments import ArgumentError
 from odes.storage import read_dataset, write_dataset, write_whole
-from validation.cli.report import print_json
+from validation.cli.report import print_json, write_table
 from validation.cli.values import DeviceOptions, OptionalPath, check_writable
 from validation.jobs.parts import made_by
 
@@ -19,7 +19,7 @@ class OutputOptions(DeviceOptions):
     json: bool = False
     """Print JSON instead of a table."""
     output: OptionalPath = None
-    """Also write the result, with all that made it, to this netCDF file (.nc)."""
+    """Also write the result, with all that made it, to this netCDF file (.nc), or its table alone to a .csv file, where there is one."""
     force: bool = False
     """Write it even where --output holds the result of another command or of other flags."""
     plot: OptionalPath = None
@@ -27,7 +27,7 @@ class OutputOptions(DeviceOptions):
 
     def run(self) -> int:
         """Computes, prints, stores and draws; returns the exit code."""
-        check_writable("output", self.output, (".nc",))
+        check_writable("output", self.output, (".nc", ".csv") if self.has_table else (".nc",))
         check_writable("plot", self.plot, (".png", ".pdf", ".svg"))
         if self.output and not self.force and not self.may_replace(Path(self.output)):
             raise ArgumentError(
@@ -41,6 +41,8 @@ class OutputOptions(DeviceOptions):
         failures = self.failures(result)
         if failures:
             print(f"searchphase: {self.unfinished(failures)}", file=sys.stderr)
+        elif self.is_csv:
+            write_table(self.rows(result), str(self.output))
         elif self.output:
             self.store(result, self.output)
         if self.plot:
@@ -50,10 +52,22 @@ class OutputOptions(DeviceOptions):
                 write_whole(self.plot, self.draw(result).savefig)
         return 1 if failures else self.exit_code(result)
 
+    @property
+    def has_table(self) -> bool:
+        """Whether the result is a table, which a CSV file can hold."""
+        return type(self).rows is not OutputOptions.rows
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether the table is to be written as text."""
+        return self.output is not None and self.output.endswith(".csv")
+
     def may_replace(self, file: Path) -> bool:
         """Whether a file may be written: it is not there, or holds what the same flags made."""
         if not file.exists():
             return True
+        if self.is_csv:  # which says nothing of what made it
+            return False
         try:
             return made_by(read_dataset(file), dataclasses.asdict(self))
         except (ValueError, KeyError, OSError):
@@ -85,6 +99,10 @@ class OutputOptions(DeviceOptions):
 
     def dataset(self, result: Any) -> Any:
         """The result as an `xarray.Dataset`; what is no array goes into its attributes, as JSON."""
+        raise NotImplementedError
+
+    def rows(self, result: Any) -> Sequence[Mapping[str, Any]]:
+        """The result as the rows of a table with the same columns, for CSV files; commands whose result is none leave this out."""
         raise NotImplementedError
 
     def draw(self, result: Any) -> Any:

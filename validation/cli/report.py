@@ -1,11 +1,15 @@
 """Results as text: JSON for programs, tables for people."""
 
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from odes.storage import write_whole
 
 
 def plain(value: Any) -> Any:
@@ -42,6 +46,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [header] + [[_cell(row[name]) for name in header] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Writes rows to a CSV file; what is a list, a mapping or not there is left out, since a cell holds one number or text."""
+    columns = [name for name in rows[0] if not any(isinstance(row[name], list | tuple | Mapping) for row in rows)]
+
+    def write(file: Path) -> None:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            table = csv.DictWriter(stream, columns, extrasaction="ignore")
+            table.writeheader()
+            table.writerows({name: _number(row[name]) for name in columns} for row in rows)
+
+    write_whole(path, write)
+
+
+def _number(value: Any) -> Any:
+    """A number in all its digits, empty where there is none."""
+    value = value.item() if hasattr(value, "item") else value
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def _cell(value: Any) -> str:

@@ -31,10 +31,14 @@ class Job(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the job is called where it is spoken of."""
+        ...
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """How much of the progress the job is."""
+        ...
 
     def run(self, advanced: Advanced) -> Any:
         """Does the work; the result can be pickled."""

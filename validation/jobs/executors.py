@@ -31,6 +31,7 @@ class Processes(Executor):
         self._count, self._pool = count, None
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
+        """Gives a call to a free process; the processes are started with the first one."""
         if self._pool is None:
             from pebble import ProcessPool
 

@@ -8,3 +8,25 @@ from validation.simulation.fine_tuning import simulated_fine_tuning
 from validation.simulation.points import Place, Sweep, simulate_points
 from validation.simulation.result import Simulation, even_steps, mean_and_error, observables
 from validation.simulation.simulator import Simulator
+
+__all__ = [
+    "Block",
+    "ChainSimulator",
+    "DirectSimulator",
+    "Place",
+    "Simulation",
+    "Simulator",
+    "Sweep",
+    "affordable_chain",
+    "chain_simulator",
+    "direct_simulator",
+    "even_steps",
+    "mean_and_error",
+    "observables",
+    "simulate",
+    "simulate_chain",
+    "simulate_direct",
+    "simulate_points",
+    "simulate_stages",
+    "simulated_fine_tuning",
+]

@@ -145,7 +145,7 @@ def simulate_stages(
 
     - `simulator`: of a stage's problem, with its recorded steps; all of the same kind;
     - `records`: for every stage the recorded steps (increasing, to the last one), or how many there are, evenly, after the start;
-    - `progress`: show on standard error how far it is ([`validation.progress.progress`][]);
+    - `progress`: show on standard error how far it is (`validation.progress.progress`);
     - `executor`: any `concurrent.futures.Executor`, which computes blocks side by side; this process unless given, with as many
         blocks at a time as JAX has devices. The numbers are the same bit for bit;
     - `retries`: so often a block that fails is tried again;

@@ -1,5 +1,6 @@
 """The command as a whole: tables, help, the module, the demo."""
 
+import csv
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
+import xarray
 
 import searchphase
 from odes import read_dataset
@@ -100,3 +103,40 @@ def test_demo(capsys, tmp_path):
     assert code == 0 and "4.828" in out and "Escape (loss halved)" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["demo.nc", "demo.pdf", "demo.png"]
     assert {"tau_erf", "loss", "ode_loss"} <= set(read_dataset(tmp_path / "out" / "demo.nc").data_vars)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "name"),
+    [
+        ("escape --activation He2 --strength 0.2 0.8", 2, "tau"),
+        ("solve --t1 5 --records 7", 7, "loss"),
+        ("solve --problem examples/committee.toml --t1 5 --records 7", 7, "loss"),
+    ],
+)
+def test_a_table_is_written_as_csv_in_all_digits(capsys, tmp_path, words, rows, name):
+    text, netcdf = tmp_path / "run.csv", tmp_path / "run.nc"
+    assert run(capsys, *words.split(), "--output", str(text))[0] == 0
+    assert run(capsys, *words.split(), "--output", str(netcdf))[0] == 0
+    read = list(csv.DictReader(text.read_text().splitlines()))
+    assert len(read) == rows
+    np.testing.assert_array_equal([float(row[name]) for row in read], read_dataset(netcdf)[name].values)
+
+
+def test_a_csv_file_is_replaced_by_force_alone(capsys, tmp_path):
+    words = ["escape", "--activation", "linear", "--output", str(tmp_path / "run.csv")]
+    assert run(capsys, *words)[0] == 0
+    assert_refused(capsys, words, "holds something else")
+    assert run(capsys, *words, "--force")[0] == 0
+
+
+def test_results_open_with_xarray_alone(capsys, tmp_path):
+    file = tmp_path / "run.nc"
+    for words in ("escape --strength 0.3 0.5", "solve --t1 5", "simulate --method chain --t1 2 --seeds 2 --dim 100"):
+        assert run(capsys, *words.split(), "--output", str(file), "--force")[0] == 0
+        with xarray.open_dataset(file) as dataset:
+            assert dataset.attrs["version_searchphase"] == searchphase.__version__ and len(dataset.data_vars) > 3
+
+
+def test_the_shell_is_told_how_to_complete(capsys):
+    code, out, _ = run(capsys, "--tyro-print-completion", "bash")
+    assert code == 0 and "phase-diagram" in out and "--strength" in out

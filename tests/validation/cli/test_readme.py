@@ -18,6 +18,6 @@ def test_python_example_runs(capsys):
 
 
 def test_table_is_what_the_command_prints(capsys):
-    command, _ = re.findall(r"\$ \.venv/bin/searchphase (escape .*)\n", README)
+    (command,) = re.findall(r"\$ \.venv/bin/searchphase (escape .*)\n", README)
     code, out, _ = run(capsys, *command.split())
     assert code == 0 and "".join(f"    {line}\n" for line in out.splitlines()) in README

@@ -123,6 +123,13 @@ class Checkpoints(ResumeOptions, EscapeOptions, ConfirmOptions, TransferOptions)
                 print(table(case.simulated))
             print()
 
+    def rows(self, result: list[Judged]) -> list[dict[str, Any]]:
+        return [
+            {"cosine": float(case.transfer.cosine), "goal": case.words} | point
+            for case in result
+            for point in rows_of(sweep_columns(case))
+        ]
+
     def dataset(self, result: list[Judged]) -> Any:
         import xarray
 

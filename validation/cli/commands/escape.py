@@ -159,6 +159,21 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         ]
         print(table(rows))
 
+    def rows(self, result: Found) -> list[dict[str, Any]]:
+        names = [f"plateau_{name}" for name in _PLATEAU]
+        rows = []
+        for point in result.points:
+            settled = point["plateau"] or dict.fromkeys(_PLATEAU, np.nan)
+            quantiles = point["escape_time_quantiles"] or {}
+            row = {
+                name: value
+                for name, value in point.items()
+                if name not in ("plateau", "escape_time_quantiles", "modes")
+            }
+            row |= {f"escape_time_quantile_{level}": time for level, time in quantiles.items()}
+            rows.append(row | dict(zip(names, settled.values(), strict=True)))
+        return rows
+
     def dataset(self, result: Found) -> Any:
         import xarray
 

@@ -70,6 +70,9 @@ class Remedies(ResumeOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileO
             if row["doubt"]:
                 print(f"  not a mean time: {row['doubt']}")
 
+    def rows(self, result: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return result
+
     def dataset(self, result: list[dict[str, Any]]) -> Any:
         import xarray
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from odes import Solution, log_times, random_overlaps, solve
 from theory import Saddle, saddles
 from validation.cli.options import FileOptions, ModelOptions, RunOptions, SGDOptions, noise_forbids
-from validation.cli.report import print_sample, table
+from validation.cli.report import print_sample, rows_of, table
 from validation.cli.units import draw_units, of_units, points_error, scalars
 from validation.cli.values import check
 from validation.figures.style import TIME_LABEL
@@ -72,6 +72,10 @@ class Solve(RunOptions, SGDOptions, ModelOptions, FileOptions):
             rates = zip(row.pop("rates"), row.pop("multiplicities"), strict=True)
             row["rates"] = ", ".join(f"{rate:.4g}" + (f" ({many} times)" if many > 1 else "") for rate, many in rates)
         print(table(rows))
+
+    def rows(self, result: Solution) -> list[dict[str, Any]]:
+        table = {name: np.asarray(values).tolist() for name, values in scalars(columns(result)).items()}
+        return rows_of(table)
 
     def store(self, result: Solution, path: str) -> None:
         result.save(path, command=dataclasses.asdict(self))

@@ -7,6 +7,7 @@ second and comparable all the same.
 
 import contextlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,7 +90,10 @@ def direct(seeds: int, count: int) -> tuple[float, float, str]:
 
 
 def measured(share: float = 1.0) -> list[dict[str, Any]]:
-    """The rows of the table: every figure on JAX's device, and on the CPU; `share` makes every job smaller, to try the program out."""
+    """The rows of the table: every figure on JAX's device, and on the CPU; standard error shows each as it comes.
+
+    `share` makes every job smaller, to try the program out.
+    """
     cpu = jax.devices("cpu")[0]
 
     def few(count: int) -> int:
@@ -108,6 +112,7 @@ def measured(share: float = 1.0) -> list[dict[str, Any]]:
             with jax.default_device(cpu):
                 known[job, small] = job(*small)
         cpu_rate, cpu_compilation, cpu_note = known[job, small]
+        print(f"{name}: {rate:.4g}, on the CPU {cpu_rate:.4g}", file=sys.stderr, flush=True)
         rows.append(
             {
                 "what": name,

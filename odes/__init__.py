@@ -78,6 +78,7 @@ __all__ = [
     "random_overlaps",
     "read_dataset",
     "read_problem",
+    "read_transfer",
     "restarted",
     "self_moments",
     "solve",

@@ -82,6 +82,7 @@ __all__ = [
     "patience",
     "phase_diagram",
     "plateau",
+    "possible_ways",
     "pretrained_until",
     "pretraining_times",
     "random_start",
@@ -90,6 +91,7 @@ __all__ = [
     "saddles",
     "search_phase",
     "shared_start",
+    "spread_start",
     "staged_start",
     "start_normals",
     "stretched",
@@ -99,5 +101,6 @@ __all__ = [
     "typical_start",
     "unstable_mode",
     "validity",
+    "visit",
     "weights_start",
 ]

@@ -194,7 +194,7 @@ def _law(
     unknown = jnp.sum(runs.result == diffrax.RESULTS.max_steps_reached)
     enough = _ESCAPING * escaped.size
     reached = count >= enough
-    given_up = unknown > 0 if iterated else ~reached & (number + unknown >= enough)
+    given_up = unknown > 0 if iterated else ~reached & (count + unknown.astype(times.dtype) >= enough)
     coarse = jnp.zeros((), bool) if iterated else fast | stretched(problem, crossing)
     valid = validity(
         problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse, given_up=given_up

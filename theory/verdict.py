@@ -78,7 +78,8 @@ def judge(
     The cost of pretraining time T is the fine-tuning time plus `price` times T: with the price $\theta/\theta_s$, fine-tuning's
     noise scale over pretraining's, all samples spent over d, in units of 1/θ. Between two times of the sweep at which the
     cost's slope has different signs the turn is found as the slope's zero, and between a time from which the goal is reached and
-    one from which it is not the border, by Chandrupatla's method, to 1e-6 of the time (1e-2 for several units). A slope that changes its sign
+    one from which it is not the border, by Chandrupatla's method, to 1e-6 of the time (1e-2 for several
+    units). A slope that changes its sign
     because the goal is not reached in between is no turn. `swept` are the checkpoints at these times if they are known already.
 
     **Raises** ArgumentError for no times or times that do not increase from 0 or later.

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from odes.activations import ATOMS, Activation, HermiteSeries, LinearCombination, Scaled
@@ -98,8 +99,8 @@ def _fitted(link: Activation) -> ErfSeries | None:
     from scipy import optimize, special
 
     x = np.linspace(0, _END, _POINTS)
-    both = np.concatenate([-x[::-1], x])
     with jax.ensure_compile_time_eval():
+        both = jnp.asarray(np.concatenate([-x[::-1], x]))
         values, slopes = (np.asarray(f(both), float) for f in (link, link.derivative))
     left, right = np.split(values, 2)
     offset, odd, slope = float(right[0]), (right - left[::-1]) / 2, slopes[_POINTS:]

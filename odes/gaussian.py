@@ -86,8 +86,8 @@ def _polynomial_moments(f: tuple[float, ...], h: tuple[float, ...], p: Array, q:
 
 def _erf_moments(f: ErfSeries, h: ErfSeries, p: Array, q: Array, c: Array) -> PairMoments:
     """E[erf(x) erf(y)] = (2/pi) asin(2 c / sqrt((1 + 2p)(1 + 2q))), summed over the terms of two series."""
-    scales, others = np.array(f.scales)[:, None], np.array(h.scales)[None]
-    weights = np.outer(f.weights, h.weights)
+    scales, others = jnp.asarray(f.scales, p.dtype)[:, None], jnp.asarray(h.scales, p.dtype)[None]
+    weights = jnp.asarray(np.outer(f.weights, h.weights), p.dtype)
     p, q, c = scales**2 * p, others**2 * q, scales * others * c
     product = (1 + 2 * p) * (1 + 2 * q)
     root = jnp.sqrt(product - 4 * c**2)

@@ -207,7 +207,9 @@ def _erf_square(
     angles = _arcsin(2 * tilted * shrink[:, i] * shrink[:, j])
     square = angles @ _weights_of_pairs(c) * (4 / np.pi**2) + constant**2 * (2 / np.pi)
     every = _symmetric(terms, square / jnp.sqrt(determinant[:, 0]))
-    slopes = np.where(owner[:terms, None] == np.arange(units), (weights * scales)[:terms, None], 0)
+    slopes = jnp.asarray(
+        np.where(owner[:terms, None] == np.arange(units), (weights * scales)[:terms, None], 0), S.dtype
+    )
     return slopes.T @ every @ slopes
 
 

@@ -47,7 +47,7 @@ def spread_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
     apart = min(units, rank)
     shares = np.equal.outer(np.arange(units) % apart, np.arange(rank) % apart).astype(float)
     shares *= np.where(np.arange(units) == 0, 1, _FURTHER)[:, None] / np.sqrt(shares.sum(axis=1, keepdims=True))
-    parts = amplitude * real_array(shares) * (modes.rates[:units] > 0).astype(modes.up.dtype)[:, None]
+    parts = real_array(amplitude) * real_array(shares) * (modes.rates[:units] > 0).astype(modes.up.dtype)[:, None]
     return on_rows(problem, modes.up[:units].T @ parts, parts.T @ modes.cross[:units] @ modes.span)
 
 

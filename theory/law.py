@@ -196,10 +196,10 @@ def _law(
     std_error = safe_sqrt((share @ (rest**2 - variance) ** 2 / 4 + slope**2 * spread * variance) / count) / std
     order = jnp.argsort(times)
     crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
-    unknown = jnp.sum(runs.result == diffrax.RESULTS.max_steps_reached)
+    unknown = jnp.sum(runs.result == diffrax.RESULTS.max_steps_reached).astype(count.dtype)
     enough = _ESCAPING * escaped.size
     reached = count >= enough
-    given_up = unknown > 0 if iterated else ~reached & (number + unknown >= enough)
+    given_up = unknown > 0 if iterated else ~reached & (count + unknown >= enough)
     coarse = jnp.zeros((), bool) if iterated else fast | stretched(problem, crossing)
     valid = validity(
         problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse, given_up=given_up

@@ -5,6 +5,7 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import odes.equations
@@ -21,7 +22,7 @@ TURNED = ((0.5, 0.3), (-0.3, 0.4))
 def committee(link, rows=((0.5, 0.05), (0.03, 0.45))):
     """Two units near two teachers, at the noise scale 4. What a wrong theory compiles must be used by no other: every test has its link."""
     sgd = SGD(dimension=2e4, batch_size=250, learning_rate=0.05)
-    return Problem.committee(link, pretrained=rows, adapter=Adapter(2), sgd=sgd)
+    return Problem.committee(link, pretrained=np.array(rows), adapter=Adapter(2), sgd=sgd)
 
 
 def agrees(kind, problem):

@@ -12,11 +12,12 @@ from odes.equations import (
     modified_flow,
     noise_at,
 )
+from odes.erfs import nearest_erfs
 from odes.escape import Escape
 from odes.files import read_problem, read_transfer, write_problem
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.integration import Solution, log_times, solve
-from odes.noise import kurtosis_of, noise_error, noise_of
+from odes.noise import in_closed_form, kurtosis_of, noise_error, noise_of
 from odes.overlaps import (
     Covariances,
     Overlaps,

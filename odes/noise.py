@@ -4,7 +4,8 @@ The joint covariance of all K + P preactivations is $S = \begin{pmatrix} Q & M \
 $e = \sum_ic_if_i(x_i)$ with c = (a, -b) and f the student's or the teacher's link function. Averages of the products of four factors,
 $E[f_if_j\sigma'_k\sigma'_l]$, are
 
-- closed formulas for erf: the factors $\sigma'$ tilt the Gaussian;
+- closed formulas for erf and sums of erf: the factors $\sigma'$ tilt the Gaussian; for several units of links that are close to such a sum
+    (tanh, sigmoid), those of that sum ([`odes.erfs.nearest_erfs`][]);
 - finite sums for polynomials: Mehler's sum, of four variables;
 - arcsines for relu, and where i, j, k and l all differ one integral over them, by Gauss-Legendre;
 - quadrature in the plane of one student and one teacher unit, and fixed quasi-random points for more, for all other links.
@@ -25,7 +26,8 @@ from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
 
 from odes.activations import both_are, unscaled
-from odes.gaussian import mean_derivatives, pair_rule
+from odes.erfs import ErfSeries, erf_series, nearest_erfs
+from odes.gaussian import has_closed_form, mean_derivatives, pair_rule
 from odes.orthants import half_moments
 from odes.overlaps import Covariances
 from odes.population import within
@@ -49,9 +51,10 @@ def noise_of(problem: Problem, covariance: Covariances, *, sample: int = 0) -> F
     N is the second moment of g and so of the gradient in every direction to which no weight points.
 
     Near machine precision where it is a closed formula or an integral over the plane, 1e-6 for relu units that nearly depend on each
-    other; by fixed quasi-random points, of which
-    `sample` says which, for several units of other links than erf, relu and polynomials ([`noise_error`][]).
+    other; for several units of other links to about 1e-4 where these are close to sums of erf, and else by fixed quasi-random points,
+    of which `sample` says which ([`noise_error`][]).
     """
+    problem = _near_sum(problem) or problem
     readout, factors = problem.readout, jnp.concatenate([problem.readout, -problem.teacher_readout])
     square = _squared_error(problem, factors, joint(covariance), sample)
     labels = problem.sgd.label_noise * within(problem.student, covariance.Q).cross
@@ -59,9 +62,37 @@ def noise_of(problem: Problem, covariance: Covariances, *, sample: int = 0) -> F
 
 
 def noise_error(problem: Problem, covariance: Covariances) -> Float[Array, ""]:
-    """The error of [`noise_of`][] relative to its largest entry, from another set of points; 0 where it is not done by points."""
-    first = noise_of(problem, covariance)
-    return jnp.abs(noise_of(problem, covariance, sample=1) - first).max() / jnp.abs(first).max()
+    """The error of [`noise_of`][] relative to its largest entry; 0 where it is a closed formula or an integral over the plane.
+
+    From another set of points where it is done by points; where it is that of sums of erf, from the average over points of what these
+    leave out.
+    """
+    first, close = noise_of(problem, covariance), _near_sum(problem)
+    if close is None:
+        missing = noise_of(problem, covariance, sample=1) - first
+    else:
+        factors = jnp.concatenate([problem.readout, -problem.teacher_readout])
+        by_points = [_by_points(some, factors, joint(covariance), 0) for some in (problem, close)]
+        missing = jnp.outer(problem.readout, problem.readout) * (by_points[0] - by_points[1])
+    return jnp.abs(missing).max() / jnp.abs(first).max()
+
+
+def _near_sum(problem: Problem) -> Problem | None:
+    """The problem with links that are sums of erf, where there are several units and no exact average; None where that is not so."""
+    single, exact = (
+        problem.readout.size + problem.teacher_readout.size == 2,
+        has_closed_form(problem.student, problem.teacher),
+    )
+    return None if single or exact else in_closed_form(problem)
+
+
+def in_closed_form(problem: Problem) -> Problem | None:
+    """The problem with links whose averages are closed formulas and that are those of the problem to 5e-4 of their derivatives
+    ([`odes.erfs.nearest_erfs`][]); None where there are none."""
+    if has_closed_form(problem.student, problem.teacher):
+        return problem
+    student, teacher = nearest_erfs(problem.student), nearest_erfs(problem.teacher)
+    return None if student is None or teacher is None else problem.replace(student=student, teacher=teacher)
 
 
 def _squared_error(problem: Problem, factors: Array, covariance: Array, sample: int) -> Float[Array, "K K"]:
@@ -70,8 +101,9 @@ def _squared_error(problem: Problem, factors: Array, covariance: Array, sample: 
     (s, student), (t, teacher) = unscaled(problem.student), unscaled(problem.teacher)
     scales = np.repeat([s, t], [units, factors.size - units])
     scaled = covariance * np.outer(scales, scales)
-    if both_are(student, teacher, "erf"):
-        return s**2 * _erf_square(units, factors, scaled)
+    own, other = erf_series(problem.student), erf_series(problem.teacher)
+    if own is not None and other is not None:
+        return _erf_square(units, factors, covariance, own, other)
     if both_are(student, teacher, "relu"):
         return s**2 * _relu_square(units, factors, scaled)
     polynomials = problem.student.hermite is not None and problem.teacher.hermite is not None
@@ -82,6 +114,12 @@ def _squared_error(problem: Problem, factors: Array, covariance: Array, sample: 
 
     if factors.size == 2:
         return _plane_square(problem, factors, covariance)
+    return _by_points(problem, factors, covariance, sample)
+
+
+def _by_points(problem: Problem, factors: Array, covariance: Array, sample: int) -> Float[Array, "K K"]:
+    r"""$E[e^2\sigma'(\lambda_k)\sigma'(\lambda_l)]$ by quasi-random points."""
+    units = problem.readout.size
 
     def integrand(*x: Array) -> Array:
         slopes = [problem.student.derivative(some) for some in x[:units]]
@@ -144,19 +182,35 @@ def _weights_of_pairs(factors: Array) -> Array:
     return factors[i] * factors[j] * np.where(i == j, 1.0, 2.0)
 
 
-def _erf_square(units: int, factors: Array, covariance: Array) -> Float[Array, "K K"]:
-    r"""$\frac4\pi\det(1 + 2G)^{-1/2}\,c^T\kappa(T)\,c$ with $T = S - E(\frac12 + G)^{-1}E^T$, E the columns k and l of S and G their rows.
+def _erf_square(
+    units: int, factors: Array, covariance: Array, student: ErfSeries, teacher: ErfSeries
+) -> Float[Array, "K K"]:
+    r"""$\frac4\pi\det(1 + 2G)^{-1/2}\,(c^T\kappa(T)\,c + c_0^2)$ with $T = S - E(\frac12 + G)^{-1}E^T$, E the columns k and l of S and G
+    their rows, for every two terms of the derivatives of two units.
 
-    κ is the matrix of averages of two erf at the covariance T. Without case distinctions for equal indices, the I4 of Saad & Solla 1995.
+    The variables are the arguments of all error functions, κ is the matrix of averages of two of them at the covariance T, and $c_0$ is
+    the constant part of the error, whose average with the odd rest vanishes. Without case distinctions for equal indices, the I4 of Saad
+    & Solla 1995.
     """
-    (k, l), (i, j), S = _upper(units), _upper(factors.size), covariance
+    parts = [student] * units + [teacher] * (factors.size - units)
+    owner = np.repeat(np.arange(len(parts)), [len(part.scales) for part in parts])
+    scales, weights = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scales", "weights"))
+    S = covariance[owner][:, owner] * np.outer(scales, scales)
+    c, terms = factors[owner] * weights, units * len(student.scales)
+    constant = factors @ np.array([part.offset for part in parts])
+    (k, l), (i, j) = _upper(terms), _upper(owner.size)
     first, second, across = (x[:, None] for x in (S[k, k] + 0.5, S[l, l] + 0.5, S[k, l]))
     determinant = first * second - across**2
     pull = (second * S[k] - across * S[l]) / determinant, (first * S[l] - across * S[k]) / determinant
     shrink = jax.lax.rsqrt(1 + 2 * (jnp.diagonal(S)[None] - S[k] * pull[0] - S[l] * pull[1]))
     tilted = S[i, j][None] - S[k][:, i] * pull[0][:, j] - S[l][:, i] * pull[1][:, j]
     angles = _arcsin(2 * tilted * shrink[:, i] * shrink[:, j])
-    return _symmetric(units, angles @ _weights_of_pairs(factors) * (4 / np.pi**2) / jnp.sqrt(determinant[:, 0]))
+    square = angles @ _weights_of_pairs(c) * (4 / np.pi**2) + constant**2 * (2 / np.pi)
+    every = _symmetric(terms, square / jnp.sqrt(determinant[:, 0]))
+    slopes = jnp.asarray(
+        np.where(owner[:terms, None] == np.arange(units), (weights * scales)[:terms, None], 0), S.dtype
+    )
+    return slopes.T @ every @ slopes
 
 
 _ASIN = (

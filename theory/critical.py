@@ -61,10 +61,12 @@ def critical_points(
 
     **Raises** ArgumentError for single-index problems with a `low` that is not positive.
     """
-    made = isinstance(family, Callable) and not isinstance(family, Activation)
-    member = family if made else _single_index(Family.of(family), alignment)
-    if not made:
+    single = isinstance(family, str | Activation | Family)
+    if isinstance(family, str | Activation | Family):
         require("low", low, "positive", lambda x: x > 0)
+        member = _single_index(Family.of(family), alignment)
+    else:
+        member = family
 
     def at(mu: Array) -> tuple[Array, Array, Array]:
         """The gradient's components along orthonormal directions; the terms that cancel in them, and D."""
@@ -95,7 +97,7 @@ def critical_points(
     low, high = (jnp.asarray(x, jnp.result_type(float)) for x in (low, high))
     spacing = (high - low) / (resolution - 1)
     grid = low + spacing * jnp.arange(-1.0, resolution + 1.0)
-    grid = grid if made else jnp.maximum(grid, low / 2)
+    grid = jnp.maximum(grid, low / 2) if single else grid
     lengths = jax.vmap(length)(grid)
     lowest = (lengths[1:-1] <= lengths[:-2]) & (lengths[1:-1] < lengths[2:])
     (places,) = jnp.nonzero(lowest, size=size, fill_value=-1)

@@ -293,10 +293,10 @@ def _tuned_from(
 
     def one(time: Array) -> tuple[Checkpoints, Array, Array]:
         each, at, moving = eqx.filter_vmap(from_run, in_axes=(0, 0, None))(run, normals, time)
-        first = [_weights(jax.tree.map(lambda x: x[0], some)) for some in (at, moving)]
+        place, velocity = (_weights(jax.tree.map(lambda x: x[0], some)) for some in (at, moving))
         if len(normals) == 1:
-            return jax.tree.map(lambda x: x[0], each), *first
-        return _pooled(each, eqx.filter_vmap(_fed, in_axes=(None, 0, None))(alone, run, time)), *first
+            return jax.tree.map(lambda x: x[0], each), place, velocity
+        return _pooled(each, eqx.filter_vmap(_fed, in_axes=(None, 0, None))(alone, run, time)), place, velocity
 
     return jax.vmap(one)(times)
 

@@ -41,14 +41,13 @@ def shared_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
 
 
 def spread_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
-    """The overlaps on all growing modes: the fastest one with an amplitude that the rows of the adapter share equally, each further one
-    with a tenth of it on one row. For one unit it is the [`shared_start`][]."""
+    """The overlaps on all growing modes, each with some rows of the adapter to itself, as many as there are, which share its amplitude
+    equally: that of the fastest is given, further ones have a tenth of it. For one unit it is the [`shared_start`][]."""
     modes, (units, _), rank = escape_modes(problem), problem.units, problem.adapter.rank
-    shares = np.zeros((units, rank))
-    shares[0] = rank**-0.5
-    for mode in range(1, units):
-        shares[mode, mode % rank] = _FURTHER
-    parts = amplitude * real_array(shares) * (modes.rates[:units] > 0).astype(modes.up.dtype)[:, None]
+    apart = min(units, rank)
+    shares = np.equal.outer(np.arange(units) % apart, np.arange(rank) % apart).astype(float)
+    shares *= np.where(np.arange(units) == 0, 1, _FURTHER)[:, None] / np.sqrt(shares.sum(axis=1, keepdims=True))
+    parts = real_array(amplitude) * real_array(shares) * (modes.rates[:units] > 0).astype(modes.up.dtype)[:, None]
     return on_rows(problem, modes.up[:units].T @ parts, parts.T @ modes.cross[:units] @ modes.span)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Overlaps, Problem, pretrained
+from odes import Escape, Overlaps, Problem, in_closed_form, pretrained
 from odes.arguments import real_array
 from odes.shown import Shown
 from theory.averages import controlled_mean
@@ -88,13 +88,16 @@ def fine_tuning(
     that start is all there is ([`theory.typical_start`][]), and how much the sharing matters is seen from the time of a start whose rows
     share the amplitude equally. Several units search in several modes, of which the later ones start from what the first leaves them: no
     start is typical, and the mean is that over random ones ([`theory.random_start`][], with the `normals` of 64 of them, always the same,
-    unless others are given), with $\log a$ as a control variate. Differentiable in everything that defines the problem, by
-    `jax.grad`; by `jax.jvp` with `adjoint=diffrax.ForwardMode()`. After `max_steps` of the integrator it is given up.
+    unless others are given), with $\log a$ as a control variate; their links are those that the law follows. Differentiable in
+    everything that defines the problem, by `jax.grad`; by `jax.jvp` with `adjoint=diffrax.ForwardMode()`. After `max_steps` of the
+    integrator it is given up.
 
     **Raises** ArgumentError for a problem without pretrained weights or whose readouts are trained.
     """
     problem.require_known_search()
     goal = Escape() if goal is None else goal
+    if problem.units != (1, 1):
+        problem = in_closed_form(problem) or problem
     modes = escape_modes(problem)
     phase, mode = leading_phase(modes), unstable_mode(problem, modes)
     moving = moves(problem, phase)

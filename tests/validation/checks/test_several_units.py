@@ -1,0 +1,57 @@
+"""Checks of several units: right theory agrees, wrong theory is caught."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odes.equations
+import theory.law
+from odes import SGD, Adapter, Problem, noise_of
+from theory import random_start
+from validation.checks import CHECKS, QUICK, Case, Check, z_limit
+
+EFFORT = dataclasses.replace(QUICK, trajectory_seeds=12, law_seeds=100, law_dimension=2e4)
+TURNED = ((0.5, 0.3), (-0.3, 0.4))
+"""Rows whose second search is a fifth as fast as the first."""
+
+
+def committee(link, rows=((0.5, 0.05), (0.03, 0.45))):
+    """Two units near two teachers, at the noise scale 4. What a wrong theory compiles must be used by no other: every test has its link."""
+    sgd = SGD(dimension=2e4, batch_size=250, learning_rate=0.05)
+    return Problem.committee(link, pretrained=np.array(rows), adapter=Adapter(2), sgd=sgd)
+
+
+def agrees(kind, problem):
+    results = list(CHECKS[kind](Case("test", problem, problem, EFFORT, jax.random.key(1))))
+    return all(isinstance(x, Check) and x.agrees(z_limit(len(results))) for x in results)
+
+
+def test_noise_without_its_covariance_between_units_is_caught(monkeypatch):
+    """N replaced by its diagonal in the flow; samples know nothing of it."""
+    assert agrees("trajectory", committee("erf(1.01*x)"))
+
+    def diagonal(*args, **options):
+        return jnp.diag(jnp.diagonal(noise_of(*args, **options)))
+
+    monkeypatch.setattr(odes.equations, "noise_of", diagonal)
+    assert not agrees("trajectory", committee("erf(1.02*x)"))
+
+
+@pytest.mark.parametrize("link, dropped", [("erf(1.03*x)", False), ("erf(1.04*x)", True)])
+def test_a_law_without_one_of_its_modes_is_caught(monkeypatch, link, dropped):
+    """Starts from which the part along the fastest mode is taken."""
+
+    def without_first(problem, modes, normals):
+        start, amplitude = random_start(problem, modes, normals)
+        along = modes.cross[0] / jnp.linalg.norm(modes.cross[0])
+        rows = start.cross @ jnp.linalg.pinv(problem.frame_gram) @ modes.span.T @ along
+        cross = start.cross - jnp.outer(rows, along @ modes.span)
+        return eqx.tree_at(lambda o: (o.cross, o.up), start, (cross, jnp.zeros_like(start.up))), amplitude
+
+    if dropped:
+        monkeypatch.setattr(theory.law, "random_start", without_first)
+    assert agrees("law", committee(link, TURNED)) == (not dropped)

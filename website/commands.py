@@ -71,7 +71,7 @@ def _page(name: str, text: str) -> str:
 
 
 def _anchor(called: str) -> str:
-    return re.findall(r"--([\w-]+)", called)[-1] if "--" in called else "names"
+    return re.findall(r"--([\w-]+)", called)[-1] if "--" in called else "arguments"
 
 
 def _escaped(words: str) -> str:

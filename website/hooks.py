@@ -86,7 +86,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Formulas are set."""
+    """Formulas are set; search does not look into the code of functions."""
+    html = html.replace(
+        '<details class="mkdocstrings-source"', '<details class="mkdocstrings-source" data-search-exclude'
+    )
     return mathematics.typeset(html, page.file.src_uri)
 
 

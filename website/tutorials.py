@@ -54,9 +54,10 @@ def executed(docs: Path, name: str, kept: Path) -> nbformat.NotebookNode:
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     environment = os.environ | _COMPILED | {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())}
     try:
-        NotebookClient(notebook, kernel_name="python3", timeout=_SECONDS, startup_timeout=_SECONDS).execute(
-            cwd=str(docs.parent), env=environment
+        client = NotebookClient(
+            notebook, kernel_name="python3", timeout=_SECONDS, startup_timeout=_SECONDS, coalesce_streams=True
         )
+        client.execute(cwd=str(docs.parent), env=environment)
     except CellExecutionError as error:
         raise PluginError(f"{python}: {error}") from None
     for cell in notebook.cells:

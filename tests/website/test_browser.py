@@ -35,6 +35,7 @@ def served(folder):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/"
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,20 @@ class Visit:
         self.wrong = []
         self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.wrong.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", lambda request: self._failed(request))
+        self.page.on(
+            "response", lambda answer: self.wrong.append(f"{answer.status}: {answer.url}") if not answer.ok else None
+        )
         self.page.on("request", lambda request: self._seen(request.url, address))
         self.address = address
 
     def _seen(self, url, address):
         if not url.startswith((address, "data:", "blob:")):
             self.wrong.append(f"another host: {url}")
+
+    def _failed(self, request):
+        if request.failure != "net::ERR_ABORTED":  # the page was left before all was there
+            self.wrong.append(f"failed: {request.url}")
 
     def go(self, place):
         answer = self.page.goto(self.address + place, wait_until="load")

@@ -62,7 +62,11 @@ class FileOptions:
         for group in groups if self.problem else ():
             for field in dataclasses.fields(group):
                 own = type(self).__dataclass_fields__.get(field.name)
-                if own is not None and field.name not in free and getattr(self, field.name) != own.default:
+                if (
+                    own is not None
+                    and field.name not in ("problem", *free)
+                    and getattr(self, field.name) != own.default
+                ):
                     raise ArgumentError(
                         "problem", f"holds all of the problem: leave out --{field.name.replace('_', '-')}"
                     )

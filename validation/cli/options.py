@@ -62,7 +62,11 @@ class FileOptions:
         for group in groups if self.problem else ():
             for field in dataclasses.fields(group):
                 own = type(self).__dataclass_fields__.get(field.name)
-                if own is not None and field.name not in free and getattr(self, field.name) != own.default:
+                if (
+                    own is not None
+                    and field.name not in (*free, "problem")
+                    and getattr(self, field.name) != own.default
+                ):
                     raise ArgumentError(
                         "problem", f"holds all of the problem: leave out --{field.name.replace('_', '-')}"
                     )
@@ -247,7 +251,7 @@ class TransferOptions(AdapterOptions, LinkOptions, FileOptions):
     def transfers(self, sgd: SGD) -> list[Transfer]:
         """The transfer in the file, or that at every cosine that the flags ask for."""
         if self.problem is not None:
-            self.require_alone("problem")
+            self.require_alone()
             return [read_transfer(self.problem)]
         student, target = self.links
         given = {"learning_rate": self.pretraining_learning_rate, "batch_size": self.pretraining_batch_size}

@@ -251,7 +251,7 @@ class TransferOptions(AdapterOptions, LinkOptions, FileOptions):
     def transfers(self, sgd: SGD) -> list[Transfer]:
         """The transfer in the file, or that at every cosine that the flags ask for."""
         if self.problem is not None:
-            self.require_alone("problem")
+            self.require_alone()
             return [read_transfer(self.problem)]
         student, target = self.links
         given = {"learning_rate": self.pretraining_learning_rate, "batch_size": self.pretraining_batch_size}

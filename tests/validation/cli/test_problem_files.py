@@ -8,6 +8,7 @@ import pytest
 
 from odes import load, read_problem
 from tests.command_line import assert_refused, run
+from theory import escape_modes
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 COMMITTEE, READOUTS, SINGLE = (str(EXAMPLES / f"{name}.toml") for name in ("committee", "readouts", "single"))
@@ -58,7 +59,7 @@ def test_one_unit_from_a_file_is_the_one_of_the_flags(capsys):
     flags = "--strength 0.5 --alignment 0.6 --dim 1e4 --batch-size 5000 --json"
     _, out, _ = run(capsys, "escape", *flags.split())
     (other,) = json.loads(out)["points"]
-    assert [name for name in point if name != "modes"] == list(other)
+    assert [name for name in point if name not in ("modes", "grows_alone")] == list(other)
     for name in ("tau", "escape_time_mean", "escape_time_std", "dimension"):
         np.testing.assert_allclose(point[name], other[name], rtol=1e-9)
 
@@ -93,3 +94,46 @@ def test_a_misspelt_key_names_the_file(capsys, tmp_path):
     path = tmp_path / "problem.toml"
     path.write_text(Path(COMMITTEE).read_text().replace("targets", "target"))
     assert_refused(capsys, f"solve --problem {path} --t1 1".split(), f"{path}: `target` is not known; did you mean")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("checkpoints --problem {pretraining} --cosine 0.5", "leave out --cosine"),
+        ("checkpoints --problem {committee}", "`targets` is not known"),
+        ("remedies --problem {committee} --rank 2", "leave out --rank"),
+        ("remedies --problem {committee} --ways curriculum", "for one student and one teacher unit alone"),
+        ("validate --problem {committee} --checks approach", "of several units takes trajectory"),
+    ],
+)
+def test_what_a_file_leaves_no_room_for(capsys, words, message):
+    files = {"pretraining": str(EXAMPLES / "pretraining.toml"), "committee": COMMITTEE}
+    assert_refused(capsys, words.format(**files).split(), message)
+
+
+def test_pretraining_from_a_file(capsys):
+    """One checkpoint, random weights: halving their loss takes two times in one, and the means are known."""
+    words = f"checkpoints --problem {EXAMPLES / 'pretraining.toml'} --pretraining-time 0 --goal 0.3 --json"
+    code, out, _ = run(capsys, *words.split())
+    first, second = json.loads(out)["cases"]
+    assert code == 0 and first["cosine"] == [1.0, 0.3] == second["cosine"]
+    point = first["checkpoints"][0]
+    assert point["target_loss"] == pytest.approx(0.667, abs=0.01) and 5 < point["fine_tuning_time"] < 15
+    assert 0 < point["fine_tuning_time_error"] < 0.03 * point["fine_tuning_time"]
+    assert second["checkpoints"][0]["fine_tuning_time"] > point["fine_tuning_time"]
+
+
+def test_growth_without_overlap_is_named(capsys, tmp_path):
+    """Even units of small strength: an eigenvalue of D is negative, and U grows to a plateau at a rate of minus that."""
+    file = tmp_path / "even.toml"
+    file.write_text(
+        'student = "He2"\ntargets = [[1, 0], [0, 1]]\npretrained = [[0.3, 0.1], [0.0, 0.4]]\n[sgd]\ndimension = 1e4\n'
+    )
+    _, out, _ = run(capsys, *f"escape --problem {file} --json".split())
+    (point,) = json.loads(out)["points"]
+    assert point["grows_alone"] == pytest.approx(
+        [-x for x in escape_modes(read_problem(file)).grows_alone.tolist() if x < 0]
+    )
+    assert point["grows_alone"][0] > 0
+    _, out, _ = run(capsys, *f"escape --problem {file}".split())
+    assert out.count("U grows without overlap") == len(point["grows_alone"])

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import MarkdownExporter
 
-from validation.cli.compilation import cache_folder
+from validation.cli.compilation import own_folder
 
 ORDER = ("first_steps", "does_pretraining_hurt", "your_own_link", "a_committee")
 _PACKAGES = ("odes", "theory", "validation")
@@ -52,7 +52,7 @@ def executed(docs: Path, name: str, kept: Path) -> nbformat.NotebookNode:
         return nbformat.read(file, as_version=4)
     notebook = jupytext.read(python)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    environment = os.environ | _COMPILED | {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())}
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(own_folder().with_name("tutorials"))} | os.environ | _COMPILED
     try:
         client = NotebookClient(
             notebook, kernel_name="python3", timeout=_SECONDS, startup_timeout=_SECONDS, coalesce_streams=True

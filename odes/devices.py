@@ -33,8 +33,11 @@ def full_precision() -> contextlib.AbstractContextManager[None]:
 def available_memory() -> float:
     """The bytes that this process may use on JAX's device: the device's own, or the machine's and its control group's."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit:
-        return float(limit)
+    return float(limit) if limit else machine_memory()
+
+
+def machine_memory() -> float:
+    """The bytes of the machine, or of its part that the process's control group may use."""
     sizes = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
         sizes.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))

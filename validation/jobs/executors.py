@@ -82,9 +82,11 @@ def cluster(address: str) -> Iterator[Executor]:
     """
     try:
         from distributed import Client
+        from distributed.comm import get_address_host_port
     except ImportError:
         raise ArgumentError("scheduler", "needs the package distributed: pip install 'searchphase[cluster]'") from None
     try:
+        get_address_host_port(address, strict=True)
         client = Client(address, timeout=_ANSWERS_WITHIN, set_as_default=False)
     except (OSError, TimeoutError, ValueError, ImportError) as error:
         raise ArgumentError("scheduler", f"{address} does not answer as a Dask scheduler ({error})") from None

@@ -12,12 +12,16 @@ from jaxtyping import PRNGKeyArray
 
 from odes import Escape, Problem, Stage
 from odes.arguments import ArgumentError, ArrayLike, require, require_integer, require_key, require_kind
+from odes.devices import machine_memory
 from odes.stages import require_alike, require_stage
 from validation.jobs.engine import Advanced, Failure, all_results, carry_out
 from validation.jobs.parts import Parts
 from validation.simulation.blocks import Block, Course
 from validation.simulation.result import Simulation, even_records
-from validation.simulation.simulator import Simulator
+from validation.simulation.simulator import Simulator, require_memory
+
+_COPIES = 3
+"""Records are in memory so many times: as blocks, joined, and as the file that is written."""
 
 _strength = eqx.filter_jit(lambda problem: problem.strength)
 
@@ -75,6 +79,13 @@ class Plan:
             name = f"{self.name}-block-{number}"
             jobs.append(BlockJob(name, self.course, self.seeds[places], part.stop - part.start))
         return jobs
+
+    @property
+    def memory(self) -> float:
+        """The bytes of all records."""
+        problem, records = self.course.simulators[-1].problem, sum(chosen.size for chosen in self.course.steps)
+        units, rank = problem.units[0], problem.adapter.rank
+        return 8.0 * self.seeds.size * records * (units * rank + rank * problem.frame_size + rank**2 + units + 1)
 
     @property
     def words(self) -> str:
@@ -155,8 +166,17 @@ def simulate_stages(
     **Raises** ArgumentError as [`planned`][] does, and what a block raises that cannot be computed.
     """
     plan = planned(stages, simulator, records, **options)
+    require_room([plan])
     work = {"executor": executor, "retries": retries, "parts": parts, "progress": progress}
     return plan.gathered(all_results(computed(plan.jobs, what=plan.words, **work)))
+
+
+def require_room(plans: Sequence[Plan]) -> None:
+    """Raises ArgumentError, before anything is computed, if the records of all plans would not fit into this machine's memory."""
+    needed = _COPIES * sum(plan.memory for plan in plans)
+    require_memory(
+        needed, "keeping all records of all seeds (fewer --records, or parts with --seed-offset)", machine_memory()
+    )
 
 
 def computed(jobs: Sequence[BlockJob], **options: Any) -> Generator[tuple[int, Block | Failure]]:

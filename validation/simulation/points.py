@@ -15,7 +15,7 @@ from odes.arguments import ArgumentError
 from odes.storage import described, loads, provenance, read_dataset, write_dataset
 from validation.jobs.engine import Failure, in_order
 from validation.jobs.parts import Parts, differing, refuse_other
-from validation.simulation.ensemble import Plan, computed, one_stage, planned
+from validation.simulation.ensemble import Plan, computed, one_stage, planned, require_room
 from validation.simulation.result import Simulation, joined
 from validation.simulation.simulator import Simulator
 
@@ -83,6 +83,7 @@ def simulate_points(
         planned(*one_stage(some, steps[number]), name=f"point-{number}", **options)
         for number, some in enumerate(simulators)
     ]
+    require_room(plans)
     jobs = [job for plan in plans for job in plan.jobs]
     work = {"executor": executor, "retries": retries, "parts": parts, "progress": True}
     results = iter(list(in_order(computed(jobs, what=_words(plans), **work))))

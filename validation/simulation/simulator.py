@@ -41,9 +41,10 @@ class Simulator(eqx.Module):
         """The state in which another simulator of the same kind and frame, `before`, has left off, as one of this simulator."""
 
 
-def require_memory(needed: float, what: str) -> None:
-    """Raises ArgumentError, before the operating system ends the process, if `what` needs more bytes than there are."""
-    there = available_memory()
+def require_memory(needed: float, what: str, there: float | None = None) -> None:
+    """Raises ArgumentError, before the operating system ends the process, if `what` needs more bytes than there are, on JAX's device unless
+    given."""
+    there = available_memory() if there is None else there
     if needed > there:
         raise ArgumentError(
             None, f"{what} needs about {needed / 2**30:.3g} GiB of memory, but there are {there / 2**30:.3g} GiB"

@@ -138,8 +138,8 @@ class RowsJob:
 
     def run(self, advanced: Advanced) -> Found:
         """The part of the diagram."""
-        grid = {"strengths": self.strengths, "alignments": self.alignments}
-        found = theory.phase_diagram(self.family, **grid, goal=self.goal)
+        strengths, alignments = np.asarray(self.strengths), np.asarray(self.alignments)
+        found = theory.phase_diagram(self.family, strengths=strengths, alignments=alignments, goal=self.goal)
         return found, boundaries(found)
 
 

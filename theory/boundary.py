@@ -54,9 +54,10 @@ class Boundaries(Shown):
     @classmethod
     def joined(cls, parts: Sequence["Boundaries"], found: PhaseDiagram) -> "Boundaries":
         """Those of a whole diagram, from those of its parts in the order of their alignments."""
-        whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        line = _lines(found, whole.alignment, whole.strength, _sort(whole.before, whole.after, whole.kind))
-        return jax.tree.map(jnp.asarray, dataclasses.replace(whole, line=line))
+        whole = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        cosine, strength = np.asarray(whole.alignment), np.asarray(whole.strength)
+        sort = _sort(*(np.asarray(x) for x in (whole.before, whole.after, whole.kind)))
+        return dataclasses.replace(whole, line=jnp.asarray(_lines(found, cosine, strength, sort)))
 
 
 class _Ends(eqx.Module):

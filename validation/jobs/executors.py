@@ -82,7 +82,7 @@ def cluster(address: str) -> Iterator[Executor]:
     """
     try:
         from distributed import Client
-        from distributed.comm import get_address_host_port
+        from distributed.comm.addressing import get_address_host_port
     except ImportError:
         raise ArgumentError("scheduler", "needs the package distributed: pip install 'searchphase[cluster]'") from None
     try:

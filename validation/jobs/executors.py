@@ -49,6 +49,7 @@ class Processes(Executor):
             self._pool.close()
         if wait:
             self._pool.join()
+        self._pool = None  # with it go its semaphores
 
 
 def _end_with_parent() -> None:

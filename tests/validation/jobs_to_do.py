@@ -49,3 +49,16 @@ class Troubled(Squared):
                 return sum(bytearray(2**33)[:: 2**12])
             case "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The number of JAX's devices."""
+
+    name: str = "devices"
+    size: int = 1
+
+    def run(self, advanced):
+        import jax
+
+        return jax.device_count()

@@ -1,8 +1,10 @@
 """Jobs: any executor gives what this process gives, failures cost their own job alone, and what is finished is not done again."""
 
 import concurrent.futures
+import dataclasses
 import math
 import multiprocessing
+import os
 import pickle
 
 import jax
@@ -13,8 +15,8 @@ from odes import SGD, Activation, Escape, Problem, activation
 from odes.arguments import ArgumentError
 from odes.storage import made_with
 from tests.helpers import same_bits
-from tests.validation.jobs_to_do import Squared, Troubled
-from validation.jobs.engine import Failure, JobError, all_results, carry_out, in_order
+from tests.validation.jobs_to_do import Devices, Squared, Troubled
+from validation.jobs.engine import Failure, JobsFailed, all_results, carry_out, in_order
 from validation.jobs.executors import Processes, processes
 from validation.jobs.parts import Parts
 from validation.jobs.remote import Answer, Surroundings, work
@@ -61,8 +63,10 @@ def test_a_job_that_raises_costs_itself_alone(executor, tmp_path):
     assert bad.reason == "ZeroDivisionError: by nothing"
     if executor is not None:
         assert "jobs_to_do.py" in bad.error.trace
-    with pytest.raises(JobError if executor else ZeroDivisionError, match="by nothing"):
+    with pytest.raises(JobsFailed, match="1 failed: square-3: ZeroDivisionError: by nothing"):
         all_results(carry_out(jobs, executor=executor))
+    with pytest.raises(JobsFailed if executor else ZeroDivisionError, match="by nothing"):
+        all_results(carry_out(jobs[1:2], executor=executor))
     once = Troubled(3.0, file=str(tmp_path / "mark"), once=True)
     assert all_results(carry_out([once], executor=executor, retries=1)) == [9.0]
 
@@ -119,6 +123,20 @@ def test_a_worker_is_set_up_like_its_client():
     assert pickle.loads(work(pickle.dumps(SQUARES[3]), here)).made_with == made_with()
 
 
+def test_a_worker_with_other_flags_does_the_job_in_a_process_of_its_own():
+    """What XLA is told cannot change in a process that has begun: a worker that has served another command stays as it is."""
+    here = Surroundings.here()
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
+    there = dataclasses.replace(here, environment=here.environment | {"XLA_FLAGS": flags})
+    assert pickle.loads(work(pickle.dumps(Devices()), here)).result == jax.device_count()
+    assert pickle.loads(work(pickle.dumps(Devices()), there)).result == 3
+
+
+def test_jobs_have_names_of_their_own():
+    with pytest.raises(AssertionError, match="different names"):
+        list(carry_out([Squared(2.0), Squared(2.0)]))
+
+
 def test_what_is_finished_is_not_done_again(tmp_path):
     log, path = tmp_path / "log", str(tmp_path / "run.nc")
     jobs = [Squared(float(n), file=str(log)) for n in range(4)]
@@ -137,14 +155,19 @@ def test_what_is_finished_is_not_done_again(tmp_path):
     with processes(2) as pool:
         assert all_results(carry_out(jobs, parts=again, executor=pool)) == [0.0, 1.0, 4.0, 9.0]
     assert sorted(log.read_text().split()) == ["square-0", "square-1", "square-2", "square-3"]
-    next(again.folder.glob("square-2.*")).write_bytes(b"")
-    with pytest.raises(ArgumentError, match=r"square-2\.\w+ cannot be read: remove it"):
-        all_results(carry_out(jobs, parts=again))
+    part = next(again.folder.glob("square-2.*"))
+    for damaged in (b"", part.read_bytes()[:-1], b"\x80\x05K\x01."):
+        part.write_bytes(damaged)
+        with pytest.raises(ArgumentError, match=r"square-2\.\w+ is damaged: remove it"):
+            all_results(carry_out(jobs, parts=again))
     (again.folder / "settings.json").write_text("{}")
     with pytest.raises(ArgumentError, match="is not that of a run"):
         Parts(path, {"steps": 3}, resume=True)
     again.remove()
     assert not again.folder.exists()
+    again.folder.write_text("a file")
+    with pytest.raises(ArgumentError, match="but is no folder"):
+        Parts(path, {"steps": 3}, resume=True)
 
 
 def test_failures_are_not_kept(tmp_path):

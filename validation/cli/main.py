@@ -77,6 +77,7 @@ def _run(args: list[str], name: str | None) -> int:
     import jax
 
     from odes.arguments import ArgumentError
+    from validation.jobs.engine import JobsFailed, said
 
     chosen, code = None, 2
     try:
@@ -91,6 +92,9 @@ def _run(args: list[str], name: str | None) -> int:
     except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"too large for this machine: {reason}"
+    except JobsFailed as error:
+        unfinished = getattr(chosen, "unfinished", said)
+        message, code = unfinished(error.failures), 1
     except ArgumentError as error:
         file = getattr(chosen, "problem", None)
         if isinstance(file, str) and error.name in _IN_FILES:

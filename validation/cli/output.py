@@ -1,6 +1,7 @@
 """What a command does with its result: prints, stores and draws it."""
 
 import dataclasses
+import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,14 @@ from odes.storage import read_dataset, write_dataset, write_whole
 from validation.cli.report import print_json, write_table
 from validation.cli.values import DeviceOptions, OptionalPath, check_writable
 from validation.jobs.parts import made_by
+
+_FILES = ("problem", "settings")
+"""Flags that name files which are read."""
+
+
+def content(file: bytes) -> str:
+    """What stands for a file's content beside its name."""
+    return f" (content {hashlib.sha256(file).hexdigest()[:8]})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,15 @@ class OutputOptions(DeviceOptions):
         """Whether the table is to be written as text."""
         return self.output is not None and self.output.endswith(".csv")
 
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What determines the result: all flags, with what is in the files that they name."""
+        flags = dataclasses.asdict(self)
+        for name in _FILES:
+            if flags.get(name) is not None and Path(flags[name]).is_file():
+                flags[name] += content(Path(flags[name]).read_bytes())
+        return flags
+
     def may_replace(self, file: Path) -> bool:
         """Whether a file may be written: it is not there, or holds what the same flags made."""
         if not file.exists():
@@ -69,7 +87,7 @@ class OutputOptions(DeviceOptions):
         if self.is_csv:  # which says nothing of what made it
             return False
         try:
-            return made_by(read_dataset(file), dataclasses.asdict(self))
+            return made_by(read_dataset(file), self.flags)
         except (ValueError, KeyError, OSError):
             return False
 
@@ -112,7 +130,7 @@ class OutputOptions(DeviceOptions):
     def store(self, result: Any, path: str) -> None:
         """Writes the result, with all flags, to a netCDF file."""
         kind = re.sub("(?<!^)(?=[A-Z])", "-", type(self).__name__).lower()
-        write_dataset(self.dataset(result), path, kind=kind, command=dataclasses.asdict(self))
+        write_dataset(self.dataset(result), path, kind=kind, command=self.flags)
 
     def exit_code(self, result: Any) -> int:
         """0 if all is well."""

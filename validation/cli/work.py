@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -14,17 +13,12 @@ import jax
 from odes.arguments import ArgumentError
 from validation.cli.output import OutputOptions
 from validation.cli.values import DeviceOptions, OptionalInt, OptionalText, check
-from validation.jobs.engine import Failure
+from validation.jobs.engine import Failure, said
 from validation.jobs.executors import cluster, processes, usable_cores
 from validation.jobs.parts import Parts
 
 _WORTH_PROCESSES = 4
 """Fewer jobs than this are done in this process unless --workers is given: each process imports and compiles anew."""
-
-
-def content(file: bytes) -> str:
-    """What stands for a file's content beside its name, where flags say what determines a result."""
-    return f" (content {hashlib.sha256(file).hexdigest()[:8]})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +69,8 @@ class ResumeOptions(WorkOptions, OutputOptions):
     def may_replace(self, file: Path) -> bool:
         return self.resume or super().may_replace(file)
 
-    def parts(self, flags: dict[str, Any] | None = None, *, may_be_finished: bool = False) -> Parts | None:
-        """Where finished jobs are kept, None without --output. `flags` determine the result; all flags unless given.
+    def parts(self, *, may_be_finished: bool = False) -> Parts | None:
+        """Where finished jobs are kept, None without --output.
 
         **Raises** ArgumentError for --resume without --output, or with one that is finished, unless it `may_be_finished`.
         """
@@ -84,7 +78,7 @@ class ResumeOptions(WorkOptions, OutputOptions):
             raise ArgumentError("resume", "goes on with what --output stored: give both")
         if self.output is None:
             return None
-        parts = Parts(self.output, dataclasses.asdict(self) if flags is None else flags, self.resume)
+        parts = Parts(self.output, self.flags, self.resume)
         if self.resume and Path(self.output).exists() and not parts.begun and not may_be_finished:
             raise ArgumentError("resume", f"has nothing to do: {self.output} is finished")
         return parts
@@ -104,9 +98,4 @@ class ResumeOptions(WorkOptions, OutputOptions):
     def unfinished(self, failures: Sequence[Failure]) -> str:
         """What is to be said of jobs that failed."""
         kept = "" if self.output is None else f" ({self.output}.parts keeps the others: --resume tries these again)"
-        return failed(failures) + kept
-
-
-def failed(failures: Sequence[Failure]) -> str:
-    """Jobs that failed, by name, each with its reason."""
-    return f"{len(failures)} failed: " + "; ".join(f"{failure.name}: {failure.reason}" for failure in failures)
+        return said(failures) + kept

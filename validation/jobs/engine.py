@@ -7,7 +7,7 @@ import itertools
 import pickle
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from odes.arguments import ArgumentError
 from odes.storage import made_with
@@ -64,6 +64,27 @@ class Failure:
     def reason(self) -> str:
         """Why, in one line."""
         return str(self.error) if isinstance(self.error, JobError) else told(self.error)
+
+
+class JobsFailed(Exception):
+    """Jobs without whose results there is nothing to give; `failures` says which, and why."""
+
+    def __init__(self, failures: Sequence[Failure]):
+        self.failures = failures
+        super().__init__(said(failures))
+
+
+def said(failures: Sequence[Failure]) -> str:
+    """Jobs that failed, by name, each with its reason."""
+    return f"{len(failures)} failed: " + "; ".join(f"{failure.name}: {failure.reason}" for failure in failures)
+
+
+def give_up(failures: Sequence[Failure], jobs: int) -> NoReturn:
+    """Raises [`JobsFailed`][], or the error itself where there was but one job, and this process did it."""
+    (first, *_) = failures
+    if jobs == 1 and not isinstance(first.error, JobError):
+        raise first.error
+    raise JobsFailed(failures) from first.error
 
 
 def carry_out(
@@ -128,11 +149,10 @@ def in_order(results: Iterable[tuple[int, Result]]) -> Generator[Result]:
 
 
 def all_results(results: Iterable[tuple[int, Any]]) -> list[Any]:
-    """All results in the order of their numbers. **Raises** the error of the first one that is a failure."""
+    """All results in the order of their numbers. **Raises** as [`give_up`][] does, once all have come, if some are failures."""
     found = list(in_order(results))
-    for result in found:
-        if isinstance(result, Failure):
-            raise result.error
+    if failures := [result for result in found if isinstance(result, Failure)]:
+        give_up(failures, len(found))
     return found
 
 
@@ -224,7 +244,7 @@ def _outcome(name: str, future: concurrent.futures.Future, own: dict[str, str]) 
     except (Exception, concurrent.futures.CancelledError) as error:
         return Failure(name, JobError(_died(error)))
     if different := [
-        f"{key} {value} (here {own[key]})" for key, value in answer.made_with.items() if own[key] != value
+        f"{key} {value} (here {own.get(key)})" for key, value in answer.made_with.items() if own[key] != value
     ]:
         return Failure(name, JobError(f"was done with {', '.join(different)}"))
     if answer.error is not None:
@@ -233,6 +253,8 @@ def _outcome(name: str, future: concurrent.futures.Future, own: dict[str, str]) 
 
 
 def _died(error: BaseException) -> str:
+    if isinstance(error, concurrent.futures.CancelledError):
+        return "was called off: the executor is gone"
     code = getattr(error, "exitcode", None)
     if code is not None and code < 0:
         return f"its process was ended by signal {-code}{', perhaps for want of memory' if code == -9 else ''}"

@@ -1,5 +1,6 @@
 """Executors: processes of this machine, of which one may die without the others, and clusters."""
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from odes.arguments import ArgumentError
+from validation.jobs.remote import told
 
 _ANSWERS_WITHIN = 5
 """A scheduler that does not answer within so many seconds is not there."""
@@ -83,13 +85,18 @@ def cluster(address: str) -> Iterator[Executor]:
     """
     try:
         from distributed import Client
-        from distributed.comm.addressing import get_address_host_port
+        from distributed.core import rpc
     except ImportError:
         raise ArgumentError("scheduler", "needs the package distributed: pip install 'searchphase[cluster]'") from None
+
+    async def ask() -> None:
+        async with rpc(address, timeout=_ANSWERS_WITHIN) as there:
+            await there.identity()
+
     try:
-        get_address_host_port(address, strict=True)
+        asyncio.run(asyncio.wait_for(ask(), _ANSWERS_WITHIN))
         client = Client(address, timeout=_ANSWERS_WITHIN, set_as_default=False)
     except (OSError, TimeoutError, ValueError, ImportError) as error:
-        raise ArgumentError("scheduler", f"{address} does not answer as a Dask scheduler ({error})") from None
+        raise ArgumentError("scheduler", f"{address} does not answer as a Dask scheduler ({told(error)})") from None
     with client:
         yield client.get_executor(pure=False)

@@ -19,6 +19,9 @@ from odes.storage import provenance, write_whole
 _INCIDENTAL = ("output", "plot", "json", "resume", "force", "workers", "scheduler", "retries", "device")
 """Flags that do not determine a result's numbers."""
 
+_DIGEST = 32
+"""Bytes of a part's content hash, which stands in front of the content."""
+
 
 class Parts:
     """What a run of a command with some `flags` has finished so far, with `path` as its final file.
@@ -34,6 +37,8 @@ class Parts:
         self.path, self.flags, self.resume = path, flags, resume
         self._settings = _settings(provenance(command=flags))
         self._fixed: dict[str, Any] = {}
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ArgumentError(None, f"{self.folder} is where finished parts would be kept, but is no folder")
         if self.folder.exists() and not resume:
             raise ArgumentError(
                 None, f"{self.folder} holds an unfinished run: go on with --resume, or remove that folder"
@@ -59,13 +64,11 @@ class Parts:
         return self._file(name).exists()
 
     def read(self, name: str) -> Any:
-        """The result that is kept under this name. **Raises** ArgumentError if it cannot be read."""
-        try:
-            return pickle.loads(self._file(name).read_bytes())
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError):
-            raise ArgumentError(
-                None, f"{self._file(name)} cannot be read: remove it to have it computed again"
-            ) from None
+        """The result that is kept under this name. **Raises** ArgumentError if it is damaged."""
+        digest, content = (data := self._file(name).read_bytes())[:_DIGEST], data[_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            raise ArgumentError(None, f"{self._file(name)} is damaged: remove it to have it computed again")
+        return pickle.loads(content)
 
     def write(self, name: str, result: Any) -> None:
         """Keeps a result."""
@@ -74,7 +77,8 @@ class Parts:
             text = json.dumps({"settings": self._settings, "fixed": self._fixed}, indent=1)
             write_whole(self.folder / "settings.json", lambda temporary: temporary.write_text(text))
         content = pickle.dumps(result)
-        write_whole(self._file(name), lambda temporary: temporary.write_bytes(content))
+        digest = hashlib.sha256(content).digest()
+        write_whole(self._file(name), lambda temporary: temporary.write_bytes(digest + content))
 
     def remove(self) -> None:
         """Removes the folder of parts."""

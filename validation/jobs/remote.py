@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import subprocess
 import sys
 import traceback
 from typing import Any
@@ -20,7 +21,7 @@ _CONFIG = (
 class Surroundings:
     """What of a process decides which numbers its programs give, and where they are kept once they are compiled."""
 
-    environment: dict[str, str]
+    environment: dict[str, str | None]
     config: dict[str, Any]
 
     @classmethod
@@ -28,18 +29,27 @@ class Surroundings:
         """Those of this process."""
         import jax
 
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        return cls(environment, {name: getattr(jax.config, name) for name in _CONFIG})
+        return cls(_environment(), {name: getattr(jax.config, name) for name in _CONFIG})
 
-    def adopt(self) -> None:
-        """Makes them those of this process; variables of the environment hold only where JAX has not been imported yet."""
-        if "jax" not in sys.modules:
-            os.environ.update(self.environment)
+    def adopt(self) -> bool:
+        """Makes them those of this process; False if JAX has been imported here with another environment, which stays."""
+        if self.environment != _environment():
+            if "jax" in sys.modules:
+                return False
+            for name, value in self.environment.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
         import jax
 
         for name, value in self.config.items():
             if getattr(jax.config, name) != value:
                 jax.config.update(name, value)
+        return True
+
+
+def _environment() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in _ENVIRONMENT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +63,21 @@ class Answer:
 
 
 def work(job: bytes, surroundings: Surroundings) -> bytes:
-    """Does a pickled job; gives its pickled [`Answer`][]. An error of the job is an answer; it does not end the process."""
-    surroundings.adopt()
+    """Does a pickled job; gives its pickled [`Answer`][]. An error of the job is an answer; it does not end the process.
+
+    A worker that has served a command with other flags for XLA does the job in a process of its own.
+    """
+    if not surroundings.adopt():
+        command = [sys.executable, "-m", "validation.jobs.remote"]
+        paths = os.pathsep.join(filter(None, sys.path))
+        environment = os.environ | {"PYTHONPATH": paths} | {k: v for k, v in surroundings.environment.items() if v}
+        for name, value in surroundings.environment.items():
+            if value is None:
+                environment.pop(name, None)
+        done = subprocess.run(
+            command, input=pickle.dumps((job, surroundings)), stdout=subprocess.PIPE, env=environment, check=True
+        )
+        return done.stdout
     from odes.storage import made_with
 
     try:
@@ -72,3 +95,7 @@ def told(error: BaseException) -> str:
         return complaint if name is None else f"{name} {complaint}"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(work(*pickle.load(sys.stdin.buffer)))

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from odes import Escape, Overlaps, Problem, losses
 from odes.devices import spread_batched
@@ -195,6 +195,11 @@ def _located(
     return np.where(met <= done, met, np.nan)
 
 
+def _where(rows: Bool[np.ndarray, " seeds"], new: Any, old: Any) -> Any:
+    """The rows of a tree of arrays that are new, and the others as they were."""
+    return jax.tree.map(lambda x, y: jnp.where(rows.reshape(-1, *[1] * (x.ndim - 1)), x, y), new, old)
+
+
 @dataclasses.dataclass(frozen=True)
 class Course:
     """What the seeds of a simulation go through, stage after stage; plain data.
@@ -252,9 +257,10 @@ class Course:
                 if not going.any():
                     break
                 begin, end = jax.device_put((np.asarray(done), np.asarray(step)))
-                states, watch, *record, now = advance(
+                states, seen, *record, now = advance(
                     simulator, criterion, reference, states, watch, keys, offsets, begin, end
                 )
+                watch = seen if going.all() else _where(np.repeat(going, self.size), seen, watch)
                 records.append(jax.tree.map(np.asarray, tuple(record)))
                 finished |= np.asarray(now).reshape(finished.shape) & np.expand_dims(going, 1)
                 taken[going], done_by[going] = len(records), int(step)

@@ -74,9 +74,9 @@ class Plan:
     def jobs(self) -> list[BlockJob]:
         """The blocks to be computed."""
         jobs = []
-        for number, part in enumerate(block_slices(self.seeds.size, self.course.size)):
+        for part in block_slices(self.seeds.size, self.course.size):
             places = np.minimum(np.arange(part.start, part.start + self.course.size), self.seeds.size - 1)
-            name = f"{self.name}-block-{number}"
+            name = f"{self.name}-seeds-{self.seeds[part.start]}-to-{self.seeds[part.stop - 1]}"
             jobs.append(BlockJob(name, self.course, self.seeds[places], part.stop - part.start))
         return jobs
 

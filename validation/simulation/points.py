@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from odes import Activation, Escape, Problem
 from odes.arguments import ArgumentError
 from odes.storage import described, loads, provenance, read_dataset, write_dataset
-from validation.jobs.engine import Failure, in_order
+from validation.jobs.engine import Failure, give_up, in_order
 from validation.jobs.parts import Parts, differing, refuse_other
 from validation.simulation.ensemble import Plan, computed, one_stage, planned, require_room
 from validation.simulation.result import Simulation, joined
@@ -49,14 +48,14 @@ def simulate_points(
     until_escape: bool = False,
     block: int | None = None,
     parts: Parts | None = None,
-    executor: Executor | None = None,
-    retries: int = 0,
+    **work: Any,
 ) -> Sweep:
-    """The simulation of every problem, with a progress bar; computed, or read where `parts` have it, and then stored.
+    """The simulation of every problem; computed, or read where `parts` have it, and then stored.
 
     Seeds have the same random numbers at every point, so that a point's result does not depend on the others; what differs
     between points has a smaller error than two independent runs would give it. Of a finished file of fewer seeds the others are
-    computed and added. `places` say where the points are. For all else see [`validation.simulation.simulate_stages`][].
+    computed and added. `places` say where the points are. `work` are `executor`, `retries` and `progress`; for all else see
+    [`validation.simulation.simulate_stages`][].
 
     A block that fails costs its own seeds alone; then the final file is not written, and `parts` keep the others.
 
@@ -85,8 +84,7 @@ def simulate_points(
     ]
     require_room(plans)
     jobs = [job for plan in plans for job in plan.jobs]
-    work = {"executor": executor, "retries": retries, "parts": parts, "progress": True}
-    results = iter(list(in_order(computed(jobs, what=_words(plans), **work))))
+    results = iter(list(in_order(computed(jobs, what=_words(plans), parts=parts, **work))))
     simulations, failures = [], []
     for plan in plans:
         blocks = [next(results) for _ in plan.jobs]
@@ -99,7 +97,7 @@ def simulate_points(
         )
         simulations.append(whole)
     if len(failures) == len(jobs):
-        raise failures[0].error
+        give_up(failures, len(jobs))
     if stored:
         simulations = [joined(pair) for pair in zip(stored, simulations, strict=True)]
     if parts is not None and not failures:

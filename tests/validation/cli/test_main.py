@@ -81,7 +81,7 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path):
     paths = os.environ.get("PYTHONPATH", "")
     environment = ON_ITS_OWN | {"PYTHONPATH": f"{os.getcwd()}:{paths}"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "run.nc.parts").glob("point-0-block-0.*")):
+    while not list((tmp_path / "run.nc.parts").glob("point-0-seeds-0-to-0.*")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

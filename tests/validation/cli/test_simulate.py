@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from odes import Escape, load, read_dataset
 from tests.command_line import ON_ITS_OWN, assert_refused, run
 from tests.helpers import same_bits
 from tests.problems import single
+from validation.jobs.parts import Parts
 from validation.simulation import chain_simulator, simulate
 
 CHAIN = "simulate --method chain --dim 1e3 --batch-size 64 --strength 0.2".split()
@@ -100,14 +102,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(capsys, tmp_path):
         env=ON_ITS_OWN,
         stdout=subprocess.DEVNULL,
     )
-    while not list(parts.glob("point-0-block-1.*")):
+    while not list(parts.glob("point-0-seeds-2-to-3.*")):
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
     stored = sorted(file.name for file in parts.glob("point*"))
     assert 2 <= len(stored) < 40 and not killed.exists()
-    (parts / ".point-0-block-19-abc").write_bytes(b"half a file")
+    (parts / ".point-0-seeds-38-to-39-abc").write_bytes(b"half a file")
     code, _, err = run(capsys, *words, "--output", str(killed))
     assert code == 2 and err.count("\n") == 1 and "holds an unfinished run: go on with --resume" in err
     before = {name: (parts / name).stat().st_mtime_ns for name in stored}
@@ -162,6 +164,58 @@ def test_more_seeds_are_added_to_a_finished_run(capsys, tmp_path):
     stamp = os.stat(more).st_mtime_ns
     assert run(capsys, *words, "--seeds", "4", "--output", more, "--resume")[1] == few  # the first of what is there
     assert os.stat(more).st_mtime_ns == stamp and os.listdir(tmp_path) == ["more.nc", "whole.nc"]
+
+
+def test_parts_of_added_seeds_are_those_of_no_others(capsys, tmp_path):
+    """Seeds 4 to 7 are added to a finished run, interrupted after a block; without the finished file all are computed."""
+    words = [*CHAIN, "--block", "2", "--t1", "2", "--workers", "1", "--output", str(tmp_path / "run.nc")]
+    assert run(capsys, *words, "--seeds", "4")[0] == 0
+    flags, more = {}, [*words, "--seeds", "8", "--resume"]
+    assert run(capsys, *more)[0] == 0
+    whole = read_dataset(tmp_path / "run.nc")
+    (tmp_path / "run.nc").unlink()
+    assert run(capsys, *words, "--seeds", "4")[0] == 0
+    write = Parts.write
+
+    def once(self, name, result):
+        flags[name] = True
+        write(self, name, result)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "write", once)
+        assert run(capsys, *more)[0] == 130
+    assert list(flags) == ["point-0-seeds-4-to-5"]
+    (tmp_path / "run.nc").unlink()
+    assert run(capsys, *more)[0] == 0
+    again = read_dataset(tmp_path / "run.nc")
+    for name in whole.variables:
+        np.testing.assert_array_equal(whole[name], again[name])
+
+
+def test_a_problem_that_was_edited_is_another(capsys, tmp_path):
+    file, output = tmp_path / "problem.toml", tmp_path / "run.nc"
+    text = pathlib.Path("examples/committee.toml").read_text()
+    file.write_text(text)
+    words = [
+        "simulate",
+        "--problem",
+        str(file),
+        "--method",
+        "chain",
+        "--seeds",
+        "1",
+        "--t1",
+        "1",
+        "--output",
+        str(output),
+    ]
+    assert run(capsys, *words)[0] == 0 and run(capsys, *words)[0] == 0
+    file.write_text(text.replace("0.5", "0.6"))
+    code, _, err = run(capsys, *words)
+    assert code == 2 and "holds something else" in err
+    code, _, err = run(capsys, *words, "--resume")
+    assert code == 2 and "was made with --problem" in err
 
 
 def test_parts_that_were_computed_apart_are_put_together(capsys, tmp_path):

@@ -58,7 +58,7 @@ def test_an_interrupted_figure_goes_on_with_what_is_kept(tmp_path):
     figure = Figure("test", "A test.", compute, lambda dataset: None)
     with pytest.raises(KeyboardInterrupt):
         figure.computed(tmp_path, TINY)
-    (first,) = (tmp_path / "test.nc.parts").glob("simulation-1-block-0.*")
+    (first,) = (tmp_path / "test.nc.parts").glob("simulation-1-seeds-0-to-2.*")
     kept = first.stat().st_mtime_ns
     with pytest.raises(KeyboardInterrupt):
         figure.computed(tmp_path, TINY)

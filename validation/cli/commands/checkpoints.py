@@ -81,6 +81,8 @@ class Checkpoints(ResumeOptions, EscapeOptions, ConfirmOptions, TransferOptions)
 
     def compute(self) -> list[Judged]:
         self.check_confirm()
+        self.check_work()
+        parts = self.parts()
         end = self.pretraining_time
         if end is not None:
             check("pretraining_time", end, "non-negative and finite", math.isfinite(end) and end >= 0)
@@ -95,7 +97,6 @@ class Checkpoints(ResumeOptions, EscapeOptions, ConfirmOptions, TransferOptions)
         for transfer in transfers:
             times = np.zeros(1) if end == 0 else pretraining_times(transfer, self.points, end=end)
             jobs += [JudgeJob(f"case-{len(jobs) + n}", transfer, times, goal) for n, goal in enumerate(goals)]
-        parts = self.parts()
         with self.work() as work:
             cases = all_results(carry_out(jobs, unit="case", parts=parts, **work))
             if not self.confirm:

@@ -13,10 +13,10 @@ from odes.arguments import ArgumentError, nearest
 from odes.storage import write_whole
 from validation.cli.report import print_json
 from validation.cli.values import writable_folder
-from validation.cli.work import WorkOptions, failed
+from validation.cli.work import WorkOptions
 from validation.figures.effort import FULL, QUICK, Effort
 from validation.figures.registry import all_figures
-from validation.jobs.engine import Advanced, Failure, carry_out
+from validation.jobs.engine import Advanced, Failure, carry_out, said
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
@@ -79,7 +79,7 @@ class Figures(WorkOptions):
         if self.json:
             print_json({"written": written})
         if failures:
-            print(f"searchphase: {failed(failures)}", file=sys.stderr)
+            print(f"searchphase: {said(failures)}", file=sys.stderr)
         return 1 if failures else 0
 
     def interrupted(self) -> str:

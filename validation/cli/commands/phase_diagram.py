@@ -45,7 +45,7 @@ class PhaseDiagram(ResumeOptions, EscapeOptions, SGDOptions, AdapterOptions, Lin
         family = Family(student, teacher=teacher, adapter=self.adapter, sgd=self.sgd)
         parts = self.parts()
         jobs = [
-            RowsJob(family, tuple(strengths.tolist()), tuple(alignments[first : first + _ROWS].tolist()), self.escape)
+            RowsJob(first, family, strengths, alignments[first : first + _ROWS], self.escape)
             for first in range(0, alignments.size, _ROWS)
         ]
         with self.work() as work:
@@ -119,27 +119,28 @@ class PhaseDiagram(ResumeOptions, EscapeOptions, SGDOptions, AdapterOptions, Lin
 
 @dataclasses.dataclass(frozen=True)
 class RowsJob:
-    """Some alignments of a phase diagram, and their boundaries."""
+    """Some alignments of a phase diagram, from the one with number `first` on, and their boundaries."""
 
+    first: int
     family: Family
-    strengths: tuple[float, ...]
-    alignments: tuple[float, ...]
+    strengths: np.ndarray
+    alignments: np.ndarray
     goal: Escape
 
     @property
     def name(self) -> str:
         """What it is called among the others."""
-        return f"alignments-{self.alignments[0]:g}-to-{self.alignments[-1]:g}"
+        return f"rows-{self.first}-to-{self.first + self.alignments.size - 1}"
 
     @property
     def size(self) -> int:
         """The number of alignments."""
-        return len(self.alignments)
+        return self.alignments.size
 
     def run(self, advanced: Advanced) -> Found:
         """The part of the diagram."""
-        strengths, alignments = np.asarray(self.strengths), np.asarray(self.alignments)
-        found = theory.phase_diagram(self.family, strengths=strengths, alignments=alignments, goal=self.goal)
+        grid = {"strengths": self.strengths, "alignments": self.alignments}
+        found = theory.phase_diagram(self.family, **grid, goal=self.goal)
         return found, boundaries(found)
 
 

@@ -1,7 +1,6 @@
 """`searchphase simulate`: SGD at finite dimension."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from validation.cli.options import FileOptions, RunOptions, SweepOptions, noise_
 from validation.cli.report import lines_of, print_sample, table
 from validation.cli.units import of_units, scalars
 from validation.cli.values import OptionalInt, check
-from validation.cli.work import ResumeOptions, content
+from validation.cli.work import ResumeOptions
 from validation.figures.style import ESCAPE_LABEL, link_label, log_height, sweep_axis
 from validation.jobs.engine import Failure
 from validation.simulation.chain import chain_simulator
@@ -60,7 +59,7 @@ class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
         most = 2**32 - self.seeds
         check("seed_offset", self.seed_offset, "at least 0, with all seeds below 2^32", 0 <= self.seed_offset <= most)
         points = self.sweep()
-        parts = self.parts(self.flags(points), may_be_finished=True)
+        parts = self.parts(may_be_finished=True)
         steps = [even_steps(self.end_time(p), float(p.sgd.learning_rate), self.records) for p in points.values()]
         with self.work() as work:
             return simulate_points(
@@ -75,20 +74,12 @@ class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
                 until_escape=self.until_escape,
                 block=self.block,
                 parts=parts,
-                executor=work["executor"],
-                retries=work["retries"],
+                **work,
             )
 
     def sweep(self) -> dict[Place, Problem]:
         problem = self.stored()
         return super().sweep() if problem is None else {place_of(problem): problem}
-
-    def flags(self, points: dict[Place, Problem]) -> dict[str, Any]:
-        """The flags, with what is in the problem's file besides its name."""
-        flags = dataclasses.asdict(self)
-        if self.problem is not None:
-            flags["problem"] += content(json.dumps([problem.to_dict() for problem in points.values()]).encode())
-        return flags
 
     def store(self, result: Sweep, path: str) -> None:
         """Nothing is left to do: the result is stored as it comes."""

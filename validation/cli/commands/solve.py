@@ -78,7 +78,7 @@ class Solve(RunOptions, SGDOptions, ModelOptions, FileOptions):
         return rows_of(table)
 
     def store(self, result: Solution, path: str) -> None:
-        result.save(path, command=dataclasses.asdict(self))
+        result.save(path, command=self.flags)
 
     def draw(self, result: Solution) -> Any:
         import matplotlib.pyplot as plt

@@ -15,9 +15,10 @@ from validation.checks.attack import Tally, Trial, shrunk, trials
 from validation.checks.report import Report
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
 from validation.cli.options import EscapeOptions, ModelOptions
+from validation.cli.output import content
 from validation.cli.report import table
 from validation.cli.values import OptionalFloat, OptionalPath, check, check_seed, positive
-from validation.cli.work import ResumeOptions, content
+from validation.cli.work import ResumeOptions
 from validation.jobs.engine import Failure, carry_out, in_order
 
 _MOST_SHRUNK = 5
@@ -77,7 +78,7 @@ class Validate(ResumeOptions, EscapeOptions, ModelOptions):
             settings = [self._own_setting()]
         results: list[Result] = []
         failures: list[Failure] = []
-        jobs, parts = plan(settings, effort, self.seed, full=self.full), self.parts(self._flags)
+        jobs, parts = plan(settings, effort, self.seed, full=self.full), self.parts()
         with self.work() as work:
             for some in in_order(carry_out(jobs, unit="check", parts=parts, **work)):
                 if isinstance(some, Failure):
@@ -89,12 +90,11 @@ class Validate(ResumeOptions, EscapeOptions, ModelOptions):
         return Report.of(results, failures)
 
     @property
-    def _flags(self) -> dict[str, Any]:
-        """The flags, with what is in the files that they name."""
-        flags = dataclasses.asdict(self)
-        for name in ("settings", "problem"):
-            if flags[name] is not None:
-                flags[name] += content(Path(flags[name]).read_bytes())
+    def flags(self) -> dict[str, Any]:
+        flags = super().flags
+        if self.settings is not None:
+            files = [some.problem for some in read_settings(Path(self.settings)) if some.problem is not None]
+            flags["settings"] += "".join(content(Path(file).read_bytes()) for file in files)
         return flags
 
     def _at_random(self, effort: Effort) -> Report:

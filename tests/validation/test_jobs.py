@@ -133,7 +133,7 @@ def test_a_worker_with_other_flags_does_the_job_in_a_process_of_its_own():
 
 
 def test_jobs_have_names_of_their_own():
-    with pytest.raises(AssertionError, match="different names"):
+    with pytest.raises(ArgumentError, match="different names"):
         list(carry_out([Squared(2.0), Squared(2.0)]))
 
 

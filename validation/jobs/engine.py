@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
-from odes.arguments import ArgumentError
+from odes.arguments import ArgumentError, require
 from odes.storage import made_with
 from validation.jobs.parts import Parts
 from validation.jobs.remote import Answer, Surroundings, told, work
@@ -111,8 +111,9 @@ def carry_out(
     - `together`: in this process up to `at_once` jobs that follow each other, and for which `alike` is the same, are done by one
         call of this function.
 
-    **Raises** ArgumentError for a job that cannot be pickled, where an executor is to do it.
+    **Raises** ArgumentError for jobs with the same name, and for one that cannot be pickled where an executor is to do it.
     """
+    require("jobs", len({job.name for job in jobs}), "of different names", lambda names: names == len(jobs))
     with contextlib.closing(
         progress_of(total=sum(job.size for job in jobs), unit=unit, what=what, shown=progress)
     ) as bar:

@@ -68,7 +68,7 @@ def work(job: bytes, surroundings: Surroundings) -> bytes:
     A worker that has served a command with other flags for XLA does the job in a process of its own.
     """
     if not surroundings.adopt():
-        command = [sys.executable, "-m", "validation.jobs.remote"]
+        command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
         paths = os.pathsep.join(filter(None, sys.path))
         environment = os.environ | {"PYTHONPATH": paths} | {k: v for k, v in surroundings.environment.items() if v}
         for name, value in surroundings.environment.items():
@@ -87,6 +87,11 @@ def work(job: bytes, surroundings: Surroundings) -> bytes:
     return pickle.dumps(answer)
 
 
+def serve() -> None:
+    """Does the job on standard input, with its surroundings, and writes the answer to standard output."""
+    sys.stdout.buffer.write(work(*pickle.load(sys.stdin.buffer)))
+
+
 def told(error: BaseException) -> str:
     """An error in one line."""
     complaint = getattr(error, "complaint", None)
@@ -95,7 +100,3 @@ def told(error: BaseException) -> str:
         return complaint if name is None else f"{name} {complaint}"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-if __name__ == "__main__":
-    sys.stdout.buffer.write(work(*pickle.load(sys.stdin.buffer)))

@@ -27,7 +27,7 @@ from validation.jobs.executors import processes  # noqa: E402
 from validation.simulation import chain_simulator, simulate  # noqa: E402
 from validation.simulation.ensemble import one_stage, planned  # noqa: E402
 
-_BLOCKS, _SEEDS, _STEPS, _EMPTY, _REPEATS = 24, 64, 2000, 400, 3
+_BLOCKS, _SEEDS, _STEPS, _EMPTY, _REPEATS = 12, 64, 1000, 200, 2
 
 
 @dataclasses.dataclass(frozen=True)

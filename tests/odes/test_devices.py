@@ -31,9 +31,9 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("what, tolerance", [("solve", 0), ("chain", 0), ("gradient", 1e-9)])
+@pytest.mark.parametrize("what, tolerance", [("chain", 0), ("solve", 1e-9), ("gradient", 1e-9)])
 def test_four_devices_give_what_one_gives_and_never_talk(found, what, tolerance):
-    """The same bits; gradients up to rounding, which the integrator's steps enlarge."""
+    """The steps of the chain to the bit; solutions and their gradients up to rounding, which the integrator's steps enlarge."""
     assert found[what] <= tolerance
     assert found[f"collectives of {what}"] == 0
     assert found["escaped"] == 16 and found["places"] == [4]

@@ -56,7 +56,7 @@ def test_a_disagreement_is_shrunk_to_the_simplest_setting(monkeypatch):
         setting = trial.setting
         assert setting is not None
         z = 10.0 if setting.label_noise else 0.0
-        return Attempt(setting, "", 1.0, (Check(setting.name, "mean", 1.0, 2.0, 0.1, z, 0.0, 1e4),))
+        return Attempt(trial.number, setting, "", 1.0, (Check(setting.name, "mean", 1.0, 2.0, 0.1, z, 0.0, 1e4),))
 
     monkeypatch.setattr(Trial, "run", run)
     trial = Trial(FEW, 0, 0, dataclasses.replace(EASY, mixture=None, criterion="overlap", free_rows=True))

@@ -16,7 +16,7 @@ from validation.cli.values import writable_folder
 from validation.cli.work import WorkOptions
 from validation.figures.effort import FULL, QUICK, Effort
 from validation.figures.registry import all_figures
-from validation.jobs.engine import Advanced, Failure, carry_out, said
+from validation.jobs.engine import Advanced, Failure, carry_out, give_up, said
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
@@ -76,6 +76,8 @@ class Figures(WorkOptions):
                 written.extend(map(str, paths))
                 if not self.json:
                     print(*paths, sep="\n", flush=True)
+        if len(failures) == len(jobs):
+            give_up(failures, len(jobs))
         if self.json:
             print_json({"written": written})
         if failures:

@@ -64,6 +64,17 @@ def content(file):
     return {name: dataset[name].values.tobytes() for name in dataset.variables}
 
 
+def test_three_kinds_of_trouble(scheduler):
+    """First of all: a worker that has served commands does these jobs in processes of their own, whose memory nobody limits."""
+    address, _ = scheduler
+    jobs = [Squared(2.0), Troubled(3.0), Troubled(4.0, trouble="nan"), Troubled(5.0, trouble="memory"), Squared(6.0)]
+    with cluster(address) as executor:
+        good, raises, nan, memory, last = in_order(carry_out(jobs, executor=executor))
+    assert (good, last) == (4.0, 36.0) and nan != nan
+    assert raises.reason == "ZeroDivisionError: by nothing"
+    assert memory.name == "square-5" and "KilledWorker" in memory.reason
+
+
 def test_every_engine_gives_the_same_bits(scheduler, tmp_path):
     address, _ = scheduler
     engines = {"one": ("--workers", "1"), "two": ("--workers", "2"), "dask": ("--scheduler", address)}
@@ -108,16 +119,6 @@ def test_nothing_is_lost_when_a_worker_and_then_the_client_are_killed(scheduler,
     assert half and not (tmp_path / "run.nc").exists()
     searchphase(tmp_path, *words, "--output", "run.nc", "--resume", "--workers", "2")
     assert content(tmp_path / "run.nc") == content(tmp_path / "other.nc") and not folder.exists()
-
-
-def test_three_kinds_of_trouble(scheduler):
-    address, _ = scheduler
-    jobs = [Squared(2.0), Troubled(3.0), Troubled(4.0, trouble="nan"), Troubled(5.0, trouble="memory"), Squared(6.0)]
-    with cluster(address) as executor:
-        good, raises, nan, memory, last = in_order(carry_out(jobs, executor=executor))
-    assert (good, last) == (4.0, 36.0) and nan != nan
-    assert raises.reason == "ZeroDivisionError: by nothing"
-    assert memory.name == "square-5" and "KilledWorker" in memory.reason
 
 
 def test_a_scheduler_that_does_not_answer(tmp_path):

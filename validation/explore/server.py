@@ -1,11 +1,15 @@
 """The explorer's server: the page and its scripts, and the numbers, all from this machine."""
 
 import asyncio
+import atexit
 import concurrent.futures
+import contextlib
 import importlib.resources
 import json
 import math
+import os
 import queue
+import sys
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -46,19 +50,22 @@ PARTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
 
 
 class Worker:
-    """A thread that does one thing after the other. A process that ends does not wait for it."""
+    """A thread that does one thing after the other, and says whether it is `busy`."""
 
     def __init__(self) -> None:
+        self.busy = False
         self._tasks: queue.SimpleQueue[tuple[concurrent.futures.Future, Callable[[], Any]]] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
         while True:
             future, task = self._tasks.get()
+            self.busy = True
             try:
                 future.set_result(task())
             except BaseException as error:
                 future.set_exception(error)
+            self.busy = False
 
     async def done(self, task: Callable[[], Any]) -> Any:
         """What the task returns; raises what it raises."""
@@ -104,7 +111,8 @@ class _Numbers(tornado.web.RequestHandler):
     async def get(self, part: str) -> None:
         words = {name: self.get_query_argument(name) for name in self.request.query_arguments}
         worker = self.quick if part == "search" else self.slow
-        self.write(json.dumps(await worker.done(lambda: answered(part, words))))
+        with contextlib.suppress(asyncio.CancelledError):  # the server ends, and nobody waits for the answer
+            self.write(json.dumps(await worker.done(lambda: answered(part, words))))
 
 
 class _Start(tornado.web.RequestHandler):
@@ -114,16 +122,15 @@ class _Start(tornado.web.RequestHandler):
         self.write(json.dumps({"figures": items, "links": LINKS, "regions": regions, "seeds": numbers.SEEDS}))
 
 
-def application() -> tornado.web.Application:
-    """The page, its scripts and its numbers. A slider's numbers are computed beside those that take long."""
+def application(quick: Worker, slow: Worker) -> tornado.web.Application:
+    """The page, its scripts and its numbers: a slider's are computed by the `quick` worker, beside those that take long."""
     own = str(importlib.resources.files("validation.explore") / "page")
     scripts = str(Path(bokeh.__file__).parent / "server" / "static" / "js")
     app = tornado.web.Application()
-    workers = {"quick": Worker(), "slow": Worker()}
     app.add_handlers(
         _HOSTS,
         [
-            (f"/numbers/({'|'.join(PARTS)})", _Numbers, workers),
+            (f"/numbers/({'|'.join(PARTS)})", _Numbers, {"quick": quick, "slow": slow}),
             ("/start", _Start),
             (r"/bokeh/(bokeh(?:-api)?\.min\.js)", tornado.web.StaticFileHandler, {"path": scripts}),
             (r"/(.*)", tornado.web.StaticFileHandler, {"path": own, "default_filename": "index.html"}),
@@ -132,7 +139,7 @@ def application() -> tornado.web.Application:
     return app
 
 
-async def serve(port: int, listening: Callable[[str], Any]) -> None:
+async def serve(port: int, app: tornado.web.Application, listening: Callable[[str], Any]) -> None:
     """Serves the page until it is cancelled; `listening` is called with its address when it can be opened. Port 0 is any that is free.
 
     **Raises** ArgumentError for a port that cannot be listened on.
@@ -142,7 +149,7 @@ async def serve(port: int, listening: Callable[[str], Any]) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "no such port"
         raise ArgumentError("port", f"{port} cannot be listened on: {reason} (0 takes one that is free)") from None
-    server = tornado.httpserver.HTTPServer(application())
+    server = tornado.httpserver.HTTPServer(app)
     server.add_sockets(sockets)
     listening(f"http://{HOST}:{sockets[0].getsockname()[1]}/")
     try:
@@ -159,4 +166,16 @@ def explore(port: int, *, browser: bool) -> None:
         if browser:
             webbrowser.open(address)
 
-    asyncio.run(serve(port, listening))
+    workers = Worker(), Worker()
+    try:
+        asyncio.run(serve(port, application(*workers), listening))
+    finally:
+        if any(worker.busy for worker in workers):
+            atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Ends the process as Ctrl-C does. A thread inside a compilation would make Python abort, and does not hear that it is to stop."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)

@@ -84,6 +84,11 @@ class Adapter(Shown):
         """The LoRA scaling κ = α / r."""
         return self.scale / self.rank
 
+    @property
+    def trained_rows(self) -> Float[Array, ""]:
+        """The number of rows that are trained: the rank, less the rows at rest."""
+        return jnp.sum(self.trained)
+
     def replace(self, *, kappa: ScalarLike | None = None, **changes: Any) -> "Adapter":
         """The adapter with some fields changed; unless it is given, κ stays what it was, also where the rank changes.
 

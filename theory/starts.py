@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import digamma
+from jax.scipy.special import digamma, ndtri
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from odes import Overlaps, Problem, Transfer, pretrained
@@ -120,8 +120,11 @@ def random_start(
 
 
 def typical_amplitude(problem: Problem, mode: UnstableMode) -> Float[Array, ""]:
-    r"""The amplitude a whose logarithm is the mean one: $\log a = \log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)$."""
-    half = jnp.asarray(problem.adapter.rank / 2, mode.variance.dtype)
+    r"""The amplitude a whose logarithm is the mean one: $\log a = \log\sqrt{\mathrm{Var}} + \tfrac12(\psi(r/2) + \log 2)$.
+
+    Rows at rest do not count: r is the number of the others.
+    """
+    half = problem.adapter.trained_rows / 2
     return jnp.exp((jnp.log(mode.variance) + digamma(half) + jnp.log(2.0)) / 2)
 
 
@@ -130,13 +133,12 @@ def typical_start(problem: Problem, phase: SearchPhase, mode: UnstableMode, *, e
 
     The rows of the adapter are on the unstable mode with the total amplitude of [`typical_amplitude`][], shared by them like
     quantiles of a half-normal law, or in `equal` parts. Where D <= 0 they have U = 0 instead and the total overlap $(r/d)^{1/2}$ with the
-    direction that they learn. Where nothing moves the start is w0 itself.
+    direction that they learn. Where nothing moves the start is w0 itself. Rows at rest have no share: r is the number of the others.
     """
-    from scipy import special
-
-    rank, moving, damped = problem.adapter.rank, moves(problem, phase), phase.D > 0
-    shares = np.ones(rank) if equal else special.ndtri((1 + (np.arange(rank) + 0.5) / rank) / 2)
-    rows = jnp.asarray(shares / np.linalg.norm(shares), mode.variance.dtype)
+    trained, moving, damped = problem.adapter.trained, moves(problem, phase), phase.D > 0
+    rank = problem.adapter.trained_rows
+    shares = trained if equal else trained * ndtri((1 + (jnp.cumsum(trained) - 0.5) / rank) / 2)
+    rows = shares / jnp.linalg.norm(shares)
     amplitude = typical_amplitude(problem, mode)
     up = jnp.where(damped, mode.up * amplitude, 0)
     cross = jnp.where(damped, mode.cross * amplitude, jnp.sqrt(rank / problem.sgd.dimension))

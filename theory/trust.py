@@ -81,7 +81,7 @@ def validity(
     """
     problem, goal, phase, mode, time, crossing = jax.lax.stop_gradient((problem, goal, phase, mode, time, crossing))
     noise = fluctuations(problem, goal, phase, crossing)
-    fed = jnp.sqrt(problem.adapter.rank * (mode.variance - mode.initial))
+    fed = jnp.sqrt(problem.adapter.trained_rows * (mode.variance - mode.initial))
     large_noise = fed > _LARGEST_FED
     if kinked(problem):
         shaken = safe_sqrt(jitter(problem, phase) ** 2 - fed**2)
@@ -122,7 +122,7 @@ def jitter(problem: Problem, phase: SearchPhase) -> Float[Array, ""]:
     adapter, sgd = problem.adapter, problem.sgd
     speed = adapter.lr_ratio * adapter.kappa**2
     forgotten = speed * phase.D + phase.rate
-    fed = adapter.rank * speed**2 * sgd.noise_scale * phase.noise / sgd.dimension
+    fed = adapter.trained_rows * speed**2 * sgd.noise_scale * phase.noise / sgd.dimension
     return jnp.where(forgotten > 0, safe_sqrt(fed / jnp.where(forgotten > 0, 2 * forgotten, 1)), jnp.inf)
 
 

@@ -164,6 +164,6 @@ def _random_starts(problem: Problem, modes: EscapeModes, moving: Bool[Array, ""]
 
 def _large(problem: Problem, mode: UnstableMode) -> Bool[Array, ""]:
     """Whether a start is no small perturbation, so that none is typical."""
-    whole = jnp.sqrt(problem.adapter.rank * mode.variance)
+    whole = jnp.sqrt(problem.adapter.trained_rows * mode.variance)
     large = whole > _LARGEST_AMPLITUDE * jnp.where(kinked(problem), shortest(problem), 1.0)
-    return large | (problem.adapter.rank > _MOST_ROWS * problem.sgd.dimension)
+    return large | (problem.adapter.trained_rows > _MOST_ROWS * problem.sgd.dimension)

@@ -14,6 +14,7 @@ COMMANDS = (
     "remedies",
     "figures",
     "demo",
+    "explore",
     "cache",
 )
 """The names of the commands. The class of `phase-diagram` is `PhaseDiagram` in the module `phase_diagram`."""

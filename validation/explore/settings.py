@@ -1,0 +1,146 @@
+"""What the explorer's controls hold: one problem, as an address, a command line or Python spell it."""
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from odes import SGD, Adapter, Family, Problem
+from odes.arguments import ArgumentError, require, require_known
+
+_LARGEST_RANK = 64
+"""Adapters of more rows are refused: a page would wait for them."""
+
+_RANKS = f"a whole number from 1 to {_LARGEST_RANK}"
+
+_FLAGS = {"dimension": "dim"}
+"""Settings whose flag on the command line has another name."""
+
+_TEXTS = ("activation", "teacher")
+"""Settings that are words."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    r"""One unit with pretrained weights, its adapter and SGD: the defaults are those of every command.
+
+    - `activation`, `teacher`: names of link functions ([`odes.activation`][]); the teacher's is the student's unless given;
+    - `strength` ρ = |w0|, `alignment` c, its cosine with the target;
+    - `rank` r, `scale` α with κ = α/r (r unless given), `lr_ratio` χ;
+    - `batch_size` B (infinite for gradient flow), `learning_rate` η, `label_noise` Δ, the variance, and `dimension` d.
+
+    >>> Settings.of({"activation": "He3", "strength": "0.3"}).query
+    'activation=He3&strength=0.3'
+
+    **Raises** ArgumentError, from [`Settings.of`][], [`Settings.family`][] and [`Settings.problem`][], for what is not allowed.
+    """
+
+    activation: str = "erf"
+    teacher: str | None = None
+    strength: float = 0.5
+    alignment: float = 1.0
+    rank: int = 1
+    scale: float | None = None
+    lr_ratio: float = 1.0
+    batch_size: float = 500.0
+    learning_rate: float = 0.2
+    label_noise: float = 0.0
+    dimension: float = 1000.0
+
+    @classmethod
+    def of(cls, words: Mapping[str, str]) -> "Settings":
+        """The settings that words spell, by name; those that are missing or empty have their default."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        values: dict[str, Any] = {}
+        for name, word in words.items():
+            require_known("address", name, names)
+            if word.strip():
+                values[name] = word.strip() if name in _TEXTS else _number(name, word)
+        return cls(**values)
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The settings that differ from the default, in words."""
+        changed = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
+        }
+        return {name: value if isinstance(value, str) else f"{value:.12g}" for name, value in changed.items()}
+
+    @property
+    def query(self) -> str:
+        """The part of an address after the question mark; empty for the defaults."""
+        return urlencode(self.given)
+
+    @property
+    def command(self) -> str:
+        """The command line that prints the numbers of this problem, the law of the escape time among them."""
+        words = {"dimension": f"{self.dimension:.12g}"} | self.given
+        flags = [
+            word for name, value in words.items() for word in (f"--{_FLAGS.get(name, name)}".replace("_", "-"), value)
+        ]
+        return shlex.join(["searchphase", "escape", *flags])
+
+    @property
+    def python(self) -> str:
+        """Lines of Python that do the same."""
+
+        def call(function: str, values: dict[str, Any]) -> str:
+            return f"{function}({', '.join(f'{name}={_literal(value)}' for name, value in values.items())})"
+
+        kept = {name: getattr(self, name) for name in self.given}
+        adapter = {name: kept[name] for name in ("rank", "scale", "lr_ratio") if name in kept}
+        sgd = {name: kept[name] for name in ("learning_rate", "batch_size", "dimension", "label_noise") if name in kept}
+        parts = {name: kept[name] for name in ("teacher",) if name in kept}
+        place = {"strength": self.strength, "alignment": self.alignment}
+        words = [repr(self.activation), *(f"{name}={_literal(value)}" for name, value in (place | parts).items())]
+        words += [
+            f"{name}={call(kind, values)}"
+            for name, kind, values in (("adapter", "Adapter", adapter), ("sgd", "SGD", sgd))
+            if values
+        ]
+        used = [kind for kind, values in (("SGD", sgd), ("Adapter", adapter)) if values]
+        return "\n".join(
+            [
+                "import jax",
+                "",
+                'jax.config.update("jax_enable_x64", True)',
+                f"from odes import {', '.join([*used, 'Problem'])}",
+                "from theory import escape_law, search_phase",
+                "",
+                f"problem = Problem.single_index({', '.join(words)})",
+                "print(search_phase(problem))",
+                "print(escape_law(problem))",
+            ]
+        )
+
+    def family(self) -> Family:
+        """All of the problem but strength and alignment."""
+        require("rank", self.rank, _RANKS, lambda rank: (rank >= 1) & (rank <= _LARGEST_RANK))
+        adapter = Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio)
+        names = ("learning_rate", "batch_size", "dimension", "label_noise")
+        sgd = SGD(**{name: getattr(self, name) for name in names})
+        return Family(self.activation, teacher=self.teacher, adapter=adapter, sgd=sgd)
+
+    def problem(self) -> Problem:
+        """The problem."""
+        require("strength", self.strength, "positive and finite", lambda rho: (rho > 0) & (rho < 1e100))
+        return self.family().at(self.strength, self.alignment)
+
+
+def _number(name: str, word: str) -> float | int:
+    try:
+        number = float(word)
+    except ValueError:
+        raise ArgumentError(name, f"takes a number, not {word!r:.40}") from None
+    if name != "rank":
+        return number
+    if not number.is_integer():
+        raise ArgumentError(name, f"must be {_RANKS}, but is {word}")
+    return int(number)
+
+
+def _literal(value: Any) -> str:
+    """A value as Python writes it."""
+    return 'float("inf")' if value == math.inf else repr(value)

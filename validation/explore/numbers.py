@@ -47,7 +47,7 @@ _ROWS = 16
 _SEARCHES = 20.0
 """The flow is followed for so many time scales of the search, as `searchphase solve` follows it."""
 
-_MOST_STEPS, _FEW_STEPS, _MORE_STEPS = 2**12, 2**10, 2**17
+_MOST_STEPS, _FEW_STEPS, _MORE_STEPS = 2**11, 2**10, 2**17
 """A flow of more steps of the integrator before the escape, or after it, is given up, so that the page answers; fewer where averages
 are sums over nodes; and more where one waits."""
 
@@ -112,7 +112,7 @@ def flow(settings: Settings, *, patient: bool = False) -> dict[str, Any]:
     - `escape_time`: when the loss has halved, NaN if it has not;
     - `words`: why there is no flow, or no end of it; empty if all is well.
 
-    `patient` lets the integrator take 2^17 steps before the escape and as many after it, not 2^12, or 2^10 where averages are
+    `patient` lets the integrator take 2^17 steps before the escape and as many after it, not 2^11, or 2^10 where averages are
     sums over nodes.
     """
     rank, place = settings.rank, _place(settings)

@@ -50,7 +50,7 @@ function control({ name, label, usual, hint, link, low, high, step, log }) {
     const slider = Object.assign(document.createElement("input"), { type: "range", min: into(low), max: into(high), step: log ? 0.01 : step });
     slider.setAttribute("aria-label", label);
     const follow = () => {
-      const value = Number(text.value || usual || low * 10);
+      const value = Number(text.value || usual || fields.rank.text.value); // the scale is the rank unless given
       if (Number.isFinite(value)) slider.value = into(value);
     };
     slider.addEventListener("input", () => {

@@ -228,14 +228,15 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
     squares, rates = jax.vmap(variance)(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), slope, of_up))
     deviation, rate, length = safe_sqrt(squares[0]), rates[0], jnp.sum(crossing.up**2)
     root = jnp.sqrt(jnp.maximum(velocity**2 + 2 * acceleration * deviation, 0))
-    last = 2 * deviation / (jnp.abs(velocity) + root)
+    last = jnp.where(deviation == 0, 0, 2 * deviation / (jnp.abs(velocity) + root))
+    bending = squares[1:] @ bent
     shrinking = jnp.vdot(crossing.up, noise_at(problem, crossing) @ crossing.up)
     outlying = sgd.noise_scale * jnp.max(kurtosis_at(problem, crossing)) / sgd.dimension
     tail = sgd.noise_scale * adapter.kappa**2 * shrinking * outlying / 2
     return Fluctuations(
         relative=jnp.sum(squares[1:]) / length,
         head_start=last**2 / (last + 1 / rate),
-        delay=jnp.abs(squares[1:] @ bent / (2 * velocity)),
+        delay=jnp.where(bending == 0, 0, jnp.abs(bending / (2 * velocity))),
         tail=tail if adapter.normalized else jnp.zeros_like(tail),
         outlying=outlying,
     )

@@ -1,5 +1,6 @@
 """What a process does that works for another one; JAX and Equinox are imported only once they have been set up as they are there."""
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -81,10 +82,17 @@ def work(job: bytes, surroundings: Surroundings) -> bytes:
     from odes.storage import made_with
 
     try:
-        answer = Answer(made_with(), pickle.loads(job).run(lambda _: None))
+        with _threads_of_dask():
+            answer = Answer(made_with(), pickle.loads(job).run(lambda _: None))
     except Exception as error:
         answer = Answer(made_with(), error=told(error), trace=traceback.format_exc())
     return pickle.dumps(answer)
+
+
+def _threads_of_dask() -> contextlib.AbstractContextManager[Any]:
+    """In a Dask worker xarray would lock the cluster for files that are a job's own, with locks that are not there."""
+    dask = sys.modules.get("dask")
+    return contextlib.nullcontext() if dask is None else dask.config.set(scheduler="threads")
 
 
 def serve() -> None:

@@ -3,15 +3,14 @@
 import contextlib
 import functools
 import http.server
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from tests.browsers import WIDTHS
+
 SITE = Path(__file__).parents[2] / "site"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 PAGES = (
     "index.html",
     "theory/index.html",
@@ -44,17 +43,6 @@ def address():
         pytest.skip("there is no site: make docs builds it")
     with served(SITE) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright comes with searchphase[docs]")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 class Visit:

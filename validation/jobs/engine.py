@@ -245,7 +245,7 @@ def _outcome(name: str, future: concurrent.futures.Future, own: dict[str, str]) 
     except (Exception, concurrent.futures.CancelledError) as error:
         return Failure(name, JobError(_died(error)))
     if different := [
-        f"{key} {value} (here {own.get(key)})" for key, value in answer.made_with.items() if own[key] != value
+        f"{key} {value} (here {own.get(key)})" for key, value in answer.made_with.items() if own.get(key) != value
     ]:
         return Failure(name, JobError(f"was done with {', '.join(different)}"))
     if answer.error is not None:

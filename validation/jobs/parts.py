@@ -43,7 +43,7 @@ class Parts:
             raise ArgumentError(
                 None, f"{self.folder} holds an unfinished run: go on with --resume, or remove that folder"
             )
-        if (self.folder / "settings.json").exists():
+        if self.begun:
             self._read_settings()
 
     @property

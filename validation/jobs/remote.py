@@ -66,18 +66,13 @@ class Answer:
 def work(job: bytes, surroundings: Surroundings) -> bytes:
     """Does a pickled job; gives its pickled [`Answer`][]. An error of the job is an answer; it does not end the process.
 
-    A worker that has served a command with other flags for XLA does the job in a process of its own.
+    A worker that has served a command with other flags for XLA does the job in a process of its own, which adopts the new ones.
     """
     if not surroundings.adopt():
         command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
-        paths = os.pathsep.join(filter(None, sys.path))
-        environment = os.environ | {"PYTHONPATH": paths} | {k: v for k, v in surroundings.environment.items() if v}
-        for name, value in surroundings.environment.items():
-            if value is None:
-                environment.pop(name, None)
-        done = subprocess.run(
-            command, input=pickle.dumps((job, surroundings)), stdout=subprocess.PIPE, env=environment, check=True
-        )
+        paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        sent = pickle.dumps((job, surroundings))
+        done = subprocess.run(command, input=sent, stdout=subprocess.PIPE, env=os.environ | paths, check=True)
         return done.stdout
     from odes.storage import made_with
 

@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,11 +15,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.browsers import WIDTHS
 from tests.command_line import ON_ITS_OWN, assert_refused, run
 from validation.explore.server import answered
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 WAIT = 120_000
 """Milliseconds for programs to be compiled."""
 
@@ -97,17 +95,6 @@ def address():
     yield found
     process.terminate()
     process.communicate(timeout=20)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright comes with searchphase[docs]")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(params=WIDTHS)

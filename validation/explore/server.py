@@ -9,6 +9,7 @@ import json
 import math
 import os
 import queue
+import socket
 import sys
 import threading
 import webbrowser
@@ -20,7 +21,6 @@ import bokeh
 import jax
 import numpy as np
 import tornado.httpserver
-import tornado.netutil
 import tornado.web
 from bokeh.embed import json_item
 
@@ -145,13 +145,14 @@ async def serve(port: int, app: tornado.web.Application, listening: Callable[[st
     **Raises** ArgumentError for a port that cannot be listened on.
     """
     try:
-        sockets = tornado.netutil.bind_sockets(port, HOST)
+        listener = socket.create_server((HOST, port), backlog=128)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "no such port"
         raise ArgumentError("port", f"{port} cannot be listened on: {reason} (0 takes one that is free)") from None
     server = tornado.httpserver.HTTPServer(app)
-    server.add_sockets(sockets)
-    listening(f"http://{HOST}:{sockets[0].getsockname()[1]}/")
+    listener.setblocking(False)
+    server.add_socket(listener)
+    listening(f"http://{HOST}:{listener.getsockname()[1]}/")
     try:
         await asyncio.Event().wait()
     finally:

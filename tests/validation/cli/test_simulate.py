@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(capsys, tmp_path):
         env=ON_ITS_OWN,
         stdout=subprocess.DEVNULL,
     )
-    while not list(parts.glob("point-0-seeds-2-to-3.*")):
+    while len(list(parts.glob("point-*"))) < 2:
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

@@ -75,19 +75,16 @@ def test_a_closed_pipe_is_silent():
     assert done.stderr == "" and done.stdout.count("\n") == 1
 
 
-def heed_interrupts():
-    """A shell's background jobs ignore Ctrl-C, and so does what they start."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def test_an_interrupted_run_says_what_is_kept(tmp_path):
     words = "simulate --method chain --dim 1e3 --batch-size 64 --seeds 400 --block 1 --t1 400 --output run.nc"
-    command = [sys.executable, "-m", "validation", *words.split()]
+    heeding = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs ignore it
+    )
+    script = f"{heeding}; from validation.cli.main import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", script, *words.split()]
     paths = os.environ.get("PYTHONPATH", "")
     environment = ON_ITS_OWN | {"PYTHONPATH": f"{os.getcwd()}:{paths}"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "run.nc.parts").glob("point-0-seeds-0-to-0.*")):
         assert process.poll() is None
         time.sleep(0.01)

@@ -14,7 +14,7 @@ from odes.equations import (
 )
 from odes.erfs import nearest_erfs
 from odes.escape import Escape
-from odes.files import read_problem, read_transfer, write_problem
+from odes.files import read_either, read_problem, read_transfer, write_problem
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.integration import Solution, log_times, solve
 from odes.noise import in_closed_form, kurtosis_of, noise_error, noise_of
@@ -80,6 +80,7 @@ __all__ = [
     "pretrained",
     "random_overlaps",
     "read_dataset",
+    "read_either",
     "read_problem",
     "read_transfer",
     "restarted",

@@ -74,6 +74,14 @@ def read_transfer(path: str | os.PathLike) -> Transfer:
     return _read(path, _transfer)
 
 
+def read_either(path: str | os.PathLike) -> Problem | Transfer:
+    """What is in a TOML file: a pretraining and fine-tuning where it has `units` or `cosines`, else a problem.
+
+    **Raises** ArgumentError naming the file and what is wrong in it; OSError if it cannot be read.
+    """
+    return _read(path, lambda values: _transfer(values) if values.keys() & {"units", "cosines"} else _problem(values))
+
+
 def _read(path: str | os.PathLike, make: Callable[[dict[str, Any]], Made]) -> Made:
     """What `make` makes of the tables in a TOML file."""
     if not Path(path).is_file():

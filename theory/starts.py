@@ -13,7 +13,7 @@ from odes.arguments import real_array
 from odes.overlaps import orthonormal_components, rows_of_length
 from odes.quadrature import safe_sqrt
 from theory.modes import EscapeModes, escape_modes
-from theory.search import SearchPhase, UnstableMode, amplitudes, search_phase, unstable_mode
+from theory.search import SearchPhase, UnstableMode, amplitudes, unstable_mode
 
 _FURTHER = 0.1
 """The amplitudes of further modes where all start, in units of the first."""
@@ -44,11 +44,16 @@ def spread_start(problem: Problem, amplitude: ScalarLike) -> Overlaps:
     """The overlaps on all growing modes, each with some rows of the adapter to itself, as many as there are, which share its amplitude
     equally: that of the fastest is given, further ones have a tenth of it. For one unit it is the [`shared_start`][]."""
     modes, (units, _), rank = escape_modes(problem), problem.units, problem.adapter.rank
-    apart = min(units, rank)
-    shares = np.equal.outer(np.arange(units) % apart, np.arange(rank) % apart).astype(float)
-    shares *= np.where(np.arange(units) == 0, 1, _FURTHER)[:, None] / np.sqrt(shares.sum(axis=1, keepdims=True))
+    shares = _row_shares(units, rank) * np.where(np.arange(units) == 0, 1, _FURTHER)[:, None]
     parts = real_array(amplitude) * real_array(shares) * (modes.rates[:units] > 0).astype(modes.up.dtype)[:, None]
     return on_rows(problem, modes.up[:units].T @ parts, parts.T @ modes.cross[:units] @ modes.span)
+
+
+def _row_shares(units: int, rank: int) -> Float[np.ndarray, "K r"]:
+    """The parts of each mode that the rows of the adapter have: some rows to itself, as many as there are, in equal shares of length 1."""
+    apart = min(units, rank)
+    shares = np.equal.outer(np.arange(units) % apart, np.arange(rank) % apart).astype(float)
+    return shares / np.sqrt(shares.sum(axis=1, keepdims=True))
 
 
 def resting_start(problem: Problem) -> Overlaps:
@@ -151,16 +156,23 @@ def weights_start(cross: Float[Array, " f"], square: ScalarLike = 1.0) -> Overla
     return Overlaps(jnp.ones((1, 1)), cross[None], jnp.full((1, 1), square))
 
 
-def staged_start(transfer: Transfer, border: Overlaps, amplitude: float) -> Overlaps:
-    """Weights whose overlap with the source is `amplitude`, and an adapter with U = 0 that waits for them.
+def staged_start(transfer: Transfer, border: Overlaps | None, amplitude: ScalarLike) -> Overlaps:
+    r"""Weights that have begun to learn the source, and an adapter with U = 0 that waits for them.
 
-    The overlaps of its rows with the frame lie along the gradient with which fine-tuning begins at the `border`; their total
-    is `amplitude`. The rest of every row is orthogonal to all others.
+    The cosine of the k-th row of the weights with the source's direction of the same number, counted round, is the `amplitude`. The
+    adapter's rows lie along what fine-tuning from the `border` learns in its growing modes, $u^T(CT - DW)$, as far as that is in the
+    frame: every mode has some rows to itself, as many as there are, whose overlaps with that direction have the length `amplitude`
+    together, in all modes alike. Without a border they have none. The rest of every row is orthogonal to all others.
     """
-    rank, gram = transfer.adapter.rank, transfer.lora.frame_gram
-    phase = search_phase(transfer.fine_tuning(border))
-    inside = phase.C * transfer.lora.target[0] - phase.D * jnp.linalg.pinv(gram) @ border.cross[0]
-    row = amplitude / np.sqrt(rank) * inside / jnp.sqrt(inside @ gram @ inside)
-    rows = jnp.concatenate([jnp.array([[0.0, amplitude]]), jnp.tile(row, (rank, 1))])
+    units, rank, lora, lengths = transfer.units, transfer.adapter.rank, transfer.lora, transfer.lengths
+    gram, sources = lora.frame_gram, transfer.teachers + np.arange(units) % transfer.teachers
+    rows = jnp.zeros((units + rank, lora.frame_size)).at[np.arange(units), sources].set(amplitude * lengths[:units])
+    if border is not None:
+        modes = escape_modes(transfer.fine_tuning(border))
+        inside = modes.C @ lora.target - modes.D @ border.cross[:units] @ jnp.linalg.pinv(gram)
+        learnt = jnp.where(modes.rates[:units, None] > 0, modes.up[:units] @ inside, 0)
+        square = jnp.sum(learnt @ gram * learnt, axis=1, keepdims=True)
+        learnt = jnp.where(square > 0, learnt / jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        rows = rows.at[units:].set(amplitude * real_array(_row_shares(units, rank)).T @ learnt)
     overlaps = rows @ gram @ rows.T
-    return Overlaps(transfer.up, rows @ gram, overlaps + jnp.diag(1 - jnp.diagonal(overlaps)))
+    return Overlaps(transfer.up, rows @ gram, overlaps + jnp.diag(lengths**2 - jnp.diagonal(overlaps)))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from odes import Escape, Overlaps, Problem
+from odes import Escape, Overlaps, Problem, Transfer
 from theory import escape_modes, leading_phase, passage, patience, spread_start
 from validation.simulation.chain import affordable_chain
 from validation.simulation.ensemble import simulate
@@ -107,11 +107,19 @@ def z_limit(checks: int) -> float:
     return float(-special.ndtri(FALSE_ALARM / (2 * max(checks, 1))))
 
 
+def transfer_of(problem: Problem) -> Transfer:
+    """Pretraining on the direction of a single-index problem's w0, by the same SGD, and fine-tuning as the problem says."""
+    target, adapter, sgd = problem.teacher, problem.adapter, problem.sgd
+    return Transfer(problem.student, cosine=problem.alignment, target=target, adapter=adapter, sgd=sgd)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One setting under test.
 
-    `problem` is simulated and `theory` is predicted from: the same, unless a wrong theory is to be caught.
+    `problem` is simulated and `theory` is predicted from: the same, unless a wrong theory is to be caught. Where a setting is a
+    pretraining and the fine-tuning after it, `transfers` are what is simulated and what is predicted from, and the problems are theirs
+    of fine-tuning.
     """
 
     name: str
@@ -120,6 +128,7 @@ class Case:
     effort: Effort
     key: PRNGKeyArray
     escape: Escape = dataclasses.field(default_factory=Escape)
+    transfers: tuple[Transfer, Transfer] | None = None
 
     def at(self, **changes: Any) -> "Case":
         """The same setting at another dimension, learning rate or rank, in whole batches at the same noise scale."""
@@ -128,7 +137,18 @@ class Case:
             there = problem.replace(**changes)
             return there.replace(sgd=there.sgd.whole_batches(problem.sgd.noise_scale))
 
-        return dataclasses.replace(self, problem=changed(self.problem), theory=changed(self.theory))
+        def moved(transfer: Transfer) -> Transfer:
+            before, after = (changed(problem).sgd for problem in (transfer.pretraining, transfer.lora))
+            return dataclasses.replace(transfer, pretraining_sgd=before, sgd=after)
+
+        there = None if self.transfers is None else (moved(self.transfers[0]), moved(self.transfers[1]))
+        return dataclasses.replace(self, problem=changed(self.problem), theory=changed(self.theory), transfers=there)
+
+    @property
+    def staged(self) -> tuple[Transfer, Transfer]:
+        """Pretraining and fine-tuning that are simulated, and that are predicted from: those of the setting, or, of one unit, a
+        pretraining on the direction of w0 by the same SGD."""
+        return self.transfers or (transfer_of(self.problem), transfer_of(self.theory))
 
     def stream(self, number: int) -> "Case":
         """The same setting with other random numbers."""

@@ -14,7 +14,6 @@ from jaxtyping import PRNGKeyArray
 from odes import Escape, Stage, Transfer
 from theory import FineTuning, Remedy, Validity, Verdict, checkpoints, pretrained_until, remedies
 from validation.checks.base import LAW_ACCURACY, Case, Note, Result
-from validation.checks.stages import transfer_of
 from validation.jobs.engine import Advanced, all_results, carry_out
 from validation.simulation.chain import affordable_chain
 from validation.simulation.ensemble import simulate_stages
@@ -27,8 +26,8 @@ _CONFIRMED = 6
 _MOST_STEPS = 40_000
 """Fine-tuning from a checkpoint that would need more steps is not simulated."""
 
-_LEARNT = 0.01
-"""Checkpoints are checked when the source loss has fallen to this fraction, and after twice that time."""
+_LEARNT = (0.1, 0.01)
+"""Checkpoints are checked when the source loss has fallen to these fractions, and after twice the time of the last."""
 
 _RARE = 0.01
 """So large a part of the runs may be later than the time that chains are given."""
@@ -100,18 +99,18 @@ def _tunings(
 
 
 def checkpoint_checks(case: Case) -> Iterator[Result]:
-    """Fine-tuning from two checkpoints of a pretraining on w0's direction, where its time is trusted, against the chain."""
-    theory, seeds = transfer_of(case.theory), case.effort.law_seeds
-    learnt = pretrained_until(theory, fraction=_LEARNT)
-    if not np.all(np.isfinite(learnt.escape_time)):
+    """Fine-tuning from three checkpoints of a pretraining, of one unit on w0's direction, where its time is trusted, against the chain."""
+    (transfer, theory), seeds = case.staged, case.effort.law_seeds
+    learnt = [np.max(pretrained_until(theory, fraction=fraction).escape_time) for fraction in _LEARNT]
+    if not np.all(np.isfinite(learnt)):
         yield Note(case.name, "checkpoints: pretraining does not learn the source")
         return
     rate = float(theory.pretraining_sgd.learning_rate)
-    times = rate * np.unique(np.maximum(np.round(np.array([1.0, 2.0]) * float(np.max(learnt.escape_time)) / rate), 1))
+    times = rate * np.unique(np.maximum(np.round(np.array([*learnt, 2 * learnt[-1]]) / rate), 1))
     tuning = checkpoints(theory, times, case.escape).tuning
     trusted = (np.asarray(tuning.validity) == Validity.holds) & (np.asarray(tuning.time) > 0)
     tuning, chosen = jax.tree.map(lambda x: x[trusted], tuning), times[trusted]
-    jobs = _tunings(transfer_of(case.problem), tuning, chosen, case.escape, seeds=seeds, key=case.key)
+    jobs = _tunings(transfer, tuning, chosen, case.escape, seeds=seeds, key=case.key)
     for row in all_results(carry_out(jobs)):
         where = f"from the checkpoint at t = {row['pretraining_time']:.4g}"
         yield case.arrivals(f"fraction fine-tuned {where}", int(row["reached"]), seeds, missing=_RARE)

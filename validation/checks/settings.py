@@ -10,7 +10,7 @@ from typing import Any, cast
 import jax
 from jaxtyping import PRNGKeyArray
 
-from odes import SGD, Adapter, Escape, Family, read_problem
+from odes import SGD, Adapter, Escape, Family, Transfer, read_either
 from odes.arguments import ArgumentError, nearest
 from validation.checks import CHECKS
 from validation.checks.base import Case, Effort, Result
@@ -18,8 +18,11 @@ from validation.checks.base import Case, Effort, Result
 _BESIDE_A_FILE = ("name", "problem", "criterion", "threshold", "teacher_unit", "checks", "quick")
 """What a setting says of itself where its problem is in a file."""
 
-_OF_ONE_UNIT = {"approach", "stages", "noise-limit", "checkpoints"}
+_OF_ONE_UNIT = {"approach", "noise-limit"}
 """Checks that several units do not have."""
+
+_IN_STAGES = {"stages", "checkpoints"}
+"""Checks of a pretraining and the fine-tuning after it."""
 
 SHIPPED = Path(__file__).parent / "settings.toml"
 """The settings that are checked if none are given."""
@@ -36,9 +39,10 @@ class Setting:
     """A problem, its escape, and which checks are made of it; the fields are named like the flags.
 
     `problem` is the file of a problem with any numbers of units, at its own dimension and noise scale, and leaves room for the
-    escape alone; some checks are for one unit. `mixture` stands instead of strength and alignment; `noise_scale` is
-    kept at every dimension that is simulated; trajectories and the law are simulated at the dimension `dim`, the effort's unless
-    given; `checks` are made by a full validation, `quick` by a quick one.
+    escape alone; some checks are for one unit. It may also be the file of a pretraining and the fine-tuning after it
+    ([`odes.read_either`][]), of which stages and checkpoints are checked. `mixture` stands instead of strength and alignment;
+    `noise_scale` is kept at every dimension that is simulated; trajectories and the law are simulated at the dimension `dim`, the
+    effort's unless given; `checks` are made by a full validation, `quick` by a quick one.
 
     **Raises** ArgumentError for checks that there are not and for a negative or infinite noise scale.
     """
@@ -122,13 +126,20 @@ class Setting:
         return Case(self.name, problem, problem, effort, key, Escape(self.criterion, self.threshold, self.teacher_unit))
 
     def _stored_case(self, path: str, effort: Effort, key: PRNGKeyArray) -> Case:
-        problem = read_problem(path)
-        if problem.units != (1, 1) and (others := {*self.checks, *self.quick} & _OF_ONE_UNIT):
-            known = ", ".join(kind for kind in CHECKS if kind not in _OF_ONE_UNIT)
-            raise ArgumentError("checks", f"of several units takes {known}, not {min(others)}")
+        found = read_either(path)
+        if isinstance(found, Transfer):
+            problem, transfers, what, possible = found.lora, (found, found), "a pretraining", _IN_STAGES
+        else:
+            several = found.units != (1, 1)
+            problem, transfers, what = found, None, "several units"
+            possible = CHECKS.keys() - (_OF_ONE_UNIT | _IN_STAGES if several else set())
+        if others := {*self.checks, *self.quick} - possible:
+            known = ", ".join(kind for kind in CHECKS if kind in possible)
+            raise ArgumentError("checks", f"of {what} takes {known}, not {min(others)}")
         dimension = float(problem.sgd.dimension)
         effort = dataclasses.replace(effort, law_dimension=dimension, trajectory_dimension=dimension)
-        return Case(self.name, problem, problem, effort, key, Escape(self.criterion, self.threshold, self.teacher_unit))
+        escape = Escape(self.criterion, self.threshold, self.teacher_unit)
+        return Case(self.name, problem, problem, effort, key, escape, transfers)
 
 
 def read_settings(path: Path) -> list[Setting]:

@@ -10,7 +10,7 @@ import pytest
 
 import odes.equations
 import theory.law
-from odes import SGD, Adapter, Problem, noise_of
+from odes import SGD, Adapter, Problem, Transfer, noise_of
 from theory import random_start
 from validation.checks import CHECKS, QUICK, Case, Check, z_limit
 
@@ -55,3 +55,31 @@ def test_a_law_without_one_of_its_modes_is_caught(monkeypatch, link, dropped):
     if dropped:
         monkeypatch.setattr(theory.law, "random_start", without_first)
     assert agrees("law", committee(link, TURNED)) == (not dropped)
+
+
+def in_stages(kind, simulated, theory):
+    """Whether all checks of a pretraining and the fine-tuning after it agree, and how many there are."""
+    effort = dataclasses.replace(EFFORT, trajectory_dimension=2e4)
+    case = Case("test", simulated.lora, theory.lora, effort, jax.random.key(1), transfers=(simulated, theory))
+    results = [some for some in CHECKS[kind](case) if isinstance(some, Check)]
+    return all(some.agrees(z_limit(len(results))) for some in results), len(results)
+
+
+def pretraining(cosines):
+    sgd = SGD(dimension=2e4, batch_size=2000, learning_rate=0.05)
+    return Transfer("erf", units=2, teachers=2, cosine=np.array(cosines), adapter=Adapter(2), sgd=sgd)
+
+
+@pytest.mark.slow
+def test_stages_agree_and_a_wrong_cosine_is_caught():
+    right = pretraining([1.0, 0.3])
+    assert in_stages("stages", right, right) == (True, 64)
+    assert not in_stages("stages", right, pretraining([1.0, 0.32]))[0]
+
+
+@pytest.mark.slow
+def test_checkpoints_agree_and_a_wrong_cosine_is_caught():
+    right = pretraining([1.0, 0.3])
+    agrees, checks = in_stages("checkpoints", right, right)
+    assert agrees and checks >= 2
+    assert not in_stages("checkpoints", right, pretraining([1.0, 0.6]))[0]

@@ -104,6 +104,8 @@ def test_a_misspelt_key_names_the_file(capsys, tmp_path):
         ("remedies --problem {committee} --rank 2", "leave out --rank"),
         ("remedies --problem {committee} --ways curriculum", "for one student and one teacher unit alone"),
         ("validate --problem {committee} --checks approach", "of several units takes trajectory"),
+        ("validate --problem {committee} --checks stages", "of several units takes trajectory"),
+        ("validate --problem {pretraining} --checks law", "of a pretraining takes stages, checkpoints, not law"),
     ],
 )
 def test_what_a_file_leaves_no_room_for(capsys, words, message):

@@ -34,7 +34,8 @@ class Validate(ResumeOptions, EscapeOptions, ModelOptions):
     """
 
     problem: OptionalPath = None
-    """TOML file with the problem of a single setting, of any numbers of units, instead of the flags for it."""
+    """TOML file with the problem of a single setting, of any numbers of units, instead of the flags for it; or with a pretraining and the
+    fine-tuning after it, for --checks stages checkpoints."""
     settings: OptionalPath = None
     """A TOML file with one [[setting]] table per setting, its keys named like the flags (the shipped file unless given)."""
     quick: bool = False

@@ -5,7 +5,7 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, Bool, Float, ScalarLike
 
 from odes import Problem, gradient_at, noise_at, pretrained
 from odes.arguments import positive, require
@@ -54,9 +54,14 @@ class EscapeModes(Shown):
         return self.rates[0]
 
     @property
+    def searched(self) -> Bool[Array, " n"]:
+        """Which modes grow above a thousandth of the largest rate: so many directions the adapter has to learn, one search each."""
+        return (self.rates > 0) & (self.rates > _NEGLIGIBLE * self.rate)
+
+    @property
     def slowest(self) -> Float[Array, ""]:
-        """The smallest rate of a mode that grows, of those above a thousandth of the largest: further searches take so long."""
-        return jnp.min(jnp.where(self.rates > _NEGLIGIBLE * self.rate, self.rates, self.rate))
+        """The smallest rate of a mode that is searched for, the largest where none is: further searches take so long."""
+        return jnp.min(jnp.where(self.searched, self.rates, self.rate))
 
     @property
     def leading(self) -> Float[Array, " K"]:

@@ -97,7 +97,7 @@ def _run(args: list[str], name: str | None) -> int:
         message, code = unfinished(error.failures), 1
     except ArgumentError as error:
         file = getattr(chosen, "problem", None)
-        if isinstance(file, str) and error.name in _IN_FILES:
+        if isinstance(file, str) and error.name in _IN_FILES and not _given(chosen, error.name):
             message = f"{file}: `{error.name}` {error.complaint}"
         else:
             flag = "" if error.name is None else f"--{_FLAGS.get(error.name, error.name)} ".replace("_", "-")
@@ -108,6 +108,12 @@ def _run(args: list[str], name: str | None) -> int:
         kept = getattr(chosen, "interrupted", None)
         message, code = f"interrupted{f'; {kept()}' if kept else ''}", _INTERRUPTED
     return _say(name, message, code)
+
+
+def _given(chosen: Any, name: str) -> bool:
+    """Whether a command has a flag of this name and it is not as it is by itself."""
+    field = type(chosen).__dataclass_fields__.get(name)
+    return field is not None and getattr(chosen, name) != field.default
 
 
 def _say(name: str | None, message: str, code: int) -> int:

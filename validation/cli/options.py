@@ -93,6 +93,12 @@ class LinkOptions:
             return default if given is None else activation(given)
 
 
+def check_rank(rank: float) -> None:
+    """Raises ArgumentError unless an adapter may have this rank."""
+    whole = 1 <= rank <= _LARGEST_RANK and rank == round(rank)
+    check("rank", rank, f"a whole number from 1 to {_LARGEST_RANK}", whole)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowOptions:
     scale: OptionalFloat = None
@@ -104,8 +110,7 @@ class RowOptions:
 
     def adapter_of(self, rank: float | int) -> Adapter:
         """The adapter of a rank."""
-        whole = 1 <= rank <= _LARGEST_RANK and rank == round(rank)
-        check("rank", rank, f"a whole number from 1 to {_LARGEST_RANK}", whole)
+        check_rank(rank)
         return Adapter(int(rank), scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
 
 
@@ -191,7 +196,7 @@ class SweepOptions(RateOptions, RowOptions, LinkOptions):
     """Their cosine with the target, c (1 unless given: w0 = mu * target with mu = rho)."""
     mixture: Numbers = ()
     """Instead of strength and alignment: w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
-    rank: Numbers = (1.0,)
+    rank: Numbers = ()
     """Rank r of the adapter (1 unless given)."""
     dim: Numbers = ()
     """Dimension d of the inputs (1000 unless given)."""
@@ -211,7 +216,7 @@ class SweepOptions(RateOptions, RowOptions, LinkOptions):
         return [
             Family(student, teacher=teacher, adapter=self.adapter_of(rank), sgd=self.sgd_at(dimension))
             for dimension in self.dimensions
-            for rank in self.rank
+            for rank in self.rank or (1.0,)
         ]
 
     def sweep(self) -> dict[Place, Problem]:

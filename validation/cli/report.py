@@ -96,7 +96,7 @@ def print_sample(columns: Mapping[str, Any]) -> None:
     print(table(rows_of({name: values[places].tolist() for name, values in chosen.items()})))
 
 
-_AXES = ("strength", "dimension", "rank", "alignment")
+_AXES = ("strength", "factor", "dimension", "rank", "alignment")
 """What a picture may be drawn against: the first of these that takes several values."""
 
 
@@ -107,7 +107,7 @@ def lines_of(
 
     Mixtures are drawn against mu.
     """
-    several = [name for name in _AXES if len({str(point[name]) for point in points}) > 1] or ["strength"]
+    several = [name for name in _AXES if len({str(point.get(name)) for point in points}) > 1] or ["strength"]
     against, shown = ("mu", set(several) - {"strength", "alignment"}) if mixture else (several[0], set(several[1:]))
     lines: dict[str, list[dict[str, Any]]] = {}
     for point in points:

@@ -71,9 +71,9 @@ def draw_simulated(ax: Any, x: Any, mean: Any, error: Any, *, direct: bool = Fal
 
 
 def sweep_axis(ax: Any, against: str) -> None:
-    """The horizontal axis of a sweep over strengths, mixtures, alignments, ranks or dimensions."""
+    """The horizontal axis of a sweep over strengths, mixtures, alignments, factors of the pretrained rows, ranks or dimensions."""
     labels = {"mu": STRENGTH_LABEL, "strength": LENGTH_LABEL, "alignment": ALIGNMENT_LABEL}
-    labels |= {"rank": "rank $r$", "dimension": "dimension $d$"}
+    labels |= {"rank": "rank $r$", "dimension": "dimension $d$", "factor": "factor of the pretrained rows"}
     ax.set_xlabel(labels[against])
     if against == "rank":
         ax.xaxis.get_major_locator().set_params(integer=True)

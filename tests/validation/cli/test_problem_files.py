@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from odes import load, read_problem
+import validation.cli.commands.escape
+from odes import Problem, load, read_dataset, read_problem
 from tests.command_line import assert_refused, run
+from tests.reference import HE3_CRITICAL
 from theory import escape_modes
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -59,7 +61,7 @@ def test_one_unit_from_a_file_is_the_one_of_the_flags(capsys):
     flags = "--strength 0.5 --alignment 0.6 --dim 1e4 --batch-size 5000 --json"
     _, out, _ = run(capsys, "escape", *flags.split())
     (other,) = json.loads(out)["points"]
-    assert [name for name in point if name not in ("modes", "grows_alone")] == list(other)
+    assert [name for name in point if name not in ("new_directions", "modes", "grows_alone")] == list(other)
     for name in ("tau", "escape_time_mean", "escape_time_std", "dimension"):
         np.testing.assert_allclose(point[name], other[name], rtol=1e-9)
 
@@ -103,6 +105,11 @@ def test_a_misspelt_key_names_the_file(capsys, tmp_path):
         ("checkpoints --problem {committee}", "`targets` is not known"),
         ("remedies --problem {committee} --rank 2", "leave out --rank"),
         ("remedies --problem {committee} --ways curriculum", "for one student and one teacher unit alone"),
+        ("escape --problem {committee} --factor 0.5 0", "--factor must be positive and finite, but is 0"),
+        ("escape --problem {committee} --factor 2 --factor-units 3", "--factor-units must be from 1 to 2"),
+        ("escape --problem {committee} --factor-units 1", "--factor-units says whose rows --factor multiplies"),
+        ("escape --problem {committee} --rank 1.5", "--rank must be a whole number from 1 to 4096, but is 1.5"),
+        ("escape --factor 2", "--factor multiplies the pretrained rows of a --problem"),
         ("validate --problem {committee} --checks approach", "of several units takes trajectory"),
         ("validate --problem {committee} --checks stages", "of several units takes trajectory"),
         ("validate --problem {pretraining} --checks law", "of a pretraining takes stages, checkpoints, not law"),
@@ -139,3 +146,34 @@ def test_growth_without_overlap_is_named(capsys, tmp_path):
     assert point["grows_alone"][0] > 0
     _, out, _ = run(capsys, *f"escape --problem {file}".split())
     assert out.count("U grows without overlap") == len(point["grows_alone"])
+
+
+HE3_BESIDE_ONE_THAT_IS_PERFECT = """
+student = "He3"
+targets = [[1, 0], [0, 1]]
+pretrained = [[1, 0], [0, 1]]
+"""
+
+
+def test_critical_factors_of_pretrained_rows(capsys, tmp_path, monkeypatch):
+    """The first of two units, which do not know of each other, is critical where one unit is; its modes are those of the problem."""
+    law = dict.fromkeys(("mean", "std", "mean_error", "std_error", "probability", "escaping"), 1.0)
+    law |= {"doubt": None, "quantiles": dict.fromkeys(("0.05", "0.25", "0.5", "0.75", "0.95"), 1.0)}
+    monkeypatch.setattr(validation.cli.commands.escape, "law_of", lambda *_: law)
+    file, output = tmp_path / "two.toml", tmp_path / "two.nc"
+    file.write_text(HE3_BESIDE_ONE_THAT_IS_PERFECT)
+    words = f"escape --problem {file} --factor 0.2:0.6:2 --factor-units 1 --rank 1 3 --output {output}".split()
+    _, out, _ = run(capsys, *words, "--json")
+    found = json.loads(out)
+    (zero,) = found["critical_factors"]
+    assert zero["factor"] == pytest.approx(HE3_CRITICAL, abs=1e-10) and zero["prefactor"] > 0
+    points = found["points"]
+    assert [(point["factor"], point["rank"]) for point in points] == [(0.2, 1), (0.6, 1), (0.2, 3), (0.6, 3)]
+    assert [point["new_directions"] for point in points] == [1, 1, 1, 1]
+    alone = Problem.committee("He3", pretrained=[0.6, 1.0])
+    np.testing.assert_allclose([mode["rate"] for mode in points[1]["modes"]], escape_modes(alone).rates, atol=1e-12)
+    dataset = read_dataset(output)
+    assert dataset["mode_teachers"].shape == (4, 4, 2) and dataset["critical_factor_factor"].size == 1
+    code, out, _ = run(capsys, *words)
+    assert code == 0 and "new_directions" in out and "-0 " not in out
+    assert f"gradient vanishes at factor {HE3_CRITICAL:.9g}" in out

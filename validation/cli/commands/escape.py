@@ -12,6 +12,7 @@ import numpy as np
 
 from odes import Escape as Criterion
 from odes import Family, Problem
+from odes.arguments import ArgumentError, ArrayLike
 from theory import (
     EscapeModes,
     SearchPhase,
@@ -23,25 +24,26 @@ from theory import (
     plateau,
     sweep,
 )
-from validation.cli.options import EscapeOptions, FileOptions, SweepOptions, place_of
+from validation.cli.options import EscapeOptions, FileOptions, SweepOptions, check_rank, place_of
 from validation.cli.output import OutputOptions
 from validation.cli.report import lines_of, rows_of, table
-from validation.cli.values import Numbers, check
+from validation.cli.values import Numbers, check, positive
 from validation.figures.style import TAU_LABEL, link_label, log_height, sweep_axis
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PLATEAU = ("up", "rate", "tau", "drift")
-_PLACE = ("strength", "alignment", "rank", "dimension")
+_PLACE = ("strength", "alignment", "factor", "rank", "dimension")
 _MOMENTS = ("mean", "std", "mean_error", "std_error", "probability", "escaping")
 _NO_LAW = dict.fromkeys(_MOMENTS, np.nan) | {"quantiles": None, "doubt": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What is known of every point, and the gradient's zeros."""
+    """What is known of every point, and the gradient's zeros along strengths or along factors of the pretrained rows."""
 
     points: list[dict[str, Any]]
-    critical: list[dict[str, Any]]
+    critical: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    factors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,22 +52,60 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
 
     dim: Numbers = ()
     """Dimension d; gives the law of the escape time over random starts and SGD noise (needs more time; no law unless given)."""
+    rank: Numbers = ()
+    """Rank r of the adapter (1, or that of --problem, unless given)."""
+    factor: Numbers = ()
+    """With --problem: multiply the pretrained rows by each of these, and find the factors between them at which nothing grows."""
+    factor_units: tuple[int, ...] = ()
+    """With --factor: the numbers of the units whose rows are multiplied (all unless given)."""
     noise_limit: bool = False
     """Also find the largest noise scale theta = eta * d / B at which SGD still escapes (needs more time)."""
 
     def compute(self) -> Found:
         escape = self.escape
-        if (problem := self.stored()) is not None:
-            modes = escape_modes(problem)
-            phase = jax.tree.map(lambda x: x[None], leading_phase(modes))
-            (point,) = self.points([problem], phase, escape)
-            return Found([point | {"modes": rows_of_modes(modes), "grows_alone": growth_alone(problem, modes)}], [])
+        if (problem := self.stored("rank")) is not None:
+            return self.around(problem, escape)
+        if self.factor or self.factor_units:
+            raise ArgumentError("factor", "multiplies the pretrained rows of a --problem: give that, or --strength")
         check("teacher_unit", self.teacher_unit, "1, the only one", self.teacher_unit == 1)
         families, places, points = self.families(), np.asarray(self.pretrained()), []
         for family in families:
             phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
             points += self.points([family.at(*place) for place in places.tolist()], phase, escape)
         return Found(points, self.critical(families[0], places))
+
+    def around(self, problem: Problem, escape: Criterion) -> Found:
+        """What is known of a problem, with its pretrained rows multiplied by every factor, at every rank."""
+        check("factor", self.factor, "positive and finite", positive)
+        units = problem.units[0]
+        check("factor_units", self.factor_units, f"from 1 to {units}, the number of units", lambda k: 1 <= k <= units)
+        if self.factor_units and not self.factor:
+            raise ArgumentError("factor_units", "says whose rows --factor multiplies: give that, too")
+        chosen = np.isin(np.arange(1, units + 1), self.factor_units or np.arange(1, units + 1))
+
+        def times(factor: ArrayLike) -> Problem:
+            return problem.replace(frozen=problem.frozen * jnp.where(chosen, factor, 1.0)[:, None])
+
+        for rank in self.rank:
+            check_rank(rank)
+            check("rank", rank, "at most the dimension", rank <= float(problem.sgd.dimension))
+        ranks = [int(rank) for rank in self.rank] or [problem.adapter.rank]
+        places = [(factor, rank) for rank in ranks for factor in self.factor or (1.0,)]
+        problems = [times(factor).replace(rank=rank) for factor, rank in places]
+        modes = [escape_modes(some) for some in problems]
+        points = self.points(problems, jax.tree.map(lambda *x: jnp.stack(x), *map(leading_phase, modes)), escape)
+        for point, some, found, (factor, _) in zip(points, problems, modes, places, strict=True):
+            point |= {"factor": factor} if self.factor else {}
+            point |= {"new_directions": int(found.searched.sum())}
+            point |= {"modes": rows_of_modes(found), "grows_alone": growth_alone(some, found)}
+        zeros = []
+        if self.factor and min(self.factor) < max(self.factor):
+            low, high = jnp.asarray(min(self.factor)), jnp.asarray(max(self.factor))
+            found = critical_points(times, low=low, high=high)
+            for factor, prefactor in zip(found.strength.tolist(), found.prefactor.tolist(), strict=True):
+                if np.isfinite(factor):
+                    zeros.append({"factor": factor, "prefactor": prefactor})
+        return Found(points, factors=zeros)
 
     @property
     def gives_law(self) -> bool:
@@ -107,13 +147,17 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
 
     def document(self, result: Found) -> dict[str, Any]:
         zeros = [zero["strength"] for zero in result.critical]
-        return {"points": result.points, "critical_strengths": zeros, "divergences": result.critical}
+        found = {"points": result.points, "critical_strengths": zeros, "divergences": result.critical}
+        return found | ({"critical_factors": result.factors} if self.factor else {})
 
     def report(self, result: Found) -> None:
         hidden = {"escape_time_quantiles", "escape_time_doubt", "modes", "grows_alone"}
         if not self.gives_law:
             hidden |= {_column(name) for name in _MOMENTS}
         hidden |= {name for name in ("rank", "dimension") if len({str(point[name]) for point in result.points}) == 1}
+        hidden |= {name for name in _PLACE if name not in result.points[0]}
+        if "rank" in hidden:
+            hidden.add("new_directions")
         hidden |= {name for name in ("strength", "alignment") if not np.isfinite(result.points[0][name])}
         if not self.noise_limit:
             hidden.add("largest_noise_scale")
@@ -125,14 +169,15 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             if row.get("plateau"):
                 row["plateau"] = "|u| = {up:.4g}, rate {rate:.4g}, drift {drift:.4g}".format(**row["plateau"])
         print(table(rows))
-        self.report_modes(result.points[0].get("modes", []))
-        for rate in result.points[0].get("grows_alone", []):
-            print(
-                f"U grows without overlap, to a plateau, where an eigenvalue of D is negative: at the rate {rate:.4g}"
-            )
+        if len(result.points) == 1:
+            self.report_modes(result.points[0].get("modes", []))
         for point in result.points:
             place = ", ".join(f"{name} {point[name]:g}" for name in _PLACE if name not in hidden)
             place = f" at {place}" if place else ""
+            for rate in point.get("grows_alone", []):
+                print(
+                    f"U grows without overlap{place}, to a plateau, where an eigenvalue of D is negative: at the rate {rate:.4g}"
+                )
             if point["escape_time_doubt"]:
                 print(f"no escape time{place}: {point['escape_time_doubt']}")
                 if point["escaping_starts"] > 0:
@@ -145,6 +190,9 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             family = "mixture mu" if zero["alignment"] is None else f"alignment {zero['alignment']:g}, strength"
             grows = f": tau ~ {zero['prefactor']:.4g} / (distance)^2" if np.isfinite(zero["prefactor"]) else ""
             print(f"gradient vanishes at {family} {zero['strength']:.12g}{grows}")
+        for zero in result.factors:
+            grows = f": tau ~ {zero['prefactor']:.4g} / (distance)^2" if np.isfinite(zero["prefactor"]) else ""
+            print(f"gradient vanishes at factor {zero['factor']:.12g}{grows}")
 
     def report_modes(self, modes: list[dict[str, Any]]) -> None:
         """The modes of several units: how fast each grows, which units move, and the cosines of what it learns with the teacher's."""
@@ -168,7 +216,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             row = {
                 name: value
                 for name, value in point.items()
-                if name not in ("plateau", "escape_time_quantiles", "modes")
+                if name not in ("plateau", "escape_time_quantiles", "modes", "grows_alone")
             }
             row |= {f"escape_time_quantile_{level}": time for level, time in quantiles.items()}
             rows.append(row | dict(zip(names, settled.values(), strict=True)))
@@ -179,7 +227,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
 
         columns: dict[str, Any] = {name: [point[name] for point in result.points] for name in result.points[0]}
         plateaus, quantiles = columns.pop("plateau"), columns.pop("escape_time_quantiles")
-        modes, alone = columns.pop("modes", [[]])[0], columns.pop("grows_alone", [[]])[0]
+        modes, alone = columns.pop("modes", []), columns.pop("grows_alone", [])
         columns["escape_time_doubt"] = [doubt or "" for doubt in columns["escape_time_doubt"]]
         for level in _QUANTILES if self.gives_law else ():
             columns[f"escape_time_quantile_{level}"] = [times[str(level)] for times in quantiles]
@@ -189,10 +237,17 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         for name in ("strength", "alignment", "prefactor"):
             values = [np.nan if zero[name] is None else zero[name] for zero in result.critical]
             numbers[f"critical_{name}"] = ("zero", np.asarray(values, float))
-        numbers["grows_alone"] = ("direction_of_up", np.asarray(alone, float))
+        for name in ("factor", "prefactor"):
+            numbers[f"critical_factor_{name}"] = (
+                "zero_factor",
+                np.asarray([zero[name] for zero in result.factors], float),
+            )
         if modes:
+            rates = [np.pad(some, (0, len(modes[0]) // 2 - len(some)), constant_values=np.nan) for some in alone]
+            numbers["grows_alone"] = (("point", "direction_of_up"), np.asarray(rates, float))
             for name, axes in (("rate", ()), ("up", ("unit",)), ("teachers", ("teacher",))):
-                numbers[f"mode_{name}"] = (("mode", *axes), np.asarray([mode[name] for mode in modes]))
+                values = np.asarray([[mode[name] for mode in some] for some in modes])
+                numbers[f"mode_{name}"] = (("point", "mode", *axes), values)
         return xarray.Dataset(numbers)
 
     def draw(self, result: Found) -> Any:
@@ -224,10 +279,12 @@ def _column(name: str) -> str:
 def rows_of_modes(modes: EscapeModes) -> list[dict[str, Any]]:
     """Every mode: its rate and time scale, the unit vector along its column of U, and its cosines with the teacher's directions."""
     length = np.linalg.norm(modes.up, axis=1, keepdims=True)
-    shares = np.asarray(modes.up) / np.where(length > 0, length, 1)
+    shares = np.asarray(modes.up) / np.where(length > 0, length, 1) + 0.0  # no -0
     return [
         {"rate": rate, "tau": 1 / rate if rate else math.inf, "up": share, "teachers": cosines}
-        for rate, share, cosines in zip(modes.rates.tolist(), shares.tolist(), modes.teachers.tolist(), strict=True)
+        for rate, share, cosines in zip(
+            modes.rates.tolist(), shares.tolist(), (modes.teachers + 0.0).tolist(), strict=True
+        )
     ]
 
 

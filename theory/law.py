@@ -264,6 +264,7 @@ def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float
 
     **Raises** ArgumentError unless the problem is single-index.
     """
+    problem.require_single_index()
     escape = Escape() if escape is None else escape
     phase = search_phase(problem)
     amplitudes = jnp.full(problem.adapter.rank, 0.01 / np.sqrt(problem.adapter.rank))

@@ -12,7 +12,16 @@ from odes import Adapter, Escape, Overlaps, Problem, random_overlaps
 from odes.arguments import ArgumentError
 from tests.helpers import central_slopes, largest_z
 from tests.problems import PARAMETERS, of_parameters, single
-from theory import Validity, escape_law, escape_modes, largest_noise_scale, random_start, search_phase, unstable_mode
+from theory import (
+    Validity,
+    escape_law,
+    escape_modes,
+    largest_noise_scale,
+    plateau,
+    random_start,
+    search_phase,
+    unstable_mode,
+)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +135,12 @@ def test_largest_noise_scale_is_where_escape_ends(problem):
         batch = sgd.learning_rate * sgd.dimension / (factor * theta)
         law = escape_law(eqx.tree_at(lambda p: p.sgd.batch_size, problem, batch))
         assert ("does not escape" in law.doubt) != escapes
+
+
+@pytest.mark.parametrize("known", [largest_noise_scale, plateau])
+def test_what_is_known_of_one_unit_alone_is_refused_for_several(known):
+    with pytest.raises(ArgumentError, match=r"must be single-index with pretrained weights .* but has K, P = \(2, 2\)"):
+        known(Problem.committee("erf", pretrained=[0.3, 0.6]))
 
 
 @pytest.mark.slow

@@ -354,9 +354,10 @@ class RunOptions(OutputOptions, EscapeOptions):
 
 
 def noise_forbids(problem: Problem, escape: Escape, end: float) -> str:
-    """What is to be said of a run to time `end` without escape if SGD noise does not let the flow escape; empty if that is not why."""
+    """What is to be said of a run to time `end` without escape if SGD noise does not let the flow escape; empty if that is not why, or
+    not known, as it is for one unit alone."""
     theta = float(problem.sgd.noise_scale)
-    if not problem.has_frozen_weights or problem.sgd.trains_readouts:
+    if not (problem.is_single_index and problem.has_frozen_weights) or problem.sgd.trains_readouts:
         return ""
     if not theta > 0 or end < _LONG * float(search_phase(problem).tau):
         return ""

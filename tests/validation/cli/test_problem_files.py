@@ -109,6 +109,7 @@ def test_a_misspelt_key_names_the_file(capsys, tmp_path):
         ("escape --problem {committee} --factor 2 --factor-units 3", "--factor-units must be from 1 to 2"),
         ("escape --problem {committee} --factor-units 1", "--factor-units says whose rows --factor multiplies"),
         ("escape --problem {committee} --rank 1.5", "--rank must be a whole number from 1 to 4096, but is 1.5"),
+        ("escape --problem {committee} --noise-limit", "--noise-limit is for one student and one teacher unit alone"),
         ("escape --factor 2", "--factor multiplies the pretrained rows of a --problem"),
         ("validate --problem {committee} --checks approach", "of several units takes trajectory"),
         ("validate --problem {committee} --checks stages", "of several units takes trajectory"),

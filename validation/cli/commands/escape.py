@@ -78,6 +78,10 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         """What is known of a problem, with its pretrained rows multiplied by every factor, at every rank."""
         check("factor", self.factor, "positive and finite", positive)
         units = problem.units[0]
+        if self.noise_limit and not problem.is_single_index:
+            raise ArgumentError(
+                "noise_limit", "is for one student and one teacher unit alone: of several it is not known"
+            )
         check("factor_units", self.factor_units, f"from 1 to {units}, the number of units", lambda k: 1 <= k <= units)
         if self.factor_units and not self.factor:
             raise ArgumentError("factor_units", "says whose rows --factor multiplies: give that, too")

@@ -74,6 +74,7 @@ _HELP_LIMIT = 1.3
 _JOBS = (
     _command("escape"),
     _command("escape --dim 1000", 5, 3),
+    _command("escape --problem examples/committee.toml"),
     _command("solve", 4, 2.5),
     _command("simulate --method chain --until-escape --seeds 64", 5, 3),
     _command("checkpoints --cosine 0.8", 12, 7),

@@ -44,19 +44,25 @@ def _law(covariance: Array) -> Law:
     return Law(covariance, jnp.diag(jnp.diagonal(covariance)), jnp.diagonal(covariance))
 
 
-def _given(law: Law, m: int) -> Law:
-    """The law of the other variables where variable m, whose variance is not 0, is 0.
+def _in_orders(law: Law, orders: list[list[int]]) -> Law:
+    """The law of the variables in several orders, in front the axis of these: one program computes what is done for each variable."""
+    places = np.array(orders)
+    rows, columns = places[:, :, None], places[:, None, :]
+    return Law(law.covariance[rows, columns], law.extra[rows, columns], law.scale[places])
+
+
+def _given_first(law: Law) -> Law:
+    """The law of the other variables where the first, whose variance is not 0, is 0.
 
     What is left of a variance by rounding is 0.
     """
     S, E, scale = law
-    others = np.array([n for n in range(S.shape[0]) if n != m], int)
-    pull, mixed = _ratio(S[others, m], S[m, m]), E[others, m]
-    rest = S[np.ix_(others, others)] - jnp.outer(pull, S[others, m])
-    scale = scale[others] + pull**2 * scale[m]
+    pull, mixed = _ratio(S[1:, 0], S[0, 0]), E[1:, 0]
+    rest = S[1:, 1:] - jnp.outer(pull, S[1:, 0])
+    scale = scale[1:] + pull**2 * scale[0]
     free = jnp.diagonal(rest) > _ROUNDING * scale
     crossed = jnp.outer(pull, mixed)
-    extra = E[np.ix_(others, others)] - crossed - crossed.T + jnp.outer(pull, pull) * E[m, m]
+    extra = E[1:, 1:] - crossed - crossed.T + jnp.outer(pull, pull) * E[0, 0]
     return Law(jnp.where(free[:, None] & free[None], rest, 0), extra, scale)
 
 
@@ -116,9 +122,9 @@ def _plackett(rho: Array) -> Array:
     return apart + jnp.sum(grown) / (2 * np.pi)
 
 
-def _steepness(law: Law, j: int, n: int) -> Array:
-    """S_jn times the density of x_n at 0; nothing where the variance of x_n is."""
-    return _ratio(law.covariance[j, n], safe_sqrt(law.covariance[n, n])) / math.sqrt(2 * math.pi)
+def _steepness(law: Law, j: int) -> Float[Array, " n"]:
+    """S_jn times the density of every x_n at 0; nothing where the variance of x_n is."""
+    return _ratio(law.covariance[j], safe_sqrt(jnp.diagonal(law.covariance))) / math.sqrt(2 * math.pi)
 
 
 def _doubtful(law: Law) -> Array:
@@ -127,15 +133,14 @@ def _doubtful(law: Law) -> Array:
     return jnp.any((left > 0) & (left < _DOUBTFUL * law.scale))
 
 
-def _half_mean(law: Law, j: int) -> tuple[Array, Array]:
-    r"""E[x_j; all positive] by Stein's lemma: $\sum_nS_{jn}\,p_n(0)$ times the probability of the others where $x_n = 0$; and whether
+def _half_mean(law: Law) -> tuple[Array, Array]:
+    r"""E[x_0; all positive] by Stein's lemma: $\sum_nS_{0n}\,p_n(0)$ times the probability of the others where $x_n = 0$; and whether
     it is doubtful."""
-    total, doubt = jnp.zeros((), law.covariance.dtype), _doubtful(law)
-    for n in range(law.covariance.shape[0]):
-        given = _given(law, n)
-        total += _steepness(law, j, n) * _probability(_correlations(given))
-        doubt |= _doubtful(given)
-    return total, doubt
+    size = law.covariance.shape[0]
+    orders = [[n, *(m for m in range(size) if m != n)] for n in range(size)]
+    given = jax.vmap(_given_first)(_in_orders(law, orders))
+    probabilities = jax.vmap(lambda some: _probability(_correlations(some)))(given)
+    return _steepness(law, 0) @ probabilities, _doubtful(law) | jnp.any(jax.vmap(_doubtful)(given))
 
 
 def half_moments(covariance: Float[Array, "n n"], j: int) -> Float[Array, ""]:
@@ -152,11 +157,11 @@ def half_moments(covariance: Float[Array, "n n"], j: int) -> Float[Array, ""]:
 
 
 def _half_moments(covariance: Array, j: int) -> tuple[Array, Array]:
-    law, doubt = _law(covariance), jnp.asarray(False)
+    law, size = _law(covariance), covariance.shape[0]
     total = covariance[0, j] * _probability(_correlations(law))
-    for m in range(covariance.shape[0]):
-        if m != j:
-            mean, some = _half_mean(_given(law, m), j - (m < j))
-            total += _steepness(law, 0, m) * mean
-            doubt |= some
-    return total, doubt
+    others = [m for m in range(size) if m != j]
+    if not others:
+        return total, jnp.asarray(False)
+    orders = [[m, j, *(n for n in others if n != m)] for m in others]
+    means, doubts = jax.vmap(lambda some: _half_mean(_given_first(some)))(_in_orders(law, orders))
+    return total + _steepness(law, 0)[np.array(others)] @ means, jnp.any(doubts)

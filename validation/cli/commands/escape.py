@@ -9,10 +9,11 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ScalarLike
 
 from odes import Escape as Criterion
 from odes import Family, Problem
-from odes.arguments import ArgumentError, ArrayLike
+from odes.arguments import ArgumentError
 from theory import (
     EscapeModes,
     SearchPhase,
@@ -87,7 +88,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             raise ArgumentError("factor_units", "says whose rows --factor multiplies: give that, too")
         chosen = np.isin(np.arange(1, units + 1), self.factor_units or np.arange(1, units + 1))
 
-        def times(factor: ArrayLike) -> Problem:
+        def times(factor: ScalarLike) -> Problem:
             return problem.replace(frozen=problem.frozen * jnp.where(chosen, factor, 1.0)[:, None])
 
         for rank in self.rank:

@@ -264,11 +264,14 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             marker = "." if len(numbers) < 30 else ""
             ax.plot(numbers, [point["tau"] for point in chosen], marker=marker, label=label)
         several, (low, high) = len(ax.lines) > 1, ax.get_xlim()
-        for zero in result.critical:
-            if against in ("strength", "mu") and low <= zero["strength"] <= high:
-                ax.axvline(zero["strength"], color="0.6", linestyle=":", linewidth=0.8)
+        zeros = {"strength": [zero["strength"] for zero in result.critical]}
+        zeros |= {"mu": zeros["strength"], "factor": [zero["factor"] for zero in result.factors]}
+        for zero in zeros.get(against, []):
+            if low <= zero <= high:
+                ax.axvline(zero, color="0.6", linestyle=":", linewidth=0.8)
         sweep_axis(ax, against)
-        ax.set(ylabel=TAU_LABEL, title=link_label(self.activation))
+        problem = self.stored("rank")
+        ax.set(ylabel=TAU_LABEL, title=link_label(self.activation if problem is None else problem.student.name))
         log_height(ax)
         if several:
             ax.legend()

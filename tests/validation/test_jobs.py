@@ -71,6 +71,15 @@ def test_a_job_that_raises_costs_itself_alone(executor, tmp_path):
     assert all_results(carry_out([once], executor=executor, retries=1)) == [9.0]
 
 
+@pytest.mark.parametrize("trouble, tries", [("raises", 4), ("refused", 1)])
+def test_what_would_fail_again_is_not_tried_again(trouble, tries):
+    executor = Recorded()
+    (failure,) = in_order(carry_out([Troubled(3.0, trouble=trouble)], executor=executor, retries=3))
+    assert executor.count == tries and failure.final == (tries == 1)
+    (here,) = in_order(carry_out([Troubled(3.0, trouble=trouble)], retries=3))
+    assert here.reason == failure.reason and here.final == failure.final
+
+
 def test_processes_lose_a_job_that_dies_alone(tmp_path):
     once = Troubled(7.0, file=str(tmp_path / "mark"), once=True, trouble="dies")
     jobs = [Squared(1.0), Troubled(2.0, trouble="dies"), Troubled(3.0), *SQUARES[4:], once]
@@ -188,6 +197,15 @@ def test_jobs_that_are_alike_are_done_together():
     options = {"at_once": 2, "together": together, "alike": lambda job: job.number < 3}
     assert all_results(carry_out(SQUARES, **options)) == [float(n) ** 2 for n in range(6)]
     assert groups == [[0, 1], [2], [3, 4], [5]]
+
+
+def test_a_job_that_fails_among_others_costs_itself_alone():
+    def together(jobs, advanced):
+        return [job.run(advanced) for job in jobs]
+
+    jobs = [Squared(2.0), Troubled(3.0), Squared(4.0), Squared(5.0)]
+    found = list(in_order(carry_out(jobs, at_once=3, together=together, retries=1)))
+    assert isinstance(found[1], Failure) and found[0::2] == [4.0, 16.0] and found[3] == 25.0
 
 
 def test_blocks_by_another_process_are_the_same_bits(key):

@@ -93,7 +93,7 @@ class LinkOptions:
             return default if given is None else activation(given)
 
 
-def check_rank(rank: float) -> None:
+def check_rank(rank: float | int) -> None:
     """Raises ArgumentError unless an adapter may have this rank."""
     whole = 1 <= rank <= _LARGEST_RANK and rank == round(rank)
     check("rank", rank, f"a whole number from 1 to {_LARGEST_RANK}", whole)

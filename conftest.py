@@ -1,4 +1,8 @@
-"""Everything is tested in double precision, with JAX refusing silent type and rank promotion; compiled programs are kept."""
+"""Everything is tested in double precision, with JAX refusing silent type and rank promotion; compiled programs are kept.
+
+Compilation takes most of the time of most tests: XLA leaves out its costly optimisations but for those of `validation`, which simulate
+long, and compare runs to the last bit, of which unoptimised loops over seeds are no longer independent.
+"""
 
 import os
 
@@ -19,7 +23,10 @@ def key():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _room_for_programs():
+def _programs(request):
     """Programs of a file's tests are forgotten after it: every one takes places in memory, of which a process has 65530."""
+    quickly = "validation" not in request.path.relative_to(request.config.rootpath).parts
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the tests start
     yield
     jax.clear_caches()

@@ -1,7 +1,11 @@
-"""What [`odes.spread`][] gives on four devices and on one, as JSON; a process of its own, since JAX counts its devices once."""
+"""What [`odes.spread`][] gives on four devices and on one, as JSON; a process of its own, since JAX counts its devices once.
+
+With the argument "gradient" that of the escape time.
+"""
 
 import json
 import re
+import sys
 
 import equinox as eqx
 import jax
@@ -61,25 +65,34 @@ def chain(simulator, states, keys, first, last):
     return jax.lax.fori_loop(first, last, step, states)
 
 
-def main():
-    devices, one = jax.devices(), jax.devices()[:1]
-    assert len(devices) == 4
+def compared(many, few, count):
+    """`many` at once on four devices against the same on one device, as many rows at a time as each of the four had."""
+    parts = [few(slice(first, first + count // 4)) for first in range(0, count, count // 4)]
+    whole = jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x]), *parts)
+    leaves = zip(*map(jax.tree.leaves, (many, whole)), strict=True)
+    return max(difference(np.asarray(x), y) for x, y in leaves)
+
+
+def gradient(keys):
+    """The slope of the escape time in the strength, from eight starts."""
+    slopes, few = (spread(slope, in_axes=(None, 0), devices=some) for some in (None, jax.devices()[:1]))
+    strength, keys = jnp.asarray(0.5), keys[:8]
+    return {
+        "gradient": compared(slopes(strength, keys), lambda part: few(strength, keys[part]), 8),
+        "collectives of gradient": collectives(slopes, strength, keys),
+    }
+
+
+def values(keys):
+    """Solutions, steps of the chain, and what becomes of rows that devices cannot share evenly."""
+    one = jax.devices()[:1]
     problem = Problem.single_index("erf", strength=0.5, alignment=0.9, sgd=SGD(dimension=1000, batch_size=500))
-    keys = jax.random.split(jax.random.key(0), 16)
     found = {}
-
-    def compared(name, many, few, count):
-        """`many` at once on four devices against the same on one device, as many rows at a time as each of the four had."""
-        parts = [few(slice(first, first + count // 4)) for first in range(0, count, count // 4)]
-        whole = jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x]), *parts)
-        leaves = zip(*map(jax.tree.leaves, (many, whole)), strict=True)
-        found[name] = max(difference(np.asarray(x), y) for x, y in leaves)
-
     solved, alone = (spread(escapes, in_axes=(None, 0), devices=some) for some in (None, one))
     many = solved(problem, keys)
     found["escaped"] = int(np.isfinite(many.escape_time).sum())
     found["places"] = places(many.escape_time)
-    compared("solve", many, lambda part: alone(problem, keys[part]), 16)
+    found["solve"] = compared(many, lambda part: alone(problem, keys[part]), 16)
     found["collectives of solve"] = collectives(solved, problem, keys)
     uneven = solved(problem, keys[:13])
     found["uneven"] = [
@@ -87,11 +100,6 @@ def main():
         float(np.abs(np.asarray(uneven.loss) - np.asarray(many.loss)[:13]).max()),
         places(uneven),
     ]
-
-    slopes, few = (spread(slope, in_axes=(None, 0), devices=some) for some in (None, one))
-    strength = jnp.asarray(0.5)
-    compared("gradient", slopes(strength, keys[:8]), lambda part: few(strength, keys[:8][part]), 8)
-    found["collectives of gradient"] = collectives(slopes, strength, keys[:8])
 
     simulator = chain_simulator(problem)
     states = jax.vmap(simulator.start)(keys)
@@ -102,7 +110,7 @@ def main():
     def seeds(part):
         return alone(simulator, jax.tree.map(lambda x: x[part], states), keys[part], *steps)
 
-    compared("chain", advanced(simulator, states, keys, *steps), seeds, 16)
+    found["chain"] = compared(advanced(simulator, states, keys, *steps), seeds, 16)
     found["collectives of chain"] = collectives(advanced, simulator, states, keys, *steps)
     inside = spread_batched(lambda x: jnp.full(x.shape, x.shape[0]))(np.zeros(10))
     found["rows of each device"] = sorted(set(np.asarray(inside).tolist()))
@@ -111,9 +119,11 @@ def main():
     found["outer gradient"] = [float(grad(0.5)), float(np.sum(np.arange(6) * np.cos(0.5 * np.arange(6))))]
     summed = spread_batched(lambda x: jax.numpy.cumsum(x) + jnp.sum(x))
     found["collectives of a sum over rows"] = collectives(lambda x: jnp.sum(summed(x)), jnp.arange(8.0))
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
     set_up(hurry=True)
-    main()
+    assert jax.device_count() == 4
+    keys = jax.random.split(jax.random.key(0), 16)
+    print(json.dumps(gradient(keys) if sys.argv[1:] == ["gradient"] else values(keys)))

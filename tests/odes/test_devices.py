@@ -20,23 +20,34 @@ from tests.problems import single
 from validation.simulation import chain_simulator, direct_simulator
 
 
-@pytest.fixture(scope="module")
-def found():
+def found_by(*words):
     """What tests/four_devices.py finds."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.four_devices"]
+    command = [sys.executable, "-m", "tests.four_devices", *words]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("what, tolerance", [("chain", 0), ("solve", 1e-9), ("gradient", 1e-9)])
+@pytest.fixture(scope="module")
+def found():
+    """Solutions and simulations."""
+    return found_by()
+
+
+@pytest.mark.parametrize("what, tolerance", [("chain", 0), ("solve", 1e-9)])
 def test_four_devices_give_what_one_gives_and_never_talk(found, what, tolerance):
-    """The steps of the chain to the bit; solutions and their gradients up to rounding, which the integrator's steps enlarge."""
+    """The steps of the chain to the bit; solutions up to rounding, which the integrator's steps enlarge."""
     assert found[what] <= tolerance
     assert found[f"collectives of {what}"] == 0
     assert found["escaped"] == 16 and found["places"] == [4]
+
+
+@pytest.mark.slow
+def test_gradients_on_four_devices_are_those_on_one():
+    found = found_by("gradient")
+    assert found["gradient"] <= 1e-9 and found["collectives of gradient"] == 0
 
 
 def test_the_count_of_collectives_can_fail(found):

@@ -24,10 +24,10 @@ def swept():
 
 def test_pretraining_goes_on_after_the_source_is_learnt():
     """Long after convergence the loss is rounding, of either sign; fine-tuning is then the same from all checkpoints."""
-    late = checkpoints(pretrained_for("erf"), [200.0, 600.0])
+    late = checkpoints(pretrained_for("erf"), [200.0, 400.0, 600.0], None)
     assert np.abs(late.source_loss).max() < 1e-7
     np.testing.assert_allclose(late.strength, 1, rtol=1e-3)
-    np.testing.assert_allclose(late.tuning.time[1], late.tuning.time[0], rtol=1e-3)
+    np.testing.assert_allclose(late.tuning.time[1:], late.tuning.time[0], rtol=1e-3)
 
 
 def test_checkpoints_are_the_weights_of_the_pretraining_run(swept):
@@ -149,6 +149,7 @@ def test_checkpoints_of_several_units_are_means_over_pretrainings(committees):
     assert float(committees.tuning.error[1]) > 10 * float(committees.tuning.error[2])
 
 
+@pytest.mark.slow
 def test_a_given_start_of_several_units_is_followed_alone(key):
     """The checkpoint is the state of that run, and its time the mean of fine-tuning from it, up to the scatter of other adapters."""
     transfer = committee_pretrained(2e5)

@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+from odes.arguments import ArgumentError
+
 
 @dataclasses.dataclass(frozen=True)
 class Squared:
@@ -29,7 +31,10 @@ class Squared:
 
 @dataclasses.dataclass(frozen=True)
 class Troubled(Squared):
-    """A job that raises, gives NaN, takes more memory than there is, or dies; `once`: only before the folder of its file has its mark."""
+    """A job that raises, is refused, gives NaN, takes more memory than there is, or dies.
+
+    `once`: only before the folder of its file has its mark.
+    """
 
     trouble: str = "raises"
     once: bool = False
@@ -43,6 +48,8 @@ class Troubled(Squared):
         match self.trouble:
             case "raises":
                 raise ZeroDivisionError("by nothing\nat all")
+            case "refused":
+                raise ArgumentError("number", "is none")
             case "nan":
                 return math.nan
             case "memory":

@@ -71,6 +71,15 @@ def test_a_job_that_raises_costs_itself_alone(executor, tmp_path):
     assert all_results(carry_out([once], executor=executor, retries=1)) == [9.0]
 
 
+@pytest.mark.parametrize("trouble, tries", [("raises", 4), ("refused", 1)])
+def test_what_would_fail_again_is_not_tried_again(trouble, tries):
+    executor = Recorded()
+    (failure,) = in_order(carry_out([Troubled(3.0, trouble=trouble)], executor=executor, retries=3))
+    assert executor.count == tries and failure.final == (tries == 1)
+    (here,) = in_order(carry_out([Troubled(3.0, trouble=trouble)], retries=3))
+    assert here.reason == failure.reason and here.final == failure.final
+
+
 def test_processes_lose_a_job_that_dies_alone(tmp_path):
     once = Troubled(7.0, file=str(tmp_path / "mark"), once=True, trouble="dies")
     jobs = [Squared(1.0), Troubled(2.0, trouble="dies"), Troubled(3.0), *SQUARES[4:], once]

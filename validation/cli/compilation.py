@@ -41,7 +41,10 @@ def own_folder() -> Path:
 
 
 def _mend(folder: Path) -> None:
-    """Removes programs whose time of last use is missing, as a process that was killed leaves them: JAX would keep nothing any more."""
+    """Removes programs whose time of last use is missing, as a process that was killed leaves them: JAX would keep nothing any more.
+
+    Only folders that always were bounded have these times.
+    """
     names = {entry.name for entry in os.scandir(folder)}
     for name in names:
         if name.endswith("-cache") and f"{name.removesuffix('-cache')}-atime" not in names:
@@ -83,7 +86,8 @@ def set_up(*, hurry: bool = False, device: str | None = None) -> None:
         own = folder == own_folder()
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
-            _mend(folder)
+            if own:
+                _mend(folder)
             kept = str(folder)
     except (OSError, RuntimeError):  # a user without a home folder is a RuntimeError
         pass

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import pickle
+import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
@@ -46,11 +47,11 @@ class Job(Protocol):
 
 
 class JobError(Exception):
-    """A job that another process did not finish; `trace` is what Python said there."""
+    """A job that another process did not finish; `trace` is what Python said there, and `final` that it would say so again."""
 
-    def __init__(self, reason: str, trace: str = ""):
+    def __init__(self, reason: str, trace: str = "", *, final: bool = False):
         super().__init__(reason)
-        self.trace = trace
+        self.trace, self.final = trace, final
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Failure:
     def reason(self) -> str:
         """Why, in one line."""
         return str(self.error) if isinstance(self.error, JobError) else told(self.error)
+
+    @property
+    def final(self) -> bool:
+        """Whether it would fail again: what a job was given cannot be."""
+        return self.error.final if isinstance(self.error, JobError) else isinstance(self.error, ArgumentError)
 
 
 class JobsFailed(Exception):
@@ -185,9 +191,9 @@ def _here(
             except Exception as error:
                 advanced(-done)
                 done = 0
-                if left and not isinstance(error, ArgumentError):
-                    continue
                 results = [Failure(job.name, error) for job in some]
+                if left and not results[0].final:
+                    continue
             advanced(sum(job.size for job in some) - done)
             yield from zip(numbers, results, strict=True)
             break
@@ -202,6 +208,8 @@ def _elsewhere(
 ) -> Generator[tuple[int, Any]]:
     surroundings, own = Surroundings.here(), made_with()
     waiting, running = deque((number, retries) for number in todo), {}
+    # not concurrent.futures.wait: an interrupt while it takes the locks of all futures leaves them taken
+    done: queue.SimpleQueue[concurrent.futures.Future] = queue.SimpleQueue()
     try:
         while waiting or running:
             while waiting and len(running) < _AHEAD:
@@ -212,14 +220,15 @@ def _elsewhere(
                     future = concurrent.futures.Future()
                     future.set_exception(error)
                 running[future] = number, left
-            for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
-                number, left = running.pop(future)
-                result = _outcome(jobs[number].name, future, own)
-                if isinstance(result, Failure) and left:
-                    waiting.append((number, left - 1))
-                else:
-                    advanced(jobs[number].size)
-                    yield number, result
+                future.add_done_callback(done.put)
+            future = done.get()
+            number, left = running.pop(future)
+            result = _outcome(jobs[number].name, future, own)
+            if isinstance(result, Failure) and left and not result.final:
+                waiting.append((number, left - 1))
+            else:
+                advanced(jobs[number].size)
+                yield number, result
     finally:
         for future in running:
             future.cancel()
@@ -245,7 +254,7 @@ def _outcome(name: str, future: concurrent.futures.Future, own: dict[str, str]) 
     ]:
         return Failure(name, JobError(f"was done with {', '.join(different)}"))
     if answer.error is not None:
-        return Failure(name, JobError(answer.error, answer.trace))
+        return Failure(name, JobError(answer.error, answer.trace, final=answer.final))
     return answer.result
 
 

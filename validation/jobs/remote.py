@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import Any
 
-_ENVIRONMENT = ("EQX_ON_ERROR", "JAX_PLATFORMS", "XLA_FLAGS")
+_ENVIRONMENT = ("EQX_ON_ERROR", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_PLATFORMS", "XLA_FLAGS")
 _CONFIG = (
     "jax_enable_x64",
     "jax_compilation_cache_dir",
@@ -55,12 +55,16 @@ def _environment() -> dict[str, str | None]:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What has become of a job: its result, or why there is none, and with which versions and on which device it was done."""
+    """What has become of a job: its result, or why there is none, and with which versions and on which device it was done.
+
+    An error is `final` if the job would fail again: what it was given cannot be.
+    """
 
     made_with: dict[str, str]
     result: Any = None
     error: str | None = None
     trace: str = ""
+    final: bool = False
 
 
 def work(job: bytes, surroundings: Surroundings) -> bytes:
@@ -74,13 +78,15 @@ def work(job: bytes, surroundings: Surroundings) -> bytes:
         sent = pickle.dumps((job, surroundings))
         done = subprocess.run(command, input=sent, stdout=subprocess.PIPE, env=os.environ | paths, check=True)
         return done.stdout
+    from odes.arguments import ArgumentError
     from odes.storage import made_with
 
     try:
         with _threads_of_dask():
             answer = Answer(made_with(), pickle.loads(job).run(lambda _: None))
     except Exception as error:
-        answer = Answer(made_with(), error=told(error), trace=traceback.format_exc())
+        final = isinstance(error, ArgumentError)
+        answer = Answer(made_with(), error=told(error), trace=traceback.format_exc(), final=final)
     return pickle.dumps(answer)
 
 

@@ -77,7 +77,9 @@ def test_a_closed_pipe_is_silent():
 
 
 def test_an_interrupted_run_says_what_is_kept(tmp_path):
-    words = "simulate --method chain --dim 1e3 --batch-size 64 --seeds 400 --block 1 --t1 400 --output run.nc"
+    words = (
+        "simulate --method chain --dim 1e3 --batch-size 64 --seeds 400 --block 1 --t1 400 --workers 2 --output run.nc"
+    )
     heeding = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs ignore it
     )
@@ -90,7 +92,7 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     kept = "run.nc.parts keeps what is finished: the same command with --resume goes on"
     assert err.splitlines()[-1] == f"searchphase simulate: interrupted; {kept}"

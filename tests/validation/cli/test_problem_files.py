@@ -32,17 +32,15 @@ def test_solve_speaks_of_units(capsys, tmp_path):
 def test_simulate_goes_on_with_readouts(capsys, tmp_path):
     """Readouts are printed, drawn, stored and resumed."""
     output, plot = tmp_path / "run.nc", tmp_path / "run.png"
-    words = f"simulate --problem {READOUTS} --t1 2 --records 2 --method chain --output {output} --resume --json --seeds"
-    _, out, _ = run(capsys, *words.split(), "2")
-    (two,) = json.loads(out)["points"]
-    assert two["strength"] is None and two["rank"] == 2
-    assert np.shape(two["readout_mean"]) == (3, 3) and np.shape(two["M_std"]) == (3, 3, 1)
-    code, out, _ = run(capsys, *words.split(), "3", "--plot", str(plot))
-    assert code == 0 and len(json.loads(out)["points"][0]["escape_times"]) == 3 and plot.stat().st_size > 5000
-    import validation.simulation  # noqa: F401
-
+    words = f"simulate --problem {READOUTS} --t1 2 --records 2 --method chain --output {output} --resume --json --block 1 --seeds"
+    _, out, _ = run(capsys, *words.split(), "1")
+    (one,) = json.loads(out)["points"]
+    assert one["strength"] is None and one["rank"] == 2
+    assert np.shape(one["readout_mean"]) == (3, 3) and np.shape(one["M_std"]) == (3, 3, 1)
+    code, out, _ = run(capsys, *words.split(), "2", "--plot", str(plot))
+    assert code == 0 and len(json.loads(out)["points"][0]["escape_times"]) == 2 and plot.stat().st_size > 5000
     (simulation,) = load(output)
-    assert simulation.overlaps.readout.shape == (3, 3, 3) and simulation.seed.tolist() == [0, 1, 2]
+    assert simulation.overlaps.readout.shape == (2, 3, 3) and simulation.seed.tolist() == [0, 1]
     assert np.any(simulation.readout[:, 2] != simulation.readout[:, 0])
 
 

@@ -95,7 +95,7 @@ def test_points_with_fewer_records_are_padded(capsys, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(capsys, tmp_path):
-    words = [*CHAIN, "0.3", "--seeds", "40", "--block", "2", "--t1", "200", "--until-escape"]
+    words = [*CHAIN, "0.3", "--seeds", "40", "--block", "2", "--t1", "200", "--until-escape", "--workers", "1"]
     killed, whole, parts = tmp_path / "killed.nc", tmp_path / "whole.nc", tmp_path / "killed.nc.parts"
     process = subprocess.Popen(
         [sys.executable, "-m", "validation", *words, "--output", str(killed)],

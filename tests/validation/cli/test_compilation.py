@@ -1,0 +1,47 @@
+"""Where compiled programs are kept, and that those of others are left alone."""
+
+import os
+
+import jax
+import pytest
+
+from validation.cli.compilation import own_folder, set_up
+
+KEPT = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """Changes of the environment for `set_up`, which end with the test."""
+    before = {name: getattr(jax.config, name) for name in KEPT}
+    yield monkeypatch
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def old_program(folder, name):
+    """A program that JAX has kept long ago."""
+    file = folder / f"{name}-cache"
+    file.write_bytes(b"a program")
+    os.utime(file, (0, 0))
+    return file
+
+
+def test_a_folder_that_the_environment_names_keeps_what_it_has(settings, tmp_path):
+    """JAX notes no times of use in a folder without a bound."""
+    settings.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    file = old_program(tmp_path, "jit_f-12")
+    set_up(hurry=True)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path) and file.exists()
+
+
+def test_programs_without_a_time_of_use_leave_the_user_s_own_folder(settings, tmp_path):
+    settings.delenv("JAX_COMPILATION_CACHE_DIR")
+    settings.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = own_folder()
+    folder.mkdir(parents=True)
+    lost, used = old_program(folder, "jit_f-12"), old_program(folder, "jit_f-13")
+    (folder / "jit_f-13-atime").write_bytes(bytes(8))
+    set_up(hurry=True)
+    assert jax.config.jax_compilation_cache_dir == str(folder) and used.exists() and not lost.exists()
+    assert jax.config.jax_compilation_cache_max_size == 2**30

@@ -11,7 +11,7 @@ _SOON, _EVERY = 5.0, 60.0
 
 
 class _Lines(tqdm):
-    """Whole lines instead of a bar that is drawn over itself. How long it takes goes by what comes after the first piece, which compiles."""
+    """Whole lines instead of a bar that is drawn over itself. Times go by what comes after the first piece, which compiles."""
 
     def __init__(self, *args: Any, **options: Any):
         self._told, self._first = 0.0, None

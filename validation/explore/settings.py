@@ -31,15 +31,16 @@ class Settings:
     r"""One unit with pretrained weights, its adapter and SGD: the defaults are those of every command.
 
     - `activation`, `teacher`: names of link functions ([`odes.activation`][]); the teacher's is the student's unless given;
-    - `strength` ρ = |w0|, `alignment` c, its cosine with the target; or `mixture` μ in place of both, $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$;
+    - `strength` ρ = |w0|, `alignment` c, its cosine with the target; or in place of both a `mixture` μ,
+        $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$;
     - `rank` r, `scale` α with κ = α/r (r unless given), `lr_ratio` χ; `free_rows` of the adapter change their length;
     - `batch_size` B (infinite for gradient flow), `learning_rate` η, `label_noise` Δ, the variance, and `dimension` d.
 
     >>> Settings.of({"activation": "He3", "strength": "0.3"}).query
     'activation=He3&strength=0.3'
 
-    **Raises** ArgumentError, from [`Settings.of`][], [`Settings.place`][], [`Settings.family`][] and [`Settings.problem`][], for what is not
-    allowed.
+    **Raises** ArgumentError, from [`Settings.of`][], [`Settings.place`][], [`Settings.family`][] and [`Settings.problem`][], for what is
+    not allowed.
     """
 
     activation: str = "erf"

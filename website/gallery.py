@@ -61,6 +61,11 @@ def _page(figure: Figure, picture: str, words: str) -> str:
 
 ## Its data
 
+The data are not kept in the repository: with searchphase [installed](../index.md#install), each of the first two commands computes them
+and writes `figures/{name}.nc`, some tens of kilobytes, below the folder in which it is run (`--folder` names another one). The same
+settings, versions and device give the same numbers again. Which of the two commands the picture above is from is said
+[above all figures](../figures.md). Any program that reads netCDF opens the file; in Python:
+
 ```python
 import xarray
 

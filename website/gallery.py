@@ -55,7 +55,7 @@ def _page(figure: Figure, picture: str, words: str) -> str:
 
 ## Draw it
 
-    searchphase figures {name}           # figures/{name}.pdf, figures/{name}.png and the data, figures/{name}.nc
+    searchphase figures {name}           # a PDF, a PNG and the data, into the folder figures
     searchphase figures {name} --quick   # less of everything, faster
     searchphase figures {name} --redraw  # draw the stored data again
 

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 
 from validation.cli.compilation import set_up
 
-set_up()
+set_up(alone="--devices" not in sys.argv)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from odes import SGD, Problem  # noqa: E402
 from validation.jobs.engine import all_results, carry_out  # noqa: E402
-from validation.jobs.executors import processes  # noqa: E402
+from validation.jobs.executors import processes, usable_cores  # noqa: E402
 from validation.simulation import chain_simulator, simulate  # noqa: E402
 from validation.simulation.ensemble import one_stage, planned  # noqa: E402
 
@@ -115,10 +115,9 @@ def main() -> None:
     found = []
     for count in (1, 2, 4):
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        environment = os.environ | {"XLA_FLAGS": flags, "PJRT_NPROC": str(usable_cores())}
         command = [sys.executable, __file__, "--devices"]
-        done = subprocess.run(
-            command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     alike = "the same bits" if len({row["sum"] for row in found}) == 1 else "DIFFERENT NUMBERS"
     print(f"\nFour such blocks in one process whose CPU is so many devices ({alike}):\n")

@@ -74,14 +74,19 @@ def read_transfer(path: str | os.PathLike) -> Transfer:
     return _read(path, _transfer)
 
 
-def _read(path: str | os.PathLike, make: Callable[[dict[str, Any]], Made]) -> Made:
-    """What `make` makes of the tables in a TOML file."""
+def read_tables(path: str | os.PathLike) -> dict[str, Any]:
+    """The tables of a TOML file. **Raises** ArgumentError if it is none; OSError if it cannot be read."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}")
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArgumentError(None, f"{path} is no TOML file: {error}") from None
+
+
+def _read(path: str | os.PathLike, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """What `make` makes of the tables in a TOML file."""
+    values = read_tables(path)
     try:
         return make(values)
     except ArgumentError as error:

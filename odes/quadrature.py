@@ -223,18 +223,17 @@ def cloud_rule(degree: int, kinks: tuple[Kinks, ...], sample: int = 0) -> Callab
             return *(cholesky_root(covariance) @ z), jnp.full(_POINTS, 1 / _POINTS, covariance.dtype)
 
         return points
-    units, places = np.array([(unit, kink) for unit, some in enumerate(kinks) for kink in some]).T
+    units = np.repeat(np.arange(n), [len(some) for some in kinks])
+    places = np.concatenate([np.asarray(some, float) for some in kinks])
     along = np.linalg.qr(np.concatenate([np.ones((n, 1)), np.eye(n)[:, 1:]], axis=1))[0]
 
     def lines(covariance: Array) -> Nodes:
         across = along[:, 1:] @ _normal_points(n - 1, _LINES, sample)
         root = cholesky_root(covariance)
         middle, direction = root @ jnp.asarray(across, root.dtype), root @ jnp.asarray(along[:, 0], root.dtype)
-        steep = direction[units.astype(int)]
-        moving = jnp.abs(steep) > _NARROWEST * jnp.sqrt(jnp.diagonal(covariance))[units.astype(int)]
-        cuts = (jnp.asarray(places, root.dtype)[:, None] - middle[units.astype(int)]) / jnp.where(moving, steep, 1)[
-            :, None
-        ]
+        steep = direction[units]
+        moving = jnp.abs(steep) > _NARROWEST * jnp.sqrt(jnp.diagonal(covariance))[units]
+        cuts = (jnp.asarray(places, root.dtype)[:, None] - middle[units]) / jnp.where(moving, steep, 1)[:, None]
         cuts = jnp.where(moving[:, None], cuts, end)
         s, weights = _panels(jnp.sort(cuts, axis=0).T, end, _STEP_SCALE, 2 * _LINE_NODES)
         x = middle[:, :, None] + direction[:, None, None] * s[None]

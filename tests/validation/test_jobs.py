@@ -199,6 +199,15 @@ def test_jobs_that_are_alike_are_done_together():
     assert groups == [[0, 1], [2], [3, 4], [5]]
 
 
+def test_a_job_that_fails_among_others_costs_itself_alone():
+    def together(jobs, advanced):
+        return [job.run(advanced) for job in jobs]
+
+    jobs = [Squared(2.0), Troubled(3.0), Squared(4.0), Squared(5.0)]
+    found = list(in_order(carry_out(jobs, at_once=3, together=together, retries=1)))
+    assert isinstance(found[1], Failure) and found[0::2] == [4.0, 16.0] and found[3] == 25.0
+
+
 def test_blocks_by_another_process_are_the_same_bits(key):
     problem = Problem.single_index("tanh", strength=0.4, sgd=SGD(dimension=500, batch_size=16, learning_rate=0.1))
     options = {"steps": [0, 7, 20], "key": key, "seeds": 5, "block": 2, "escape": Escape("loss", 0.9)}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from odes import SGD, Adapter, Escape, Family, read_problem
 from odes.arguments import ArgumentError, nearest
+from odes.files import read_tables
 from validation.checks import CHECKS
 from validation.checks.base import Case, Effort, Result
 
@@ -133,10 +133,7 @@ class Setting:
 
 def read_settings(path: Path) -> list[Setting]:
     """The settings of a TOML file with one table [[setting]] for each; ArgumentError says what is wrong otherwise."""
-    try:
-        tables = tomllib.loads(path.read_text()).get("setting", [])
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ArgumentError("settings", f"{str(path)!r} cannot be read: {error}") from None
+    tables = read_tables(path).get("setting", [])
     if not isinstance(tables, list) or not tables:
         raise ArgumentError("settings", f"{str(path)!r} has no [[setting]]")
     settings = []

@@ -23,6 +23,9 @@ _FLAGS = {"dimension": "dim", "student": "activation"}
 _LOOPS = ("simulate",)
 """Commands whose time is in their loops, not in compiling them."""
 
+_SIMULATIONS = ("simulate", "validate", "figures")
+"""Commands that simulate, in one process for each core: threads of XLA would only be in each other's way."""
+
 _INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
 
@@ -74,7 +77,7 @@ def asked_device(args: Sequence[str]) -> str | None:
 
 def _run(args: list[str], name: str | None) -> int:
     device = asked_device(args)
-    set_up(hurry=name not in _LOOPS, device=device)
+    set_up(hurry=name not in _LOOPS, device=device, alone=name in _SIMULATIONS)
     import jax
 
     from odes.arguments import ArgumentError

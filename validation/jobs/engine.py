@@ -115,7 +115,7 @@ def carry_out(
     - `parts`: what is kept on disk: jobs that are there are not done again, and every result is kept before it is given;
     - `progress`: show how far it is on standard error, in `unit`s, after the words `what`;
     - `together`: in this process up to `at_once` jobs that follow each other, and for which `alike` is the same, are done by one
-        call of this function.
+        call of this function; where that fails, one by one.
 
     **Raises** ArgumentError for jobs with the same name, and for one that cannot be pickled where an executor is to do it.
     """
@@ -191,6 +191,9 @@ def _here(
             except Exception as error:
                 advanced(-done)
                 done = 0
+                if len(numbers) > 1:
+                    yield from _here(jobs, [[number] for number in numbers], retries, advanced, together)
+                    break
                 results = [Failure(job.name, error) for job in some]
                 if left and not results[0].final:
                     continue

@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import Any
 
-_ENVIRONMENT = ("EQX_ON_ERROR", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_PLATFORMS", "XLA_FLAGS")
+_ENVIRONMENT = ("EQX_ON_ERROR", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_PLATFORMS", "PJRT_NPROC", "XLA_FLAGS")
 _CONFIG = (
     "jax_enable_x64",
     "jax_compilation_cache_dir",

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from validation.cli.compilation import own_folder, set_up
+from validation.jobs.remote import Surroundings
 
 KEPT = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
 
@@ -17,6 +18,19 @@ def settings(monkeypatch):
     yield monkeypatch
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+def test_a_process_that_computes_alone_has_one_thread_unless_told_otherwise(settings):
+    """Those that work for it have as many: it is part of their surroundings."""
+    settings.setenv("PJRT_NPROC", "")  # whatever it was is what it will be again
+    settings.delenv("PJRT_NPROC")
+    set_up(hurry=True)
+    assert "PJRT_NPROC" not in os.environ
+    set_up(hurry=True, alone=True)
+    assert Surroundings.here().environment["PJRT_NPROC"] == "1"
+    settings.setenv("PJRT_NPROC", "3")
+    set_up(hurry=True, alone=True)
+    assert os.environ["PJRT_NPROC"] == "3"
 
 
 def old_program(folder, name):

@@ -49,7 +49,7 @@ def test_disagreement_is_exit_code_one(capsys, tmp_path):
         ("[[setting]]\nactivaton = 'erf'", "unknown key 'activaton'; did you mean 'activation'?"),
         ("[[setting]]\nstrength = -1", "--strength must be positive"),
         ("[[setting]]\nrank = 'two'", "rank"),
-        ("[[setting", "cannot be read"),
+        ("[[setting", "is no TOML file"),
         ("x = 1", "has no [[setting]]"),
     ],
 )

@@ -24,8 +24,8 @@ CASES = {
 } | {"three units on one, readouts": three_on_one(d=2e4, batch=2000, rank=2, label_noise=0.05)}
 
 
-def deviation(problem, seeds, key):
-    """The loss of the chain less that of the flow at ten times: the mean over seeds and its standard error.
+def deviation(make, problem, seeds, key):
+    """The loss of the simulator less that of the flow at ten times: the mean over seeds and its standard error.
 
     From overlaps that do not vanish with the dimension: from random ones SGD noise is as large as the start, at any d.
     """
@@ -33,7 +33,7 @@ def deviation(problem, seeds, key):
     rank, frame = problem.adapter.rank, problem.frame_size
     cross = 0.3 * np.array([[1.0, 0.5], [-0.4, 1.0]])[:, :frame]
     start = Overlaps(jnp.full((problem.units[0], rank), 0.3), jnp.asarray(cross), jnp.eye(rank))
-    run = simulate(chain_simulator(problem, start=start, dtype="float64"), key=key, seeds=seeds, steps=steps)
+    run = simulate(make(problem, start=start, dtype="float64"), key=key, seeds=seeds, steps=steps)
     times = np.asarray(run.t)
 
     @jax.jit
@@ -48,15 +48,14 @@ def deviation(problem, seeds, key):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("make, dimension", [(chain_simulator, 2e4), (direct_simulator, 2e3)])
 @pytest.mark.parametrize("case", CASES)
-def test_the_chain_follows_the_flow_but_for_an_excess_that_vanishes_with_the_dimension(case, key):
+def test_simulators_follow_the_flow_but_for_an_excess_that_vanishes_with_the_dimension(case, make, dimension, key):
     """Fluctuations of order 1/d lift the loss: a quarter of that at a quarter of the dimension is taken off."""
-    problem, seeds = CASES[case], 24 if case == "tanh" else 64
+    seeds = 24 if case == "tanh" else 64
     (mean, error), (small, small_error) = (
-        deviation(some, seeds, k)
-        for some, k in zip(
-            (problem, at_dimension(problem, float(problem.sgd.dimension) / 4)), jax.random.split(key), strict=True
-        )
+        deviation(make, at_dimension(CASES[case], d), seeds, k)
+        for d, k in zip((dimension, dimension / 4), jax.random.split(key), strict=True)
     )
     z = (mean - small / 4) / np.hypot(error, small_error / 4)
     assert np.sqrt(np.mean(z**2)) < 2.5 and np.abs(z).max() < 4.5

@@ -55,11 +55,16 @@ def _page(figure: Figure, picture: str, words: str) -> str:
 
 ## Draw it
 
-    searchphase figures {name}           # figures/{name}.pdf, figures/{name}.png and the data, figures/{name}.nc
+    searchphase figures {name}           # a PDF, a PNG and the data, into the folder figures
     searchphase figures {name} --quick   # less of everything, faster
     searchphase figures {name} --redraw  # draw the stored data again
 
 ## Its data
+
+The data are not kept in the repository: with searchphase [installed](../index.md#install), each of the first two commands computes them
+and writes `figures/{name}.nc`, some tens of kilobytes, below the folder in which it is run (`--folder` names another one). The same
+settings, versions and device give the same numbers again. Which of the two commands the picture above is from is said
+[above all figures](../figures.md). Any program that reads netCDF opens the file; in Python:
 
 ```python
 import xarray

@@ -15,14 +15,14 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import MarkdownExporter
 
-from validation.cli.compilation import own_folder
+from validation.cli.compilation import hurried, own_folder
 
 ORDER = ("first_steps", "does_pretraining_hurt", "your_own_link", "a_committee")
 _PACKAGES = ("odes", "theory", "validation")
 _SECONDS = 300
 _AT_ONCE = 2
 _COMPILED = {"EQX_ON_ERROR": "nan", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
-"""Compiled programs are kept, as those of the command line are."""
+"""Compiled programs are kept, as those of the command line are, and compiled in a hurry."""
 
 _SHOWN = ("image/png", "text/markdown", "text/plain")
 
@@ -53,6 +53,7 @@ def executed(docs: Path, name: str, kept: Path) -> nbformat.NotebookNode:
     notebook = jupytext.read(python)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     environment = {"JAX_COMPILATION_CACHE_DIR": str(own_folder().with_name("tutorials"))} | os.environ | _COMPILED
+    environment["XLA_FLAGS"] = hurried(environment.get("XLA_FLAGS", ""))
     try:
         client = NotebookClient(
             notebook, kernel_name="python3", timeout=_SECONDS, startup_timeout=_SECONDS, coalesce_streams=True

@@ -30,6 +30,15 @@ def test_a_long_run_says_how_long_and_then_a_line_a_minute(clock, capsys):
     assert all(re.fullmatch(r"erf: \d+% after \d\d:\d\d, 1 step/s, \d\d:\d\d left", line) for line in lines), lines
 
 
+def test_the_first_piece_and_what_was_done_before_do_not_count_for_how_long(clock, capsys):
+    """The first piece takes as long as its programs need to be compiled, and what is kept took no time at all."""
+    with progress(total=400, initial=200, unit="step") as bar:
+        for seconds in (50.0, *[1.0] * 199):
+            clock[0] += seconds
+            bar.update()
+    assert capsys.readouterr().err.splitlines()[0] == "will take about 04:09"
+
+
 def test_a_short_run_says_nothing(clock, capsys):
     counted(clock, 40, 1.0)
     assert capsys.readouterr().err == ""

@@ -55,7 +55,8 @@ class Visit:
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("requestfailed", lambda request: self._failed(request))
         self.page.on(
-            "response", lambda answer: self.wrong.append(f"{answer.status}: {answer.url}") if not answer.ok else None
+            "response",
+            lambda answer: self.wrong.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None,
         )
         self.page.on("request", lambda request: self._seen(request.url, address))
         self.address = address

@@ -17,9 +17,10 @@ PAGES = (
     "howto/own-figure.md",
     "howto/problem-files.md",
     "howto/results.md",
+    "validation.md",
 )
-NOT_RUN = ("data = xarray.open_dataset(", "def compute(work")
-"""How blocks begin that need a figure's data, or are a part of a module."""
+NOT_RUN = ("import matplotlib.pyplot as plt\nimport xarray\n\ndata =",)
+"""How blocks begin that need a figure's data."""
 
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?"

@@ -42,9 +42,10 @@ _CLEARER = (
         r" takes a whole number, not \1",
     ),
     (r": (takes .*)$", r" \1"),
+    (r"^invalid choice ('.*') for argument '(--\S+)'\. Expected one of \((.*)\)$", r"\2 takes one of \3, not \1"),
     (r"^Unrecognized options: (-?[\d.].*)$", r"too many values: \1 (flags take one value here)"),
 )
-"""What tyro says of words that are not numbers of the kind that the flag takes, and how it is said here."""
+"""What tyro says of words that the flag does not take, and how it is said here."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -164,7 +165,7 @@ def _one_line(box: str) -> str:
                 break
             continue
         lines.append(text)
-    message = " ".join(lines).removeprefix("Error parsing ").rstrip(".")
+    message = " ".join(lines).removeprefix("Error parsing ").rstrip(". ")
     for words, clearer in _CLEARER:
         message = re.sub(words, clearer, message)
     return f"{message} (see --help)"

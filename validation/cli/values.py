@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from odes.arguments import ArgumentError
+from validation.cli.compilation import DEVICES
 
 
 def numbers(words: list[str]) -> tuple[float, ...]:
@@ -55,9 +56,23 @@ OptionalText = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior
 OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 
 
+Device = Annotated[
+    Literal["cpu", "gpu"] | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="cpu|gpu",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or value in DEVICES,
+        str_from_instance=lambda value: [str(value)],
+        choices=tuple(DEVICES),
+    ),
+    tyro.conf.arg(help_behavior_hint=""),
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    device: Annotated[Literal["cpu", "gpu"] | None, tyro.conf.arg(metavar="cpu|gpu", help_behavior_hint="")] = None
+    device: Device = None
     """Where it is computed; what JAX finds, or $JAX_PLATFORMS says, unless given."""
 
 

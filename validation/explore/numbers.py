@@ -84,12 +84,13 @@ def search(settings: Settings) -> dict[str, Any]:
     - `strength` (n,), `curve` (n,): τ(ρ) at the alignment of the settings, infinite where the search never ends;
     - `C`, `D`, `G`, `noise`, `loss`, `rate`, `tau`: those of [`theory.search_phase`][] at the strength of the settings;
     - `critical` (k,), `prefactor` (k,): where the gradient vanishes along the same line of weights, $\tau \simeq A/(\rho - \rho_c)^2$;
+    - `place`: strength and alignment;
     - `theta`: the noise scale ηd/B;
     - `flow`: what [`flow`][] gives;
     - `fast`: whether Gaussian averages of the links are closed formulas, so that all this takes a few milliseconds.
     """
     place = _place(settings)
-    high = max(_WIDEST, _WIDER * settings.strength)
+    high = max(_WIDEST, _WIDER * settings.place[0])
     strengths = np.linspace(_LOWEST, high, _CURVE)
     phase, curve, zeros = _search(padded(settings), place, jnp.asarray(strengths))
     found = np.isfinite(np.asarray(zeros.strength))
@@ -99,6 +100,7 @@ def search(settings: Settings) -> dict[str, Any]:
         "curve": np.asarray(curve),
         "critical": np.asarray(zeros.strength)[found],
         "prefactor": np.asarray(zeros.prefactor)[found],
+        "place": np.asarray(place),
         "theta": np.asarray(settings.family().sgd.noise_scale),
         "flow": flow(settings),
         "fast": has_fast_averages(settings),
@@ -159,7 +161,7 @@ def region(settings: Settings) -> dict[str, Any]:
     """Where the settings are in the phase diagram of pretraining ([`theory.phase_diagram`][]): `name`, `meaning`, and the mean `time`
     of the escape to leading order with its `slope` in the strength; `words` say why the time is not to be trusted, empty if it is."""
     settings.problem()
-    place = np.asarray([settings.strength]), np.asarray([settings.alignment])
+    place = np.split(np.asarray(settings.place), 2)
     _, tuned, regions = classified(padded(settings), Escape(), *place)
     there = Region(int(regions[0]))
     words = "" if there == Region.met else Validity(int(tuned.validity[0])).meaning
@@ -175,7 +177,7 @@ def region(settings: Settings) -> dict[str, Any]:
 def diagram(settings: Settings) -> dict[str, Any]:
     """A coarse phase diagram: `strength`, `alignment` (n,) of its places and the names of their `region` (n,)."""
     settings.problem()
-    high = max(_WIDEST, _WIDER * settings.strength)
+    high = max(_WIDEST, _WIDER * settings.place[0])
     rows, columns = np.linspace(-1, 1, _GRID[1]), high * (np.arange(_GRID[0]) + 0.5) / _GRID[0]
     strengths, alignments = (x.ravel() for x in np.meshgrid(columns, rows))
     *_, regions = classified(padded(settings), Escape(), strengths, alignments)
@@ -214,7 +216,7 @@ def chain(settings: Settings) -> dict[str, Any]:
 def _place(settings: Settings) -> Float[Array, "2"]:
     """Strength and alignment, looked at as those of a problem."""
     settings.problem()
-    return jnp.asarray([settings.strength, settings.alignment])
+    return jnp.asarray(settings.place)
 
 
 @eqx.filter_jit

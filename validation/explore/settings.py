@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from odes import SGD, Adapter, Family, Problem
 from odes.arguments import ArgumentError, require, require_known
+from validation.checks.settings import mixture_place
 
 _LARGEST_RANK = 64
 """Adapters of more rows are refused: a page would wait for them."""
@@ -21,29 +22,36 @@ _FLAGS = {"dimension": "dim"}
 _TEXTS = ("activation", "teacher")
 """Settings that are words."""
 
+_SWITCHES = {"free_rows": {"true": True, "false": False}}
+"""Settings that are true or false, and the words for it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     r"""One unit with pretrained weights, its adapter and SGD: the defaults are those of every command.
 
     - `activation`, `teacher`: names of link functions ([`odes.activation`][]); the teacher's is the student's unless given;
-    - `strength` ρ = |w0|, `alignment` c, its cosine with the target;
-    - `rank` r, `scale` α with κ = α/r (r unless given), `lr_ratio` χ;
+    - `strength` ρ = |w0|, `alignment` c, its cosine with the target; or in place of both a `mixture` μ,
+        $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$;
+    - `rank` r, `scale` α with κ = α/r (r unless given), `lr_ratio` χ; `free_rows` of the adapter change their length;
     - `batch_size` B (infinite for gradient flow), `learning_rate` η, `label_noise` Δ, the variance, and `dimension` d.
 
     >>> Settings.of({"activation": "He3", "strength": "0.3"}).query
     'activation=He3&strength=0.3'
 
-    **Raises** ArgumentError, from [`Settings.of`][], [`Settings.family`][] and [`Settings.problem`][], for what is not allowed.
+    **Raises** ArgumentError, from [`Settings.of`][], [`Settings.place`][], [`Settings.family`][] and [`Settings.problem`][], for what is
+    not allowed.
     """
 
     activation: str = "erf"
     teacher: str | None = None
     strength: float = 0.5
     alignment: float = 1.0
+    mixture: float | None = None
     rank: int = 1
     scale: float | None = None
     lr_ratio: float = 1.0
+    free_rows: bool = False
     batch_size: float = 500.0
     learning_rate: float = 0.2
     label_noise: float = 0.0
@@ -57,7 +65,7 @@ class Settings:
         for name, word in words.items():
             require_known("address", name, names)
             if word.strip():
-                values[name] = word.strip() if name in _TEXTS else _number(name, word)
+                values[name] = _value(name, word.strip())
         return cls(**values)
 
     @property
@@ -66,7 +74,7 @@ class Settings:
         changed = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
         }
-        return {name: value if isinstance(value, str) else f"{value:.12g}" for name, value in changed.items()}
+        return {name: _word(value) for name, value in changed.items()}
 
     @property
     def query(self) -> str:
@@ -78,7 +86,9 @@ class Settings:
         """The command line that prints the numbers of this problem, the law of the escape time among them."""
         words = {"dimension": f"{self.dimension:.12g}"} | self.given
         flags = [
-            word for name, value in words.items() for word in (f"--{_FLAGS.get(name, name)}".replace("_", "-"), value)
+            word
+            for name, value in words.items()
+            for word in (f"--{_FLAGS.get(name, name)}".replace("_", "-"), *([] if name in _SWITCHES else [value]))
         ]
         return shlex.join(["searchphase", "escape", *flags])
 
@@ -91,10 +101,13 @@ class Settings:
 
         kept = {name: getattr(self, name) for name in self.given}
         adapter = {name: kept[name] for name in ("rank", "scale", "lr_ratio") if name in kept}
+        adapter |= {"normalized": False} if self.free_rows else {}
         sgd = {name: kept[name] for name in ("learning_rate", "batch_size", "dimension", "label_noise") if name in kept}
         parts = {name: kept[name] for name in ("teacher",) if name in kept}
-        place = {"strength": self.strength, "alignment": self.alignment}
-        words = [repr(self.activation), *(f"{name}={_literal(value)}" for name, value in (place | parts).items())]
+        given, maker = {"strength": self.strength, "alignment": self.alignment}, "single_index"
+        if self.mixture is not None:
+            given, maker = {"mu": self.mixture}, "mixture"
+        words = [repr(self.activation), *(f"{name}={_literal(value)}" for name, value in (given | parts).items())]
         words += [
             f"{name}={call(kind, values)}"
             for name, kind, values in (("adapter", "Adapter", adapter), ("sgd", "SGD", sgd))
@@ -109,24 +122,51 @@ class Settings:
                 f"from odes import {', '.join([*used, 'Problem'])}",
                 "from theory import escape_law, search_phase",
                 "",
-                f"problem = Problem.single_index({', '.join(words)})",
+                f"problem = Problem.{maker}({', '.join(words)})",
                 "print(search_phase(problem))",
                 "print(escape_law(problem))",
             ]
         )
 
+    @property
+    def place(self) -> tuple[float, float]:
+        """Strength and alignment, those of the mixture if it is given."""
+        if self.mixture is None:
+            return self.strength, self.alignment
+        if {"strength", "alignment"} & set(self.given):
+            raise ArgumentError("mixture", "sets strength and alignment: give it alone, or give those two")
+        require("mixture", self.mixture, "finite", lambda mu: abs(mu) < 1e100)
+        return mixture_place(self.mixture)
+
     def family(self) -> Family:
         """All of the problem but strength and alignment."""
         require("rank", self.rank, _RANKS, lambda rank: (rank >= 1) & (rank <= _LARGEST_RANK))
-        adapter = Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio)
+        adapter = Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
         names = ("learning_rate", "batch_size", "dimension", "label_noise")
         sgd = SGD(**{name: getattr(self, name) for name in names})
         return Family(self.activation, teacher=self.teacher, adapter=adapter, sgd=sgd)
 
     def problem(self) -> Problem:
         """The problem."""
-        require("strength", self.strength, "positive and finite", lambda rho: (rho > 0) & (rho < 1e100))
-        return self.family().at(self.strength, self.alignment)
+        strength, alignment = self.place
+        require("strength", strength, "positive and finite", lambda rho: (rho > 0) & (rho < 1e100))
+        return self.family().at(strength, alignment)
+
+
+def _value(name: str, word: str) -> str | bool | float | int:
+    if name in _TEXTS:
+        return word
+    if name not in _SWITCHES:
+        return _number(name, word)
+    if word not in _SWITCHES[name]:
+        raise ArgumentError(name, f"takes true or false, not {word!r:.40}")
+    return _SWITCHES[name][word]
+
+
+def _word(value: str | bool | float | int) -> str:
+    if isinstance(value, str):
+        return value
+    return str(value).lower() if isinstance(value, bool) else f"{value:.12g}"
 
 
 def _number(name: str, word: str) -> float | int:

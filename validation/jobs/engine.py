@@ -120,16 +120,12 @@ def carry_out(
     **Raises** ArgumentError for jobs with the same name, and for one that cannot be pickled where an executor is to do it.
     """
     require("jobs", len({job.name for job in jobs}), "of different names", lambda names: names == len(jobs))
-    with contextlib.closing(
-        progress_of(total=sum(job.size for job in jobs), unit=unit, what=what, shown=progress)
-    ) as bar:
-        todo = []
-        for number, job in enumerate(jobs):
-            if parts is not None and job.name in parts:
-                bar.update(job.size)
-                yield number, parts.read(job.name)
-            else:
-                todo.append(number)
+    kept = [] if parts is None else [number for number, job in enumerate(jobs) if job.name in parts]
+    todo = sorted(set(range(len(jobs))) - set(kept))
+    total, initial = (sum(jobs[number].size for number in numbers) for numbers in (range(len(jobs)), kept))
+    with contextlib.closing(progress_of(total=total, initial=initial, unit=unit, what=what, shown=progress)) as bar:
+        if parts is not None:
+            yield from ((number, parts.read(jobs[number].name)) for number in kept)
         if executor is None or len(todo) < getattr(executor, "least", 1):
             results = _here(jobs, _groups(jobs, todo, at_once, alike), retries, bar.update, together or _one_by_one)
         else:

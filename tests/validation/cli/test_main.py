@@ -60,8 +60,9 @@ def test_the_device_acts_before_jax_starts():
             assert "searchphase escape: --device gpu: JAX finds no GPU here" in done.stderr
 
 
-def test_an_unknown_device_is_refused(capsys):
-    assert_refused(capsys, ["escape", "--device", "abacus"], "--device")
+@pytest.mark.parametrize("device", ["tpu", "None"])
+def test_an_unknown_device_is_refused_with_those_that_there_are(capsys, device):
+    assert_refused(capsys, ["escape", "--device", device], f"--device takes one of 'cpu', 'gpu', not '{device}' (see")
 
 
 def test_every_command_that_computes_takes_a_device(capsys):

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import pytest
 
-from odes import Escape, solve
+from odes import Adapter, Escape, Problem, solve
 from odes.arguments import ArgumentError
 from tests.command_line import run
 from theory import escape_law, search_phase, typical_start, unstable_mode
@@ -19,9 +19,11 @@ PLACES = (
     Settings(strength=0.3, alignment=0.7, rank=3, scale=4.5, lr_ratio=2.0),
     Settings(teacher="He3", batch_size=float("inf"), label_noise=0.1, learning_rate=0.1, dimension=1e4),
 )
+FREE = Settings(mixture=0.4, free_rows=True)
+WITH_FREE = (*PLACES, pytest.param(FREE, marks=pytest.mark.slow))
 
 
-@pytest.mark.parametrize("settings", PLACES, ids=lambda settings: settings.query)
+@pytest.mark.parametrize("settings", WITH_FREE, ids=lambda settings: settings.query)
 def test_rows_at_rest_change_neither_the_search_nor_the_flow(settings):
     found, problem = numbers.search(settings), settings.problem()
     phase = search_phase(problem)
@@ -38,8 +40,12 @@ def test_rows_at_rest_change_neither_the_search_nor_the_flow(settings):
     assert flow["m"].shape[0] == settings.rank
 
 
-def test_the_copied_command_prints_the_same_numbers(capsys):
-    settings = Settings(strength=0.3, alignment=0.9)
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(strength=0.3, alignment=0.9), pytest.param(FREE, marks=pytest.mark.slow)],
+    ids=lambda settings: settings.query,
+)
+def test_the_copied_command_prints_the_same_numbers(capsys, settings):
     program, *words = shlex.split(settings.command)
     code, out, _ = run(capsys, *words, "--json")
     (point,), shown, law = json.loads(out)["points"], numbers.search(settings), numbers.law(settings)
@@ -52,11 +58,19 @@ def test_the_copied_command_prints_the_same_numbers(capsys):
     assert np.all(np.diff(law["t"]) >= 0) and law["words"] == ""
 
 
-def test_the_copied_python_lines_compute_the_same_numbers(capsys):
-    settings = PLACES[1]
+@pytest.mark.parametrize("settings", WITH_FREE[1::2], ids=lambda settings: settings.query)
+def test_the_copied_python_lines_compute_the_same_numbers(capsys, settings):
     exec(settings.python, {})
     printed = capsys.readouterr().out
     assert str(search_phase(settings.problem())) in printed and str(escape_law(settings.problem())) in printed
+
+
+def test_a_mixture_stands_in_place_of_strength_and_alignment():
+    assert FREE.command == "searchphase escape --dim 1000 --mixture 0.4 --free-rows"
+    assert "Problem.mixture('erf', mu=0.4, adapter=Adapter(normalized=False))" in FREE.python
+    problem = Problem.mixture("erf", mu=0.4, adapter=Adapter(normalized=False))
+    np.testing.assert_allclose(FREE.place, (problem.strength, problem.alignment), rtol=1e-15)
+    assert FREE.problem().adapter == problem.adapter
 
 
 def test_a_slider_compiles_nothing():
@@ -90,6 +104,9 @@ def test_what_never_ends_is_said():
         ({"rank": "1.5"}, "rank"),
         ({"rank": "inf"}, "rank"),
         ({"dimension": "1"}, "dimension"),
+        ({"mixture": "0.3", "alignment": "0.5"}, "mixture"),
+        ({"mixture": "inf"}, "mixture"),
+        ({"free_rows": "perhaps"}, "free_rows"),
         ({"colour": "red"}, "address"),
     ],
 )
@@ -99,7 +116,7 @@ def test_wrong_settings_are_refused_by_name(words, name):
     assert caught.value.name == name and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", PLACES, ids=lambda settings: settings.query)
+@pytest.mark.parametrize("settings", (*PLACES, FREE), ids=lambda settings: settings.query)
 def test_the_address_holds_the_settings(settings):
     assert Settings.of(dict(parse_qsl(settings.query))) == settings
 

@@ -19,6 +19,7 @@ import pytest
 from tests.browsers import WIDTHS
 from tests.command_line import ON_ITS_OWN, assert_refused, run
 from validation.explore.server import answered
+from validation.explore.settings import Settings
 
 WAIT = 120_000
 """Milliseconds for programs to be compiled."""
@@ -154,6 +155,51 @@ def test_wrong_input_is_answered_on_the_page(page, name, value, words):
     field.fill(right)
     field.press("Tab")
     page.locator("#error").wait_for(state="hidden", timeout=WAIT)
+
+
+@pytest.mark.slow
+def test_the_copied_lines_are_those_of_the_controls(page, address):
+    """A mixture stands in place of strength and alignment, whose controls show its values until it is cleared."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+    page.locator("input[name=mixture]").fill("0.4")
+    page.get_by_role("checkbox", name="free rows").check()
+    page.locator("#command", has_text="--free-rows").wait_for(timeout=WAIT)
+    assert (
+        page.locator("input[name=strength]").is_disabled()
+        and page.get_by_role("slider", name="alignment").is_disabled()
+    )
+    assert page.locator("input[name=strength]").input_value() == "0.7211"
+    logged(page, "region: answered")
+    for what, words in (
+        ("address", f"{address}?mixture=0.4&free_rows=true"),
+        ("command", "searchphase escape --dim 1000 --mixture 0.4 --free-rows"),
+        ("Python lines", Settings(mixture=0.4, free_rows=True).python),
+    ):
+        page.get_by_role("button", name=f"Copy the {what}").click()
+        logged(page, "is copied")
+        assert page.evaluate("navigator.clipboard.readText()") == words
+        page.evaluate("document.getElementById('status').textContent = ''")
+    page.reload()
+    logged(page, "region: answered")
+    assert page.get_by_role("checkbox", name="free rows").is_checked()
+    page.locator("input[name=mixture]").fill("")
+    page.locator("#command", has_text="--strength 0.7211 --alignment 0.5547").wait_for(timeout=WAIT)
+    assert page.locator("input[name=strength]").is_enabled()
+
+
+@pytest.mark.slow
+def test_plots_follow_the_preference_for_light_or_dark(page):
+    """Also when it changes while the page is open."""
+    ground = """() => [getComputedStyle(document.body.querySelector('section')).backgroundColor,
+        ...Bokeh.documents.flatMap(d => d.roots()).map(p => p.background_fill_color)]"""
+    line = "Bokeh.documents[0].roots()[0].renderers.find(r => r.name === 'theory').glyph.line_color.value"
+    for scheme, section, plot, theory in (
+        ("dark", "rgb(30, 33, 38)", "#1e2126", "#6cb8ea"),
+        ("light", "rgb(255, 255, 255)", "#ffffff", "#0072b2"),
+    ):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(f"Bokeh.documents[0].roots()[0].background_fill_color === '{plot}'")
+        assert page.evaluate(ground) == [section, *[plot] * 5] and page.evaluate(line) == theory
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ const CONTROLS = [
   { name: "teacher", label: "teacher's link", usual: "", hint: "as the student", link: true },
   { name: "strength", label: "strength ρ", usual: "0.5", low: 0.02, high: 2, step: 0.005 },
   { name: "alignment", label: "alignment c", usual: "1", low: -1, high: 1, step: 0.01 },
+  { name: "mixture", label: "mixture μ for both", usual: "", hint: "none", low: 0, high: 1, step: 0.01 },
   { name: "rank", label: "rank r", usual: "1", low: 1, high: 16, step: 1 },
-  { name: "scale", label: "scale α (κ = α/r)", usual: "", hint: "r, so κ = 1", low: 0.1, high: 64, log: true },
+  { name: "scale", label: "scale α (κ = α/r)", usual: "", hint: "r, so κ = 1", low: 0.1, high: 64, log: true, without: () => fields.rank.text.value },
   { name: "lr_ratio", label: "lr ratio χ", usual: "1", low: 0.1, high: 32, log: true },
+  { name: "free_rows", label: "free rows", usual: "", check: true },
   { name: "batch_size", label: "batch size B", usual: "500", low: 1, high: 1e6, log: true },
   { name: "learning_rate", label: "learning rate η", usual: "0.2", low: 0.001, high: 2, log: true },
   { name: "label_noise", label: "label noise Δ", usual: "0", low: 0, high: 2, step: 0.01 },
@@ -36,11 +38,15 @@ function log(words) {
   while (byId("log").children.length > LOG_LINES) byId("log").lastChild.remove();
 }
 
-function control({ name, label, usual, hint, link, low, high, step, log }) {
+function control({ name, label, usual, hint, link, check, low, high, step, log, without = () => low }) {
   const box = document.createElement("label");
-  const text = Object.assign(document.createElement("input"), { type: "text", name, placeholder: hint ?? usual });
+  const text = Object.assign(document.createElement("input"), { type: check ? "checkbox" : "text", name, placeholder: hint ?? usual });
   box.append(label, text);
-  if (link) {
+  if (check) {
+    Object.defineProperty(text, "value", { get: () => (text.checked ? "true" : ""), set: (word) => (text.checked = word === "true") });
+    text.addEventListener("change", moved);
+    fields[name] = { text, usual, follow: () => {} };
+  } else if (link) {
     box.className = "link";
     text.setAttribute("list", "links");
     text.addEventListener("change", moved);
@@ -50,7 +56,7 @@ function control({ name, label, usual, hint, link, low, high, step, log }) {
     const slider = Object.assign(document.createElement("input"), { type: "range", min: into(low), max: into(high), step: log ? 0.01 : step });
     slider.setAttribute("aria-label", label);
     const follow = () => {
-      const value = Number(text.value || usual || fields.rank.text.value); // the scale is the rank unless given
+      const value = Number(text.value || usual || without());
       if (Number.isFinite(value)) slider.value = into(value);
     };
     slider.addEventListener("input", () => {
@@ -62,35 +68,52 @@ function control({ name, label, usual, hint, link, low, high, step, log }) {
       moved();
     });
     box.append(slider);
-    fields[name] = { text, usual, follow };
+    fields[name] = { text, usual, follow, slider };
   }
   byId("controls").append(box);
 }
 
+const mixed = () => fields.mixture.text.value.trim() !== "";
+const byMixture = () => [fields.strength, fields.alignment];
+
 function query() {
   const words = new URLSearchParams();
-  for (const [name, { text, usual }] of Object.entries(fields)) {
-    const value = text.value.trim();
-    if (value && value !== usual) words.set(name, value);
+  for (const [name, field] of Object.entries(fields)) {
+    const value = field.text.value.trim();
+    if (value && value !== field.usual && !(mixed() && byMixture().includes(field))) words.set(name, value);
   }
   for (const [name, value] of Object.entries(unknown)) words.set(name, value);
   return words.toString();
 }
 
-// Names in the address that no control has are sent too, so that the server says what is wrong with them.
+// Names in the address that no control has, or that a mixture takes the place of, are sent too, so that the server says what is wrong with them.
 let unknown = {};
 
 function restore() {
-  unknown = Object.fromEntries([...new URLSearchParams(location.search)].filter(([name]) => !(name in fields)));
   const words = new URLSearchParams(location.search);
+  const shadowed = (name) => words.get("mixture") && byMixture().includes(fields[name]);
+  unknown = Object.fromEntries([...words].filter(([name]) => !(name in fields) || shadowed(name)));
   for (const [name, field] of Object.entries(fields)) {
     field.text.value = words.get(name) ?? field.usual;
     field.follow();
+  }
+  yieldToMixture();
+}
+
+// A mixture sets strength and alignment: their controls show its values and cannot be moved.
+function yieldToMixture(place) {
+  for (const [n, { text, slider, follow }] of byMixture().entries()) {
+    text.disabled = slider.disabled = mixed();
+    if (mixed() && place) {
+      text.value = shown(place[n]);
+      follow();
+    }
   }
 }
 
 function moved() {
   unknown = {};
+  yieldToMixture();
   changed = performance.now();
   history.replaceState(null, "", query() ? `?${query()}` : location.pathname);
   for (const section of document.querySelectorAll("section[data-part]")) section.classList.add("old");
@@ -190,9 +213,10 @@ const draw = {
     byId("error").hidden = true;
     for (const { text } of Object.values(fields)) text.removeAttribute("aria-invalid");
     fill("curve", { strength: answer.strength, tau: whole(answer.curve) });
-    const strength = Number(fields.strength.text.value || 0.5);
+    const [strength, alignment] = answer.place;
+    yieldToMixture(answer.place);
     fill("here", { strength: [strength], tau: whole([answer.tau]) });
-    fill("place", { strength: [strength], alignment: [Number(fields.alignment.text.value || 1)] });
+    fill("place", { strength: [strength], alignment: [alignment] });
     fill("critical", { strength: answer.critical });
     const numbers = ["C", "D", "G", "noise", "loss", "rate", "tau", "theta"].map((name) => `${name} ${name === "tau" && answer.tau === null ? "infinite" : shown(answer[name])}`);
     const zeros = answer.critical.length ? `The gradient vanishes at strength ${answer.critical.map(shown).join(", ")}.` : "The gradient vanishes nowhere here.";
@@ -239,6 +263,27 @@ const draw = {
   },
 };
 
+// Plots take the colours of the page, which follow the browser's preference for light or dark.
+function paint() {
+  const style = getComputedStyle(document.documentElement);
+  const [text, ground, quiet, grid, accent] = ["--text", "--card", "--quiet", "--grid", "--accent"].map((name) => style.getPropertyValue(name).trim());
+  for (const plot of Bokeh.documents.flatMap((doc) => doc.roots())) {
+    plot.setv({ background_fill_color: ground, border_fill_color: ground, outline_line_color: ground });
+    plot.title.text_color = text;
+    for (const axis of [...plot.below, ...plot.left]) {
+      axis.setv({ axis_label_text_color: text, major_label_text_color: text, axis_line_color: quiet, major_tick_line_color: quiet, minor_tick_line_color: quiet });
+    }
+    for (const { name, glyph } of plot.renderers) {
+      if (name === "theory") glyph.line_color = { value: accent };
+      if (name === "cross") glyph.line_color = { value: text };
+    }
+    for (const part of plot.center) {
+      if (part.type === "Grid") part.grid_line_color = grid;
+      if (part.type === "Legend") part.setv({ label_text_color: text, background_fill_color: ground, border_line_color: grid });
+    }
+  }
+}
+
 async function copy(words, what) {
   try {
     await navigator.clipboard.writeText(words);
@@ -254,6 +299,8 @@ const start = await (await fetch("start")).json();
 regions = start.regions;
 for (const name of start.links) byId("links").append(Object.assign(document.createElement("option"), { value: name }));
 for (const [name, item] of Object.entries(start.figures)) await Bokeh.embed.embed_item(item, name);
+paint();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 say("ask-chain", `Simulate ${start.seeds} seeds`);
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
 for (const part of ["flow", "diagram", "chain"]) byId(`ask-${part}`).addEventListener("click", () => ask(part));

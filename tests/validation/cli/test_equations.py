@@ -89,7 +89,7 @@ def test_a_file_that_holds_something_else_is_kept(capsys, tmp_path):
         ("equations --teacher relu", "--teacher must be a polynomial"),
         ("equations --activation He9", "--activation must have a degree of at most 8"),
         ("equations --rank 8", "--rank must be smaller for equations that can be read"),
-        ("equations --format html", "Expected one of ('latex', 'sympy', 'python')"),
+        ("equations --format html", "--format takes one of 'latex', 'sympy', 'python', not 'html'"),
         ("equations --format python --output run.tex", "--output must end in .py, but is 'run.tex'"),
         (f"equations --problem {COMMITTEE} --rank 3", "--problem holds all of the problem: leave out --rank"),
         (f"equations --problem {READOUTS}", "readouts.toml: `student` must be a polynomial"),

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from odes import Adapter, Overlaps, Transfer, gradient_at
+from odes import Adapter, Transfer, gradient_at
 from theory import escape_modes, staged_start
 
 DIMENSION, AMPLITUDE = 12, 0.3
@@ -43,5 +43,5 @@ def test_without_growing_modes_the_adapter_has_no_overlaps():
     """Weights that are the target's directions already."""
     transfer = Transfer("erf", units=2, teachers=2)
     learnt = staged_start(transfer, None, 1.0)
-    start = staged_start(transfer, Overlaps(learnt.up, learnt.cross, learnt.down_gram), AMPLITUDE)
+    start = staged_start(transfer, learnt, AMPLITUDE)
     np.testing.assert_allclose(start.cross[2:], 0.0, atol=1e-12)

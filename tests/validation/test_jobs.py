@@ -200,11 +200,8 @@ def test_jobs_that_are_alike_are_done_together():
 
 
 def test_a_job_that_fails_among_others_costs_itself_alone():
-    def together(jobs, advanced):
-        return [job.run(advanced) for job in jobs]
-
     jobs = [Squared(2.0), Troubled(3.0), Squared(4.0), Squared(5.0)]
-    found = list(in_order(carry_out(jobs, at_once=3, together=together, retries=1)))
+    found = list(in_order(carry_out(jobs, at_once=3, retries=1)))
     assert isinstance(found[1], Failure) and found[0::2] == [4.0, 16.0] and found[3] == 25.0
 
 

@@ -35,20 +35,15 @@ def mixture_place(mu: float) -> tuple[float, float]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A problem, its escape, and which checks are made of it; the fields are named like the flags.
+class OneUnit:
+    r"""One unit with pretrained weights, and its adapter: the fields are named like the flags and have their defaults.
 
-    `problem` is the file of a problem with any numbers of units, at its own dimension and noise scale, and leaves room for the
-    escape alone; some checks are for one unit. It may also be the file of a pretraining and the fine-tuning after it
-    ([`odes.read_either`][]), of which stages and checkpoints are checked. `mixture` stands instead of strength and alignment;
-    `noise_scale` is kept at every dimension that is simulated; trajectories and the law are simulated at the dimension `dim`, the
-    effort's unless given; `checks` are made by a full validation, `quick` by a quick one.
-
-    **Raises** ArgumentError for checks that there are not and for a negative or infinite noise scale.
+    - `activation`, `teacher`: names of link functions ([`odes.activation`][]); the teacher's is the student's unless given;
+    - `strength` ρ = |w0|, `alignment` c, its cosine with the target; or in place of both a `mixture` μ,
+        $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$;
+    - `rank` r, `scale` α with κ = α/r (r unless given), `lr_ratio` χ; `free_rows` of the adapter change their length.
     """
 
-    name: str
-    problem: str | None = None
     activation: str = "erf"
     teacher: str | None = None
     strength: float = 0.5
@@ -58,6 +53,33 @@ class Setting:
     scale: float | None = None
     lr_ratio: float = 1.0
     free_rows: bool = False
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Strength and alignment, those of the mixture if it is given."""
+        return (self.strength, self.alignment) if self.mixture is None else mixture_place(self.mixture)
+
+    def trained_by(self, sgd: SGD) -> Family:
+        """All of the problem but strength and alignment."""
+        adapter = Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
+        return Family(self.activation, teacher=self.teacher, adapter=adapter, sgd=sgd)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting(OneUnit):
+    """A problem, its escape, and which checks are made of it; the fields are named like the flags.
+
+    `problem` is the file of a problem with any numbers of units, at its own dimension and noise scale, and leaves room for the
+    escape alone; some checks are for one unit. It may also be the file of a pretraining and the fine-tuning after it
+    ([`odes.read_either`][]), of which stages and checkpoints are checked. `noise_scale` is kept at every dimension that is simulated;
+    trajectories and the law are simulated at the dimension `dim`, the effort's unless given; `checks` are made by a full
+    validation, `quick` by a quick one.
+
+    **Raises** ArgumentError for checks that there are not and for a negative or infinite noise scale.
+    """
+
+    name: str
+    problem: str | None = None
     learning_rate: float = 0.05
     noise_scale: float = 1.0
     label_noise: float = 0.0
@@ -115,14 +137,8 @@ class Setting:
             effort = dataclasses.replace(effort, law_dimension=self.dim, trajectory_dimension=self.dim)
         theta, eta, dimension = self.noise_scale, self.learning_rate, effort.law_dimension
         batch = math.inf if theta == 0 else max(1.0, eta * dimension / theta)
-        family = Family(
-            self.activation,
-            teacher=self.teacher,
-            adapter=Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows),
-            sgd=SGD(learning_rate=eta, batch_size=batch, dimension=dimension, label_noise=self.label_noise),
-        )
-        place = (self.strength, self.alignment) if self.mixture is None else mixture_place(self.mixture)
-        problem = family.at(*place)
+        sgd = SGD(learning_rate=eta, batch_size=batch, dimension=dimension, label_noise=self.label_noise)
+        problem = self.trained_by(sgd).at(*self.place)
         return Case(self.name, problem, problem, effort, key, Escape(self.criterion, self.threshold, self.teacher_unit))
 
     def _stored_case(self, path: str, effort: Effort, key: PRNGKeyArray) -> Case:

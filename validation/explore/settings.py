@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from odes import SGD, Adapter, Family, Problem
+from odes import SGD, Family, Problem
 from odes.arguments import ArgumentError, require, require_known
-from validation.checks.settings import mixture_place
+from validation.checks.settings import OneUnit
 
 _LARGEST_RANK = 64
 """Adapters of more rows are refused: a page would wait for them."""
@@ -27,14 +27,9 @@ _SWITCHES = {"free_rows": {"true": True, "false": False}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    r"""One unit with pretrained weights, its adapter and SGD: the defaults are those of every command.
-
-    - `activation`, `teacher`: names of link functions ([`odes.activation`][]); the teacher's is the student's unless given;
-    - `strength` ρ = |w0|, `alignment` c, its cosine with the target; or in place of both a `mixture` μ,
-        $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$;
-    - `rank` r, `scale` α with κ = α/r (r unless given), `lr_ratio` χ; `free_rows` of the adapter change their length;
-    - `batch_size` B (infinite for gradient flow), `learning_rate` η, `label_noise` Δ, the variance, and `dimension` d.
+class Settings(OneUnit):
+    """One unit and its SGD: `batch_size` B (infinite for gradient flow), `learning_rate` η, `label_noise` Δ, the variance, and
+    `dimension` d; the defaults are those of every command.
 
     >>> Settings.of({"activation": "He3", "strength": "0.3"}).query
     'activation=He3&strength=0.3'
@@ -43,15 +38,6 @@ class Settings:
     not allowed.
     """
 
-    activation: str = "erf"
-    teacher: str | None = None
-    strength: float = 0.5
-    alignment: float = 1.0
-    mixture: float | None = None
-    rank: int = 1
-    scale: float | None = None
-    lr_ratio: float = 1.0
-    free_rows: bool = False
     batch_size: float = 500.0
     learning_rate: float = 0.2
     label_noise: float = 0.0
@@ -131,20 +117,17 @@ class Settings:
     @property
     def place(self) -> tuple[float, float]:
         """Strength and alignment, those of the mixture if it is given."""
-        if self.mixture is None:
-            return self.strength, self.alignment
-        if {"strength", "alignment"} & set(self.given):
-            raise ArgumentError("mixture", "sets strength and alignment: give it alone, or give those two")
-        require("mixture", self.mixture, "finite", lambda mu: abs(mu) < 1e100)
-        return mixture_place(self.mixture)
+        if self.mixture is not None:
+            if {"strength", "alignment"} & set(self.given):
+                raise ArgumentError("mixture", "sets strength and alignment: give it alone, or give those two")
+            require("mixture", self.mixture, "finite", lambda mu: abs(mu) < 1e100)
+        return super().place
 
     def family(self) -> Family:
         """All of the problem but strength and alignment."""
         require("rank", self.rank, _RANKS, lambda rank: (rank >= 1) & (rank <= _LARGEST_RANK))
-        adapter = Adapter(self.rank, scale=self.scale, lr_ratio=self.lr_ratio, normalized=not self.free_rows)
         names = ("learning_rate", "batch_size", "dimension", "label_noise")
-        sgd = SGD(**{name: getattr(self, name) for name in names})
-        return Family(self.activation, teacher=self.teacher, adapter=adapter, sgd=sgd)
+        return self.trained_by(SGD(**{name: getattr(self, name) for name in names}))
 
     def problem(self) -> Problem:
         """The problem."""

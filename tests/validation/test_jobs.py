@@ -146,7 +146,7 @@ def test_jobs_have_names_of_their_own():
         list(carry_out([Squared(2.0), Squared(2.0)]))
 
 
-def test_what_is_finished_is_not_done_again(tmp_path):
+def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     log, path = tmp_path / "log", str(tmp_path / "run.nc")
     jobs = [Squared(float(n), file=str(log)) for n in range(4)]
     parts = Parts(path, {"steps": 3}, resume=False)
@@ -158,6 +158,9 @@ def test_what_is_finished_is_not_done_again(tmp_path):
         Parts(path, {"steps": 3}, resume=False)
     with pytest.raises(ArgumentError, match=r"was made with --steps 3 \(now 4\)"):
         Parts(path, {"steps": 4}, resume=True)
+    with monkeypatch.context() as threads, pytest.raises(ArgumentError, match=r"with PJRT_NPROC .* \(now 12\)"):
+        threads.setenv("PJRT_NPROC", "12")
+        Parts(path, {"steps": 3}, resume=True)
     again = Parts(path, {"steps": 3, "workers": 7}, resume=True)
     assert again.begun and again.fixed("block", 5) == 8  # what was chosen when the run started holds
     (again.folder / f".{next(again.folder.glob('square-1.*')).name}-x").write_bytes(b"half a file")

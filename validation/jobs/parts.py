@@ -7,6 +7,7 @@ is that of the settings and the job's name. Files are Python pickles, as executo
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from odes.storage import provenance, write_whole
 _INCIDENTAL = ("output", "plot", "json", "resume", "force", "workers", "scheduler", "retries", "device")
 """Flags that do not determine a result's numbers."""
 
+_THREADS = "PJRT_NPROC"
+"""What says how many threads XLA has on a CPU, which share long sums: their last digits go with the number."""
+
 _DIGEST = 32
 """Bytes of a part's content hash, which stands in front of the content."""
 
@@ -27,15 +31,15 @@ class Parts:
     """What a run of a command with some `flags` has finished so far, with `path` as its final file.
 
     A run either starts, and then there must be no folder of parts, or goes on with `resume`. Parts are used only if the
-    same flags, package versions, device and floating point type made them: then a run that was interrupted ends in the
-    numbers of an uninterrupted one, bit for bit.
+    same flags, package versions, device, floating point type and number of XLA's threads made them: then a run that was
+    interrupted ends in the numbers of an uninterrupted one, bit for bit.
 
     **Raises** ArgumentError if there are parts without `resume`, or with it some that other settings made.
     """
 
     def __init__(self, path: str, flags: dict[str, Any], resume: bool):
         self.path, self.flags, self.resume = path, flags, resume
-        self._settings = _settings(provenance(command=flags))
+        self._settings = _settings(provenance(command=flags)) | {_THREADS: os.environ.get(_THREADS)}
         self._fixed: dict[str, Any] = {}
         if self.folder.exists() and not self.folder.is_dir():
             raise ArgumentError(None, f"{self.folder} is where finished parts would be kept, but is no folder")

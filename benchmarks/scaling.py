@@ -1,4 +1,4 @@
-"""Jobs a second on one and two processes, what an engine costs a job, and sharded against unsharded seeds on the same cores.
+"""Jobs a second on one, two, four ... processes, what an engine costs a job, and sharded against unsharded seeds on the same cores.
 
     python benchmarks/scaling.py
 
@@ -45,7 +45,7 @@ class Nothing:
         return self.number
 
 
-def sweep(blocks: int = _BLOCKS) -> Sequence:
+def sweep(blocks: int) -> Sequence:
     """Blocks of the chain, a second each or less."""
     problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=1e4, batch_size=256, learning_rate=0.05))
     stages = one_stage(chain_simulator(problem), [0, _STEPS])
@@ -63,20 +63,22 @@ def seconds(jobs: Sequence, executor: concurrent.futures.Executor | None) -> flo
 
 
 def engines() -> None:
-    """One process, two processes, and a Dask cluster of two, in turns."""
-    jobs, empty = sweep(), [Nothing(number) for number in range(_EMPTY)]
+    """This process, one process, twice as many and so on up to the number of cores, and a Dask cluster of two, in turns."""
+    counts = [2**power for power in range(1 + int(np.log2(max(2, usable_cores()))))]
+    jobs, empty = sweep(_BLOCKS * counts[-1]), [Nothing(number) for number in range(_EMPTY)]
     rows = []
 
-    def measured(name: str, executor: concurrent.futures.Executor | None) -> None:
-        all_results(carry_out(jobs[:8], executor=executor))
-        all_results(carry_out(empty[:8], executor=executor))
-        busy, idle = seconds(jobs, executor), seconds(empty, executor)
-        rows.append((name, len(jobs) / busy, 1e3 * idle / len(empty)))
+    def measured(name: str, executor: concurrent.futures.Executor | None, count: int = 1) -> None:
+        some = jobs[: _BLOCKS * count]
+        all_results(carry_out(some[: 4 * count], executor=executor))
+        all_results(carry_out(empty[: 4 * count], executor=executor))
+        busy, idle = seconds(some, executor), seconds(empty, executor)
+        rows.append((name, len(some) / busy, 1e3 * idle / len(empty)))
 
     measured("this process", None)
-    for count in (1, 2):
+    for count in counts:
         with processes(count) as pool:
-            measured(f"{count} process{'es' * (count > 1)}", pool)
+            measured(f"{count} process{'es' * (count > 1)}", pool, count)
     try:
         from distributed import Client, LocalCluster
     except ImportError:
@@ -84,10 +86,9 @@ def engines() -> None:
     else:
         options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
         with LocalCluster(**options) as there, Client(there) as client:
-            measured("Dask, 2 workers", client.get_executor(pure=False))
-    print(
-        f"\n{len(jobs)} blocks of {_SEEDS} seeds and {_STEPS} steps each (B = 256), and {_EMPTY} jobs without work:\n"
-    )
+            measured("Dask, 2 workers", client.get_executor(pure=False), 2)
+    blocks = f"{_BLOCKS} blocks for each process, of {_SEEDS} seeds and {_STEPS} steps (B = 256)"
+    print(f"\n{blocks}, and {_EMPTY} jobs without work:\n")
     print("| engine | blocks a second | an empty job, ms |\n| --- | --- | --- |")
     for name, speed, overhead in rows:
         print(f"| {name} | {speed:.3g} | {overhead:.2g} |")

@@ -75,8 +75,8 @@ def set_up(*, hurry: bool = False, device: str | None = None, alone: bool = Fals
     those that it starts); unless given, JAX chooses. [`require_device`][] says whether that is what was asked for.
 
     `alone`: XLA computes on one thread of the CPU, here and in the processes that work for this one, unless $PJRT_NPROC says how many.
-    A step of the chain then takes three fifths of the processor's time, and direct SGD, whose sums over 1e5 dimensions the threads
-    would share, has the same last bits on any machine.
+    A step of the chain takes as long with two, and more of the processor's time; and sums over 1e5 dimensions of direct SGD, which
+    the threads would share, have the same last bits however many cores there are.
 
     In a `hurry` XLA compiles them in half the time, to run half as long again (for this process and those that it starts).
     JAX can keep a program only if it does not call back into Python, which Equinox's checks of values do unless they

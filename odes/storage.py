@@ -1,11 +1,14 @@
 """Results on disk: netCDF files that carry what made them and are written whole or not at all."""
 
+import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from odes.arguments import ArgumentError
+
+_INDEX = 2**10
+"""So many bytes, at most, a file's index has for a row of a variable."""
 
 _PACKAGES = ("searchphase", "jax", "jaxlib", "diffrax", "equinox", "numpy")
 
@@ -66,8 +72,56 @@ def write_dataset(dataset: Any, path: str | os.PathLike, *, kind: str, **what: A
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
-def read_dataset(path: str | os.PathLike) -> Any:
-    """Reads a stored file as an `xarray.Dataset`, whose attributes hold what made it: `kind` and more, as JSON.
+def write_rows(
+    rows: Iterable[Any], path: str | os.PathLike, *, along: str, number: int, kind: str, **what: Any
+) -> None:
+    """Writes datasets that are alike to one netCDF file, whose data have the axis `along` in front; in memory is one of them.
+
+    `number` is how many there are. Their coordinates and attributes are those of the first. The rest is that of [`write_dataset`][].
+
+    **Raises** OSError, with nothing left behind, if it cannot be written.
+    """
+    import h5netcdf
+    import xarray
+
+    def write(temporary: Path) -> None:
+        with contextlib.ExitStack() as opened:
+            file = None
+            for place, row in enumerate(rows):
+                if file is None:
+                    none = {name: variable.expand_dims({along: 0}) for name, variable in row.data_vars.items()}
+                    empty = xarray.Dataset(none, row.coords, row.attrs | provenance(kind=kind, **what))
+                    chunks = {name: {"chunksizes": (1, *_chunks(some))} for name, some in row.data_vars.items()}
+                    empty.to_netcdf(temporary, engine="h5netcdf", unlimited_dims=[along], encoding=chunks)
+                    _reserve(temporary, temporary.stat().st_size + number * (row.nbytes + _INDEX * len(chunks)))
+                    file = opened.enter_context(h5netcdf.File(temporary, "r+"))
+                    file.resize_dimension(along, number)
+                for name, variable in row.data_vars.items():
+                    file.variables[str(name)][place] = variable.values
+
+    write_whole(path, write)
+
+
+def _chunks(variable: Any) -> list[int]:
+    """The shape of the pieces of a variable that are stored together, a mebibyte each at most."""
+    shape = list(variable.shape)
+    while math.prod(shape) * variable.dtype.itemsize > 2**20:
+        longest = shape.index(max(shape))
+        shape[longest] = -(-shape[longest] // 2)
+    return shape
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Makes a file so many bytes long, where the system knows how, since HDF5 crashes the process where a disk is full."""
+    if sys.platform == "linux":
+        with file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, size)
+
+
+def open_dataset(path: str | os.PathLike) -> Any:
+    """Opens a stored file as an `xarray.Dataset`, whose attributes hold what made it: `kind` and more, as JSON.
+
+    Its arrays are read when they are looked at.
 
     **Raises** ArgumentError if this project did not write the file, OSError naming it if it cannot be read.
     """
@@ -77,13 +131,23 @@ def read_dataset(path: str | os.PathLike) -> Any:
         raise ArgumentError("path", f"must be the path of a file, but is {path!r:.60}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}")
-    try:
-        dataset = xarray.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError) as error:
-        raise ArgumentError(None, f"{path} cannot be read as a netCDF file: {error}") from None
+    dataset = _readable(path, lambda: xarray.open_dataset(path, engine="h5netcdf"))
     if not {"version_searchphase", "kind"} <= set(dataset.attrs):
         raise ArgumentError(None, f"{path} has no record of what made it: it is no result of searchphase")
     return dataset
+
+
+def read_dataset(path: str | os.PathLike) -> Any:
+    """Reads a stored file whole, as the `xarray.Dataset` of [`open_dataset`][], with the same errors."""
+    with open_dataset(path) as dataset:
+        return _readable(path, dataset.load)
+
+
+def _readable(path: str | os.PathLike, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError, KeyError) as error:
+        raise ArgumentError(None, f"{path} cannot be read as a netCDF file: {error}") from None
 
 
 _OBJECTS: dict[str, Callable[..., Any]] = {}

@@ -1,14 +1,18 @@
 """Files are written whole or not at all, with everything that made them."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import xarray
 
 from odes import Activation, Escape, Problem, load, read_dataset, solve
 from odes.arguments import ArgumentError
-from odes.storage import write_whole
+from odes.storage import write_rows, write_whole
 from tests.helpers import pairs, same_bits
 
 
@@ -46,3 +50,42 @@ def test_a_function_of_the_users_own_is_stored_as_such():
     with pytest.raises(ArgumentError, match="`student` must be given: 'erf' is a function of the user's own"):
         Problem.from_dict(values)
     assert Problem.from_dict(values, student=own).student is own
+
+
+def rows(number, size):
+    """Datasets that differ in every number."""
+    for place in range(number):
+        values = np.arange(3.0 * size).reshape(3, size) + 100 * place
+        values[0, 0] = np.nan
+        yield xarray.Dataset(
+            {"x": (("seed", "n"), values), "count": ((), place), "m": ("seed", values[:, 1])},
+            coords={"seed": [5, 6, 7]},
+            attrs={"made": "here"},
+        )
+
+
+def test_rows_are_written_as_one_dataset(tmp_path):
+    write_rows(rows(4, 2), tmp_path / "rows.nc", along="point", number=4, kind="rows", more=[1])
+    stored = read_dataset(tmp_path / "rows.nc")
+    together = xarray.concat(list(rows(4, 2)), dim="point", data_vars="all")
+    assert stored.drop_attrs().identical(together.drop_attrs()) and stored["x"].dtype == float
+    assert stored.attrs["made"] == "here" and json.loads(stored.attrs["more"]) == [1]
+    write_rows(rows(1, 2), tmp_path / "rows.nc", along="point", number=1, kind="rows")
+    assert read_dataset(tmp_path / "rows.nc").sizes["point"] == 1
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
+    """HDF5 would end the process by a signal."""
+    code = f"""
+import resource
+from odes.storage import write_rows
+from tests.odes.test_storage import rows
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+try:
+    write_rows(rows(40, 10_000), {str(tmp_path / "rows.nc")!r}, along="point", number=40, kind="rows")
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "cannot write" in done.stdout and "File too large" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -2,10 +2,12 @@
 
 import concurrent.futures
 import dataclasses
+import gc
 import math
 import multiprocessing
 import os
 import pickle
+import weakref
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from tests.validation.jobs_to_do import Devices, Squared, Troubled
 from validation.jobs.engine import Failure, JobsFailed, all_results, carry_out, in_order
 from validation.jobs.executors import Processes, processes
 from validation.jobs.parts import Parts
+from validation.jobs.pickles import packed, unpacked
 from validation.jobs.remote import Answer, Surroundings, work
 from validation.simulation import chain_simulator, simulate
 
@@ -124,6 +127,19 @@ def test_link_functions_are_sent_by_name(name):
     assert there == activation(name) and jax.tree.structure(there) == jax.tree.structure(activation(name))
     gelu = Activation.from_function(jax.nn.gelu)
     assert pickle.loads(pickle.dumps(gelu)) == gelu
+
+
+def test_what_was_packed_is_not_kept_for_ever(key):
+    """Python's own pickle makes modules that Equinox holds on to, and keys whose algorithm JAX does not know for its own."""
+    problem = Problem.single_index("erf", strength=0.5, sgd=SGD(dimension=50, batch_size=2))
+    there, key_there = unpacked(packed((problem, key)))
+    same_bits(there, problem)
+    assert there.student == problem.student and key_there.dtype._impl is key.dtype._impl
+    same_bits(jax.random.key_data(key_there), jax.random.key_data(key))
+    parts = [weakref.ref(there), weakref.ref(there.adapter)]
+    del there
+    gc.collect()
+    assert [part() for part in parts] == [None, None]
 
 
 def test_a_worker_is_set_up_like_its_client():

@@ -21,7 +21,7 @@ from validation.cli.values import (
     check_seed,
     positive,
 )
-from validation.simulation.points import Place
+from validation.simulation.sweeps import Place
 
 _LARGEST_RANK = 4096
 _LONG = 10.0

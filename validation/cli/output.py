@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from odes.arguments import ArgumentError
-from odes.storage import read_dataset, write_dataset, write_whole
+from odes.storage import open_dataset, write_dataset, write_whole
 from validation.cli.report import print_json, write_table
 from validation.cli.values import DeviceOptions, OptionalPath, check_writable
 from validation.jobs.parts import made_by
@@ -87,7 +87,7 @@ class OutputOptions(DeviceOptions):
         if self.is_csv:  # which says nothing of what made it
             return False
         try:
-            return made_by(read_dataset(file), self.flags)
+            return made_by(open_dataset(file), self.flags)
         except (ValueError, KeyError, OSError):
             return False
 

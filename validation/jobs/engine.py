@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 from odes.arguments import ArgumentError, require
 from odes.storage import made_with
 from validation.jobs.parts import Parts
+from validation.jobs.pickles import packed, unpacked
 from validation.jobs.remote import Answer, Surroundings, told, work
 from validation.progress import progress as progress_of
 
@@ -218,7 +219,7 @@ def _elsewhere(
             while waiting and len(running) < _AHEAD:
                 number, left = waiting.popleft()
                 try:
-                    future = executor.submit(work, _pickled(jobs[number]), surroundings)
+                    future = executor.submit(work, _sent(jobs[number]), surroundings)
                 except concurrent.futures.BrokenExecutor as error:
                     future = concurrent.futures.Future()
                     future.set_exception(error)
@@ -237,9 +238,9 @@ def _elsewhere(
             future.cancel()
 
 
-def _pickled(job: Job) -> bytes:
+def _sent(job: Job) -> bytes:
     try:
-        return pickle.dumps(job)
+        return packed(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ArgumentError(
             None, f"{job.name} cannot be sent to another process ({error}): functions must be importable by their names"
@@ -249,7 +250,7 @@ def _pickled(job: Job) -> bytes:
 def _outcome(name: str, future: concurrent.futures.Future, own: dict[str, str]) -> Any:
     """The result of a job, or its failure; a result that other versions or another kind of device made is none."""
     try:
-        answer: Answer = pickle.loads(future.result())
+        answer: Answer = unpacked(future.result())
     except (Exception, concurrent.futures.CancelledError) as error:
         return Failure(name, JobError(_died(error)))
     if different := [

@@ -8,14 +8,16 @@ is that of the settings and the job's name. Files are Python pickles, as executo
 import hashlib
 import json
 import os
-import pickle
 import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from odes.arguments import ArgumentError
 from odes.storage import provenance, write_whole
+from validation.jobs.pickles import packed, unpacked
 
 _INCIDENTAL = ("output", "plot", "json", "resume", "force", "workers", "scheduler", "retries", "device")
 """Flags that do not determine a result's numbers."""
@@ -50,6 +52,14 @@ class Parts:
         if self.begun:
             self._read_settings()
 
+    @classmethod
+    def temporary(cls) -> "Parts":
+        """Parts of a run without a final file, in a temporary folder that is removed once nothing refers to them."""
+        folder = tempfile.mkdtemp(prefix="searchphase-")
+        parts = cls(f"{folder}/run", {}, resume=False)
+        weakref.finalize(parts, shutil.rmtree, folder, ignore_errors=True)
+        return parts
+
     @property
     def folder(self) -> Path:
         """Where the finished parts are."""
@@ -69,10 +79,10 @@ class Parts:
 
     def read(self, name: str) -> Any:
         """The result that is kept under this name. **Raises** ArgumentError if it is damaged."""
-        digest, content = (data := self._file(name).read_bytes())[:_DIGEST], data[_DIGEST:]
+        digest, content = (data := memoryview(self._file(name).read_bytes()))[:_DIGEST], data[_DIGEST:]
         if hashlib.sha256(content).digest() != digest:
             raise ArgumentError(None, f"{self._file(name)} is damaged: remove it to have it computed again")
-        return pickle.loads(content)
+        return unpacked(content)
 
     def write(self, name: str, result: Any) -> None:
         """Keeps a result."""
@@ -80,9 +90,17 @@ class Parts:
             self.folder.mkdir(exist_ok=True)
             text = json.dumps({"settings": self._settings, "fixed": self._fixed}, indent=1)
             write_whole(self.folder / "settings.json", lambda temporary: temporary.write_text(text))
-        content = pickle.dumps(result)
+        content = packed(result)
         digest = hashlib.sha256(content).digest()
         write_whole(self._file(name), lambda temporary: temporary.write_bytes(digest + content))
+
+    def require_space(self, needed: float, *, copies: int) -> None:
+        """Raises ArgumentError, before anything is computed, if there is no room on disk for so many bytes in so many copies."""
+        place = self.folder.absolute().parent
+        free = shutil.disk_usage(place).free
+        if copies * needed > free:
+            words = f"{copies * needed / 2**30:.3g} GiB in {place}, but {free / 2**30:.3g} GiB are free"
+            raise ArgumentError(None, f"keeping all records of all seeds needs about {words}")
 
     def remove(self) -> None:
         """Removes the folder of parts."""

@@ -80,14 +80,15 @@ def work(job: bytes, surroundings: Surroundings) -> bytes:
         return done.stdout
     from odes.arguments import ArgumentError
     from odes.storage import made_with
+    from validation.jobs.pickles import packed, unpacked
 
     try:
         with _threads_of_dask():
-            answer = Answer(made_with(), pickle.loads(job).run(lambda _: None))
+            answer = Answer(made_with(), unpacked(job).run(lambda _: None))
     except Exception as error:
         final = isinstance(error, ArgumentError)
         answer = Answer(made_with(), error=told(error), trace=traceback.format_exc(), final=final)
-    return pickle.dumps(answer)
+    return packed(answer)
 
 
 def _threads_of_dask() -> contextlib.AbstractContextManager[Any]:

@@ -5,9 +5,10 @@ from validation.simulation.chain import ChainSimulator, affordable_chain, chain_
 from validation.simulation.direct import DirectSimulator, direct_simulator, simulate_direct
 from validation.simulation.ensemble import simulate, simulate_stages
 from validation.simulation.fine_tuning import simulated_fine_tuning
-from validation.simulation.points import Place, Sweep, simulate_points
+from validation.simulation.points import simulate_points
 from validation.simulation.result import Simulation, even_steps, mean_and_error, observables
 from validation.simulation.simulator import Simulator
+from validation.simulation.sweeps import Place, Simulations, Sweep
 
 __all__ = [
     "Block",
@@ -15,6 +16,7 @@ __all__ = [
     "DirectSimulator",
     "Place",
     "Simulation",
+    "Simulations",
     "Simulator",
     "Sweep",
     "affordable_chain",

@@ -79,19 +79,25 @@ class DirectSimulator(Simulator):
     """Training of d-dimensional weights; the frame lies in the first coordinates, since the inputs are isotropic."""
 
     problem: Problem
-    directions: Float[Array, "f d"]
+    basis: Float[Array, "f n"]
     initial: Weights | None
     up: Array
     length: Array
+    dimension: int = eqx.field(static=True)
     batch: int = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
     method: str = eqx.field(static=True, default="direct")
 
     @property
+    def directions(self) -> Float[Array, "f d"]:
+        """The frame: its first coordinates, and zeros."""
+        return _embedded(self.basis, self.dimension)
+
+    @property
     def seeds_at_once(self) -> int:
         """So many that their inputs stay in a CPU's caches, or fill a part of an accelerator's memory ([`odes.devices.at_once`][])."""
         one = _COPIES * np.dtype(self.dtype).itemsize
-        return max(1, at_once(_NUMBERS_AT_ONCE, bytes_each=one) // (self.batch * self.directions.shape[1]))
+        return max(1, at_once(_NUMBERS_AT_ONCE, bytes_each=one) // (self.batch * self.dimension))
 
     @property
     def _cast(self) -> Problem:
@@ -101,12 +107,10 @@ class DirectSimulator(Simulator):
         """The given weights, or those of a random start."""
         if self.initial is not None:
             return self.initial
-        dimension, dtype = self.directions.shape[1], self.directions.dtype
-        return initial_weights(self._cast, dimension, key, up=self.up, length=self.length, dtype=dtype)
+        return initial_weights(self._cast, self.dimension, key, up=self.up, length=self.length, dtype=self.basis.dtype)
 
     def step(self, state: Weights, key: PRNGKeyArray) -> Weights:
-        dimension, dtype = self.directions.shape[1], self.directions.dtype
-        problem = self._cast
+        dimension, dtype, problem = self.dimension, self.basis.dtype, self._cast
         inputs_key, noise_key = jax.random.split(key)
         inputs = jax.random.normal(inputs_key, (self.batch, dimension), dtype)
         noise = jnp.sqrt(problem.sgd.label_noise) * jax.random.normal(noise_key, (self.batch,), dtype)
@@ -151,24 +155,26 @@ def direct_simulator(
     )
     basis, initial = spanning_basis(problem), None
 
-    def embed(rows: ArrayLike) -> Array:
-        """Rows given by their first coordinates."""
-        return jax.device_put(np.pad(rows, ((0, 0), (0, dimension - np.shape(rows)[1]))).astype(dtype))
-
     if start is not None:
         place = to_coordinates(basis, with_own_readout(problem, start))
         down = np.concatenate([place.inside, place.outside], axis=1)
         readout = None if place.readout is None else place.readout.astype(dtype)
-        initial = Weights(place.up.astype(dtype), embed(down), readout)
+        initial = Weights(place.up.astype(dtype), _embedded(jax.device_put(down.astype(dtype)), dimension), readout)
     return DirectSimulator(
         problem=problem,
-        directions=embed(basis),
+        basis=jax.device_put(np.asarray(basis, dtype)),
         initial=initial,
         up=jax.device_put(np.asarray(up, dtype)),
         length=jax.device_put(np.asarray(length, dtype)),
+        dimension=dimension,
         batch=batch,
         dtype=dtype,
     )
+
+
+def _embedded(rows: Float[Array, "m n"], dimension: int) -> Float[Array, "m d"]:
+    """Rows given by their first coordinates."""
+    return jnp.pad(rows, ((0, 0), (0, dimension - rows.shape[1])))
 
 
 def simulate_direct(

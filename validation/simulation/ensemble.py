@@ -21,7 +21,7 @@ from validation.simulation.result import Simulation, even_records
 from validation.simulation.simulator import Simulator, require_memory
 
 _COPIES = 3
-"""Records are in memory so many times: as blocks, joined, and as the file that is written."""
+"""The records of a simulation are in memory so many times: as blocks, joined, and as JAX's arrays."""
 
 _strength = eqx.filter_jit(lambda problem: problem.strength)
 
@@ -172,8 +172,8 @@ def simulate_stages(
 
 
 def require_room(plans: Sequence[Plan]) -> None:
-    """Raises ArgumentError, before anything is computed, if the records of all plans would not fit into this machine's memory."""
-    needed = _COPIES * sum(plan.memory for plan in plans)
+    """Raises ArgumentError, before anything is computed, if the records of one of the plans would not fit into this machine's memory."""
+    needed = _COPIES * max(plan.memory for plan in plans)
     require_memory(
         needed, "keeping all records of all seeds (fewer --records, or parts with --seed-offset)", machine_memory()
     )

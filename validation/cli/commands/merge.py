@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import tyro
 
 from odes.arguments import ArgumentError
-from odes.storage import read_dataset, write_dataset
-from validation.cli.commands.simulate import draw, points_of, report
+from odes.storage import open_dataset
+from validation.cli.commands.simulate import Seen, draw, points_of, report
 from validation.cli.output import OutputOptions
 from validation.jobs.parts import differing
-from validation.simulation.points import loaded, merged, places_of
+from validation.simulation.sweeps import merged
 
 Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
@@ -30,34 +30,30 @@ class Merge(OutputOptions):
     files: Files = ()
     """Two or more netCDF files of `simulate --output` (no default: they must be given)."""
 
-    def compute(self) -> Any:
+    def compute(self) -> Seen:
         if len(self.files) < 2:
             raise ArgumentError(None, "needs two files or more that simulate --output wrote")
-        datasets = [read_dataset(file) for file in self.files]
+        datasets = [open_dataset(file) for file in self.files]
         for file, dataset in zip(self.files, datasets, strict=True):
             if json.loads(dataset.attrs["kind"]) not in ("simulations", "merged") or "seed" not in dataset.coords:
                 raise ArgumentError(None, f"{file} is not a file that simulate --output wrote")
             if different := differing(_simulated(dataset), _simulated(datasets[0]), _APART):
                 raise ArgumentError(None, f"{file} was made with {', '.join(different)}, unlike {self.files[0]}")
-        flags = json.loads(_simulated(datasets[0])["command"])
+        return Seen.of(merged(datasets))
+
+    def document(self, result: Seen) -> dict[str, Any]:
+        return {"points": points_of(result.sweep)}
+
+    def report(self, result: Seen) -> None:
+        report(result)
+
+    def store(self, result: Seen, path: str) -> None:
+        flags = json.loads(_simulated(open_dataset(self.files[0]))["command"])
         kept = {name: value for name, value in flags.items() if name not in _APART}
-        return merged(datasets).assign_attrs(simulated=json.dumps(kept))
+        result.sweep.save(path, kind="merged", command=dataclasses.asdict(self), simulated=kept)
 
-    def document(self, result: Any) -> dict[str, Any]:
-        return {"points": points_of(loaded(result), places_of(result))}
-
-    def report(self, result: Any) -> None:
-        report(loaded(result), places_of(result))
-
-    def dataset(self, result: Any) -> Any:
-        return result
-
-    def store(self, result: Any, path: str) -> None:
-        kept = {name: json.loads(result.attrs[name]) for name in ("problems", "escape", "simulated")}
-        write_dataset(result, path, kind="merged", command=dataclasses.asdict(self), **kept)
-
-    def draw(self, result: Any) -> Any:
-        return draw(loaded(result), places_of(result))
+    def draw(self, result: Seen) -> Any:
+        return draw(result)
 
 
 def _simulated(dataset: Any) -> dict[str, str]:

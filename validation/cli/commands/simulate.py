@@ -19,12 +19,32 @@ from validation.figures.style import ESCAPE_LABEL, link_label, log_height, sweep
 from validation.jobs.engine import Failure
 from validation.simulation.chain import chain_simulator
 from validation.simulation.direct import direct_simulator
-from validation.simulation.points import Place, Sweep, simulate_points
+from validation.simulation.points import simulate_points
 from validation.simulation.result import Simulation, even_steps, observables
 from validation.simulation.simulator import Simulator
+from validation.simulation.sweeps import Place, Sweep
 
 _LINES = 64
 """The mean flow is that of so many seeds' starts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A sweep, and its table: of every point where it is, and what there is to say of its escape times."""
+
+    sweep: Sweep
+    table: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> "Seen":
+        """Looks at every point, once."""
+        rows = zip(sweep.places, sweep.simulations, strict=True)
+        return cls(sweep, [place._asdict() | statistics(some) for place, some in rows])
+
+    @property
+    def seeds(self) -> int:
+        """How many there are at every point."""
+        return self.table[0]["seeds"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +73,7 @@ class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
     """Go on with the run that stored to --output, same flags; start it if there is none, print it again if it is finished. More
     --seeds than a finished run has are added to it."""
 
-    def compute(self) -> Sweep:
+    def compute(self) -> Seen:
         check("records", self.records, "at least 1", self.records >= 1)
         self.check_start()
         most = 2**32 - self.seeds
@@ -62,7 +82,7 @@ class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
         parts = self.parts(may_be_finished=True)
         steps = [even_steps(self.end_time(p), float(p.sgd.learning_rate), self.records) for p in points.values()]
         with self.work() as work:
-            return simulate_points(
+            sweep = simulate_points(
                 list(points.values()),
                 self.simulator,
                 places=list(points),
@@ -76,12 +96,13 @@ class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
                 parts=parts,
                 **work,
             )
+        return Seen.of(sweep)
 
     def sweep(self) -> dict[Place, Problem]:
         problem = self.stored()
         return super().sweep() if problem is None else {place_of(problem): problem}
 
-    def store(self, result: Sweep, path: str) -> None:
+    def store(self, result: Seen, path: str) -> None:
         """Nothing is left to do: the result is stored as it comes."""
 
     def simulator(self, problem: Problem) -> Simulator:
@@ -90,28 +111,24 @@ class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
             return direct_simulator(problem, up=self.up, dtype=self.dtype)
         return chain_simulator(problem, up=self.up, normal_batches=self.method == "gaussian", dtype=self.dtype)
 
-    def document(self, result: Sweep) -> dict[str, Any]:
-        failed = {failure.name: failure.reason for failure in result.failures}
-        points = points_of(result.simulations, list(self.sweep()))
-        return {"points": points} | ({"failed": failed} if failed else {})
+    def document(self, result: Seen) -> dict[str, Any]:
+        failed = {failure.name: failure.reason for failure in result.sweep.failures}
+        return {"points": points_of(result.sweep)} | ({"failed": failed} if failed else {})
 
-    def report(self, result: Sweep) -> None:
-        report(result.simulations, list(self.sweep()))
-        for simulation in result.simulations:
-            if np.isnan(simulation.escape_times).all() and (words := self._forbidden(simulation)):
+    def report(self, result: Seen) -> None:
+        report(result)
+        for row, problem in zip(result.table, result.sweep.simulations.problems, strict=True):
+            if row["escaped"] == 0 and (words := noise_forbids(problem, self.escape, row["end"])):
                 print(words)
 
-    def _forbidden(self, simulation: Simulation) -> str:
-        return noise_forbids(simulation.problem, self.escape, float(simulation.t[-1]))
+    def failures(self, result: Seen) -> Sequence[Failure]:
+        return result.sweep.failures
 
-    def failures(self, result: Sweep) -> Sequence[Failure]:
-        return result.failures
+    def exit_code(self, result: Seen) -> int:
+        return 1 if result.sweep.failures or any(row["diverged"] == row["seeds"] for row in result.table) else 0
 
-    def exit_code(self, result: Sweep) -> int:
-        return 1 if result.failures or any(simulation.diverged.all() for simulation in result.simulations) else 0
-
-    def draw(self, result: Sweep) -> Any:
-        return draw(result.simulations, list(self.sweep()))
+    def draw(self, result: Seen) -> Any:
+        return draw(result)
 
 
 def described(simulation: Simulation) -> dict[str, Any]:
@@ -120,13 +137,13 @@ def described(simulation: Simulation) -> dict[str, Any]:
     return moments(simulation) | times
 
 
-def points_of(simulations: Sequence[Simulation], places: Sequence[Place]) -> list[dict[str, Any]]:
+def points_of(sweep: Sweep) -> list[dict[str, Any]]:
     """What there is to say of every point, after where it is."""
-    return [place._asdict() | described(some) for place, some in zip(places, simulations, strict=True)]
+    return [place._asdict() | described(some) for place, some in zip(sweep.places, sweep.simulations, strict=True)]
 
 
 def statistics(simulation: Simulation) -> dict[str, Any]:
-    """How many seeds escaped, the mean of their escape times with its standard error, their standard deviation."""
+    """How many of the seeds escaped by the end, the mean of their escape times with its standard error, their standard deviation."""
     times = np.asarray(simulation.escape_times)
     times = times[np.isfinite(times)]
     std = times.std(ddof=1) if times.size > 1 else np.nan
@@ -136,26 +153,26 @@ def statistics(simulation: Simulation) -> dict[str, Any]:
         "standard_error": std / np.sqrt(max(times.size, 1)),
         "escape_time_std": std,
         "diverged": int(simulation.diverged.sum()),
+        "seeds": simulation.seed.size,
+        "end": float(simulation.t[-1]),
     }
 
 
-def report(simulations: Sequence[Simulation], places: Sequence[Place]) -> None:
+def report(seen: Seen) -> None:
     """Prints the statistics of several points, or one point at some of its records."""
-    seeds = simulations[0].seed.size
-    if len(simulations) > 1:
-        rows = [place._asdict() | statistics(some) for place, some in zip(places, simulations, strict=True)]
-        alike = {name for name in ("rank", "dimension") if len({row[name] for row in rows}) == 1}
-        print(table([{name: value for name, value in row.items() if name not in alike} for row in rows]))
-        print(f"{seeds} seeds at every point; escape times are those of the seeds that escaped")
+    if len(seen.table) > 1:
+        alike = {name for name in ("rank", "dimension") if len({row[name] for row in seen.table}) == 1}
+        left_out = alike | {"seeds", "end"}
+        print(table([{name: value for name, value in row.items() if name not in left_out} for row in seen.table]))
+        print(f"{seen.seeds} seeds at every point; escape times are those of the seeds that escaped")
     else:
-        (simulation,) = simulations
-        escaped = statistics(simulation)
+        (simulation,), (escaped,) = seen.sweep.simulations, seen.table
         print_sample(scalars(moments(simulation)))
         print(simulation)
         mean = f": mean {escaped['escape_time_mean']:.5g}" if escaped["escaped"] else ""
         spread = ", standard error {standard_error:.2g}, std {escape_time_std:.3g}" if escaped["escaped"] > 1 else ""
-        print(f"{escaped['escaped']} of {seeds} seeds escaped{mean}{spread.format(**escaped)}")
-    if diverged := sum(int(simulation.diverged.sum()) for simulation in simulations):
+        print(f"{escaped['escaped']} of {seen.seeds} seeds escaped{mean}{spread.format(**escaped)}")
+    if diverged := sum(row["diverged"] for row in seen.table):
         print(f"{diverged} seeds diverged and are left out of the means: try a smaller --learning-rate")
 
 
@@ -174,14 +191,14 @@ def moments(simulation: Simulation) -> dict[str, Any]:
     return columns
 
 
-def draw(simulations: Sequence[Simulation], places: Sequence[Place]) -> Any:
+def draw(seen: Seen) -> Any:
     """The loss of one simulation, with theory's, or the mean escape times of several, with their standard errors, against strength."""
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(3.4, 2.6))
-    title = link_label(simulations[0].problem.student.name)
-    if len(simulations) == 1:
-        (simulation,), (place,) = simulations, places
+    title = link_label(seen.sweep.simulations.problems[0].student.name)
+    if len(seen.table) == 1:
+        (simulation,), (place,) = seen.sweep.simulations, seen.sweep.places
         simulation.plot(ax)
         times, loss = flow_beside(simulation)
         ax.plot(times, loss, "k-", linewidth=0.8, label="theory, mean over the starts")
@@ -195,8 +212,7 @@ def draw(simulations: Sequence[Simulation], places: Sequence[Place]) -> Any:
         ax.set_title(f"{title}, {where}")
         ax.legend()
         return figure
-    points = [place._asdict() | statistics(some) for place, some in zip(places, simulations, strict=True)]
-    against, lines = lines_of(points)
+    against, lines = lines_of(seen.table)
     for label, numbers, chosen in lines:
         means, errors = ([point[name] for point in chosen] for name in ("escape_time_mean", "standard_error"))
         ax.errorbar(numbers, means, errors, fmt="o", markersize=3, elinewidth=0.8, label=label)

@@ -195,10 +195,19 @@ class CheckJob:
 
 
 def plan(settings: Sequence[Setting], effort: Effort, seed: int, *, full: bool) -> list[CheckJob]:
-    """The checks that the settings ask for; ArgumentError, before any of them is carried out, if a setting is wrong."""
+    """The checks that the settings ask for.
+
+    **Raises** ArgumentError, before any of them is carried out, if a setting is wrong, or none has checks of the kind that is asked for.
+    """
     jobs: list[CheckJob] = []
     for setting in settings:
         case = setting.case(effort, jax.random.key(seed))
         for kind in setting.checks if full else setting.quick:
             jobs.append(CheckJob(kind, case.stream(len(jobs)), len(jobs)))
+    if not jobs:
+        key = "checks" if full else "quick"
+        raise ArgumentError(
+            "settings",
+            f"must have a setting with a list `{key}`, which says what --{'full' if full else 'quick'} checks",
+        )
     return jobs

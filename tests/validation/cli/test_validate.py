@@ -51,6 +51,7 @@ def test_disagreement_is_exit_code_one(capsys, tmp_path):
         ("[[setting]]\nrank = 'two'", "rank"),
         ("[[setting", "is no TOML file"),
         ("x = 1", "has no [[setting]]"),
+        ("[[setting]]\nstrength = 0.5\nchecks = ['law']", "a list `quick`, which says what --quick checks"),
     ],
 )
 def test_bad_settings_are_refused(text, message, capsys, tmp_path):

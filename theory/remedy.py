@@ -24,6 +24,7 @@ from odes import (
     solve_stages,
 )
 from odes.arguments import ArgumentError, real_array, require, require_known
+from theory.law import escape_law
 from theory.passages import passage
 from theory.search import noise_unit, search_phase, unstable_mode
 from theory.starts import start_normals, typical_amplitude, typical_start
@@ -160,11 +161,12 @@ def remedies(
 
     The samples per dimension are n/d = t/θ: small θ wastes samples, large θ ends in noise, so that every way has a best θ, which is
     computed. LoRA is searched where the time is the mean over starts and noise ([`theory.validity`][]) and a batch has at least one
-    sample. The ways: as given; "noise", the best θ; "rank", four and sixteen times as large at the same κ; "lr-ratio", a larger
-    learning rate of U (LoRA+); "scale", a larger α; "full", training the weights themselves; "curriculum", squared labels
-    first, with U kept or restarted, at the best length of that stage, each at its best θ, which is for single-index problems: squares of
-    a sum of several terms are no sum of terms. All that there are unless `ways` are given. With the remedy of the way "noise" known
-    already, as `plain`, neither that nor the weights as given are looked at again.
+    sample; what is found for one unit is looked at from many random starts ([`escape_law`][]), which may doubt it. The ways: as
+    given; "noise", the best θ; "rank", four and sixteen times as large at the same κ; "lr-ratio", a larger learning rate of U
+    (LoRA+); "scale", a larger α; "full", training the weights themselves; "curriculum", squared labels first, with U kept or
+    restarted, at the best length of that stage, each at its best θ, which is for single-index problems: squares of a sum of several
+    terms are no sum of terms. All that there are unless `ways` are given. With the remedy of the way "noise" known already, as
+    `plain`, neither that nor the weights as given are looked at again.
 
     **Raises** ArgumentError for a problem without pretrained weights, with trained readouts or an infinite batch, for an unknown way,
     and for a curriculum of several units.
@@ -196,7 +198,7 @@ def remedies(
         settings |= {"noise_scale": float(chosen[-1])}
         ends = zip(settings, [*box[0], low], [*box[1], high], strict=True)
         edge = tuple(key for key, *pair in ends if np.isclose(settings[key], pair, rtol=1e-6).any())
-        return Remedy(name, words, settings, best, edge=edge)
+        return Remedy(name, words, settings, best, edge=edge, doubt=_doubt(best[-1], goal))
 
     if plain is None:
         plain = searched("noise scale", "best batch size", lambda _: problem)
@@ -228,6 +230,15 @@ def _tuned(name: str, problem: Problem, goal: Escape, max_steps: int) -> Stage:
     tuning = fine_tuning(problem, goal, normals=_few(problem), adjoint=diffrax.ForwardMode(), max_steps=max_steps)
     sound = tuning.trusted & (problem.sgd.batch_size >= 1)
     return _lasting(Stage(name, problem, 0.0), jnp.where(sound, tuning.time, jnp.nan))
+
+
+def _doubt(stage: Stage, goal: Escape) -> str:
+    """Why the time of a stage of one unit's fine-tuning is no mean over many random starts, by the law; of several units it is over few."""
+    problem, adapter = stage.problem, stage.problem.adapter
+    every_row_alike = bool(jnp.all(adapter.trained == 1)) and float(adapter.weight_decay) == 0
+    if not (problem.is_single_index and every_row_alike and np.isfinite(float(stage.duration))):
+        return ""
+    return escape_law(problem, goal).doubt
 
 
 def _few(problem: Problem) -> Array:

@@ -1,7 +1,8 @@
 """Everything is tested in double precision, with JAX refusing silent type and rank promotion; compiled programs are kept.
 
 Compilation takes most of the time of most tests: XLA leaves out its costly optimisations but for those of `validation`, which simulate
-long, and compare runs to the last bit, of which unoptimised loops over seeds are no longer independent.
+long, and compare runs to the last bit, of which unoptimised loops over seeds are no longer independent. As many tests run side by side
+as there are cores, so that a program compiles on one.
 """
 
 import os
@@ -12,6 +13,7 @@ import pytest
 from validation.cli.compilation import cache_folder, set_up
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder().with_name("tests")))
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_parallel_codegen_split_count=1".strip()
 set_up(hurry=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

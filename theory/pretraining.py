@@ -292,10 +292,11 @@ def _tuned_from(
         return known, at, moving
 
     def one(time: Array) -> tuple[Checkpoints, Array, Array]:
+        if len(normals) == 1:
+            known, at, moving = from_run(jax.tree.map(lambda x: x[0], run), normals[0], time)
+            return known, _weights(at), _weights(moving)
         each, at, moving = eqx.filter_vmap(from_run, in_axes=(0, 0, None))(run, normals, time)
         place, velocity = (_weights(jax.tree.map(lambda x: x[0], some)) for some in (at, moving))
-        if len(normals) == 1:
-            return jax.tree.map(lambda x: x[0], each), place, velocity
         return _pooled(each, eqx.filter_vmap(_fed, in_axes=(None, 0, None))(alone, run, time)), place, velocity
 
     return jax.vmap(one)(times)

@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -75,6 +76,28 @@ def test_closed_forms_by_tensor_quadrature(student, teacher, nodes, units, teach
         ours, reference, rtol=0, atol=(1e-9 if "erf" in student else 1e-12) * np.abs(reference).max()
     )
     assert float(noise_error(problem, covariance)) == 0
+
+
+def test_the_closed_form_in_fifty_digits_at_large_variances():
+    """Preactivations of variance 1e4 that nearly depend on each other: rounding takes no more than 1e-9 of the result."""
+    units, (student, teacher), scale = 2, (np.array([1.0, 0.6]), np.array([0.8, -0.5])), 100
+    rows = scale * np.random.default_rng(1).normal(size=(4, 2))
+    S = rows @ rows.T
+    blocks = (jnp.asarray(x) for x in (S[:units, :units], S[:units, units:], S[units:, units:]))
+    problem = committee("erf", 2, 2).replace(label_noise=0.0)
+    with mpmath.workdps(50):
+        exact, c = mpmath.matrix(S.tolist()), [mpmath.mpf(x) for x in (*student, *-teacher)]
+        N = np.zeros((units, units))
+        for k, l in np.ndindex(units, units):
+            G = mpmath.matrix([[exact[a, b] for b in (k, l)] for a in (k, l)]) + mpmath.eye(2) / 2
+            E = mpmath.matrix([[exact[i, a] for a in (k, l)] for i in range(4)])
+            T = exact - E * G**-1 * E.T
+            square = sum(
+                c[i] * c[j] * mpmath.asin(T[i, j] / mpmath.sqrt((0.5 + T[i, i]) * (0.5 + T[j, j])))
+                for i, j in np.ndindex(4, 4)
+            )
+            N[k, l] = c[k] * c[l] * 4 / mpmath.pi**2 * square / mpmath.sqrt(mpmath.det(G))
+    np.testing.assert_allclose(noise_of(problem, Covariances(*blocks)), N, rtol=0, atol=1e-9 * np.abs(N).max())
 
 
 @pytest.mark.parametrize("link", ["erf", "relu", "He3", "relu(-2*x)", "tanh", "relu^2"])

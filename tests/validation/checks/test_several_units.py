@@ -10,9 +10,10 @@ import pytest
 
 import odes.equations
 import theory.law
-from odes import SGD, Adapter, Problem, Transfer, noise_of
-from theory import random_start
+from odes import SGD, Adapter, Escape, Problem, Transfer, noise_of
+from theory import escape_law, random_start
 from validation.checks import CHECKS, QUICK, Case, Check, z_limit
+from validation.checks.law import horizon, law_against
 
 EFFORT = dataclasses.replace(QUICK, trajectory_seeds=12, law_seeds=100, law_dimension=2e4)
 TURNED = ((0.5, 0.3), (-0.3, 0.4))
@@ -30,13 +31,27 @@ def agrees(kind, problem):
     return all(isinstance(x, Check) and x.agrees(z_limit(len(results))) for x in results)
 
 
+def diagonal(*args, **options):
+    """N without the covariances between units."""
+    return jnp.diag(jnp.diagonal(noise_of(*args, **options)))
+
+
+def without(mode):
+    """Random starts from which the part along a mode is taken, and all that SGD noise adds."""
+
+    def start_without(problem, modes, normals):
+        start, amplitude = random_start(problem, modes, normals)
+        along = modes.cross[mode] / jnp.linalg.norm(modes.cross[mode])
+        rows = start.cross @ jnp.linalg.pinv(problem.frame_gram) @ modes.span.T @ along
+        cross = start.cross - jnp.outer(rows, along @ modes.span)
+        return eqx.tree_at(lambda o: (o.cross, o.up), start, (cross, jnp.zeros_like(start.up))), amplitude
+
+    return start_without
+
+
 def test_noise_without_its_covariance_between_units_is_caught(monkeypatch):
     """N replaced by its diagonal in the flow; samples know nothing of it."""
     assert agrees("trajectory", committee("erf(1.01*x)"))
-
-    def diagonal(*args, **options):
-        return jnp.diag(jnp.diagonal(noise_of(*args, **options)))
-
     monkeypatch.setattr(odes.equations, "noise_of", diagonal)
     assert not agrees("trajectory", committee("erf(1.02*x)"))
 
@@ -44,17 +59,35 @@ def test_noise_without_its_covariance_between_units_is_caught(monkeypatch):
 @pytest.mark.parametrize("link, dropped", [("erf(1.03*x)", False), ("erf(1.04*x)", True)])
 def test_a_law_without_one_of_its_modes_is_caught(monkeypatch, link, dropped):
     """Starts from which the part along the fastest mode is taken."""
-
-    def without_first(problem, modes, normals):
-        start, amplitude = random_start(problem, modes, normals)
-        along = modes.cross[0] / jnp.linalg.norm(modes.cross[0])
-        rows = start.cross @ jnp.linalg.pinv(problem.frame_gram) @ modes.span.T @ along
-        cross = start.cross - jnp.outer(rows, along @ modes.span)
-        return eqx.tree_at(lambda o: (o.cross, o.up), start, (cross, jnp.zeros_like(start.up))), amplitude
-
     if dropped:
-        monkeypatch.setattr(theory.law, "random_start", without_first)
+        monkeypatch.setattr(theory.law, "random_start", without(0))
     assert agrees("law", committee(link, TURNED)) == (not dropped)
+
+
+@pytest.mark.slow
+def test_wrong_laws_of_two_searches_are_caught(monkeypatch):
+    """Two modes of comparable rates, both of which the goal needs, and noise of one unit that is correlated with that of the other.
+
+    The law with N replaced by its diagonal, and that of starts without the second mode, against the seeds with which the right law agrees.
+    """
+    turn = np.deg2rad(20)
+    problem = committee("erf", ((np.cos(turn), np.sin(turn)), (-np.sin(turn), np.cos(turn))))
+    case = Case("test", problem, problem, EFFORT, jax.random.key(1), Escape("loss", 0.2))
+    right = escape_law(problem, case.escape)
+    times = case.escape_times(EFFORT.law_seeds, horizon(case, right))
+
+    def agreed(law):
+        assert not law.doubt
+        checks = list(law_against(case, law, times, EFFORT.law_seeds))
+        return all(check.agrees(z_limit(len(checks))) for check in checks)
+
+    assert agreed(right)
+    for module, name, wrong in ((odes.equations, "noise_of", diagonal), (theory.law, "random_start", without(1))):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, wrong)
+            jax.clear_caches()
+            assert not agreed(escape_law(problem, case.escape))
+        jax.clear_caches()
 
 
 def in_stages(kind, simulated, theory):

@@ -68,6 +68,7 @@ def critical_points(
     else:
         member = family
 
+    @jax.jit  # traced once, not at each of its uses
     def at(mu: Array) -> tuple[Array, Array, Array]:
         """The gradient's components along orthonormal directions; the terms that cancel in them, and D."""
         problem = member(mu)

@@ -1,6 +1,7 @@
 """What a process does that works for another one; JAX and Equinox are imported only once they have been set up as they are there."""
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import pickle
@@ -16,6 +17,11 @@ _CONFIG = (
     "jax_compilation_cache_max_size",
     "jax_persistent_cache_min_compile_time_secs",
 )
+
+
+_TRIMMED, _MAPPED = -1, -3
+_KEPT = 2**25
+"""glibc's numbers for two of its thresholds; the largest that it would choose itself, in bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +84,7 @@ def work(job: bytes, surroundings: Surroundings) -> bytes:
         sent = pickle.dumps((job, surroundings))
         done = subprocess.run(command, input=sent, stdout=subprocess.PIPE, env=os.environ | paths, check=True)
         return done.stdout
+    _keep_freed_memory()
     from odes.arguments import ArgumentError
     from odes.storage import made_with
     from validation.jobs.pickles import packed, unpacked
@@ -89,6 +96,14 @@ def work(job: bytes, surroundings: Surroundings) -> bytes:
         final = isinstance(error, ArgumentError)
         answer = Answer(made_with(), error=told(error), trace=traceback.format_exc(), final=final)
     return packed(answer)
+
+
+def _keep_freed_memory() -> None:
+    """Dask has its workers' allocator hand back what is freed at once, and get it anew: a step of the chain takes twice as long."""
+    if "distributed" in sys.modules and "MALLOC_TRIM_THRESHOLD_" in os.environ and sys.platform == "linux":
+        for threshold in (_TRIMMED, _MAPPED):
+            with contextlib.suppress(AttributeError):  # not glibc
+                ctypes.CDLL(None).mallopt(threshold, _KEPT)
 
 
 def _threads_of_dask() -> contextlib.AbstractContextManager[Any]:

@@ -1,6 +1,5 @@
 """Results on disk: netCDF files that carry what made them and are written whole or not at all."""
 
-import contextlib
 import importlib.metadata
 import json
 import math
@@ -85,19 +84,19 @@ def write_rows(
     import xarray
 
     def write(temporary: Path) -> None:
-        with contextlib.ExitStack() as opened:
-            file = None
-            for place, row in enumerate(rows):
-                if file is None:
-                    none = {name: variable.expand_dims({along: 0}) for name, variable in row.data_vars.items()}
-                    empty = xarray.Dataset(none, row.coords, row.attrs | provenance(kind=kind, **what))
-                    chunks = {name: {"chunksizes": (1, *_chunks(some))} for name, some in row.data_vars.items()}
-                    empty.to_netcdf(temporary, engine="h5netcdf", unlimited_dims=[along], encoding=chunks)
-                    _reserve(temporary, temporary.stat().st_size + number * (row.nbytes + _INDEX * len(chunks)))
-                    file = opened.enter_context(h5netcdf.File(temporary, "r+"))
-                    file.resize_dimension(along, number)
+        every = iter(rows)
+        row = next(every)
+        none = {name: variable.expand_dims({along: 0}) for name, variable in row.data_vars.items()}
+        empty = xarray.Dataset(none, row.coords, row.attrs | provenance(kind=kind, **what))
+        chunks = {name: {"chunksizes": (1, *_chunks(some))} for name, some in row.data_vars.items()}
+        empty.to_netcdf(temporary, engine="h5netcdf", unlimited_dims=[along], encoding=chunks)
+        _reserve(temporary, temporary.stat().st_size + number * (row.nbytes + _INDEX * len(chunks)))
+        with h5netcdf.File(temporary, "r+") as file:
+            file.resize_dimension(along, number)
+            for place in range(number):
                 for name, variable in row.data_vars.items():
                     file.variables[str(name)][place] = variable.values
+                row = next(every, row)
 
     write_whole(path, write)
 

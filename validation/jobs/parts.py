@@ -94,12 +94,12 @@ class Parts:
         digest = hashlib.sha256(content).digest()
         write_whole(self._file(name), lambda temporary: temporary.write_bytes(digest + content))
 
-    def require_space(self, needed: float, *, copies: int) -> None:
-        """Raises ArgumentError, before anything is computed, if there is no room on disk for so many bytes in so many copies."""
+    def require_space(self, needed: float) -> None:
+        """Raises ArgumentError, before anything is computed, if there is no room on disk for so many bytes."""
         place = self.folder.absolute().parent
         free = shutil.disk_usage(place).free
-        if copies * needed > free:
-            words = f"{copies * needed / 2**30:.3g} GiB in {place}, but {free / 2**30:.3g} GiB are free"
+        if needed > free:
+            words = f"{needed / 2**30:.3g} GiB in {place}, but {free / 2**30:.3g} GiB are free"
             raise ArgumentError(None, f"keeping all records of all seeds needs about {words}")
 
     def remove(self) -> None:

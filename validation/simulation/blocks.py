@@ -224,6 +224,13 @@ class Course:
         """The number of steps."""
         return sum(int(chosen[-1]) for chosen in self.steps)
 
+    @property
+    def seed_memory(self) -> float:
+        """The bytes of the records of a seed."""
+        problem, records = self.simulators[-1].problem, sum(chosen.size for chosen in self.steps)
+        units, rank = problem.units[0], problem.adapter.rank
+        return 8.0 * records * (units * rank + rank * problem.frame_size + rank**2 + units + 1)
+
     def run(self, seeds: Int[np.ndarray, " n"], advanced: Callable[[int], Any]) -> list[Block]:
         """The blocks of the seeds with these numbers, which are advanced together; their number is a multiple of the block's size.
 

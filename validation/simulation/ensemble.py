@@ -51,6 +51,11 @@ class BlockJob:
         """The number of steps."""
         return self.course.length
 
+    @property
+    def memory(self) -> float:
+        """The bytes of its records."""
+        return self.count * self.course.seed_memory
+
     def run(self, advanced: Advanced) -> Block:
         """The block."""
         return together([self], advanced)[0]
@@ -83,9 +88,7 @@ class Plan:
     @property
     def memory(self) -> float:
         """The bytes of all records."""
-        problem, records = self.course.simulators[-1].problem, sum(chosen.size for chosen in self.course.steps)
-        units, rank = problem.units[0], problem.adapter.rank
-        return 8.0 * self.seeds.size * records * (units * rank + rank * problem.frame_size + rank**2 + units + 1)
+        return self.seeds.size * self.course.seed_memory
 
     @property
     def words(self) -> str:

@@ -69,8 +69,10 @@ def simulate_points(
         for number, some in enumerate(simulators)
     ]
     require_room(plans)
-    kept.require_space(sum(plan.memory for plan in plans), copies=1 if parts is None else 2)
     jobs = [job for plan in plans for job in plan.jobs]
+    to_come = sum(job.memory for job in jobs if job.name not in kept)
+    file = 0.0 if parts is None else sum(plan.memory for plan in plans) * seeds / (seeds - there)
+    kept.require_space(to_come + file)
     failures: dict[str, Failure] = {}
     for number, result in computed(jobs, what=_words(plans), parts=kept, **work):
         if isinstance(result, Failure):

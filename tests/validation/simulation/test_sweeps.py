@@ -1,5 +1,6 @@
 """Simulations of several points: what is in memory, and on disk, at a time."""
 
+import contextlib
 import dataclasses
 import gc
 import os
@@ -64,6 +65,27 @@ def test_what_has_no_room_on_disk_is_refused_before_it_starts(key, tmp_path, mon
     with pytest.raises(ArgumentError, match="keeping all records of all seeds needs about"):
         simulate_points([PROBLEM, PROBLEM], chain_simulator, key=key, parts=parts, **POINTS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_finished_takes_no_more_room_on_disk(key, tmp_path, monkeypatch):
+    """A run that was interrupted after a block goes on where there is room for the others and the file alone."""
+    write = Parts.write
+
+    def once(self, name, result):
+        write(self, name, result)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Parts, "write", once)
+        parts = Parts(str(tmp_path / "run.nc"), {}, resume=False)
+        simulate_points([PROBLEM, PROBLEM], chain_simulator, key=key, parts=parts, **POINTS)
+    seed = 2 * 6 * 8
+    for free, fits in (((8 + 10) * seed - 1, False), ((8 + 10) * seed, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: types.SimpleNamespace(free=free))
+        again = Parts(str(tmp_path / "run.nc"), {}, resume=True)
+        with contextlib.nullcontext() if fits else pytest.raises(ArgumentError, match="needs about"):
+            simulate_points([PROBLEM, PROBLEM], chain_simulator, key=key, parts=again, **POINTS)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.nc"]
 
 
 def test_a_file_is_written_with_one_point_in_memory(key, tmp_path):

@@ -1,10 +1,12 @@
 r"""The learning problem: teacher, frozen pretrained weights, LoRA adapter, SGD; and families of problems. Checked when made."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
@@ -312,7 +314,7 @@ class Problem(Shown):
     @property
     def lengths(self) -> Float[Array, " K"]:
         """The lengths of the pretrained rows of W0."""
-        return jnp.sqrt(jnp.diagonal(self.frozen @ self.frame_gram @ self.frozen.T))
+        return _lengths(self.frozen, self.frame_gram)
 
     @property
     def strength(self) -> Float[Array, ""]:
@@ -323,8 +325,8 @@ class Problem(Shown):
     @property
     def alignment(self) -> Float[Array, ""]:
         """c = cos(w0, ω*) of a single-index problem."""
-        overlap, square = ((self.target @ self.frame_gram @ rows.T)[0, 0] for rows in (self.frozen, self.target))
-        return overlap / (self.strength * jnp.sqrt(square))
+        self.require_single_index()
+        return _cosine(self.frozen, self.target, self.frame_gram)
 
     def shown(self) -> dict[str, Any]:
         fields = super().shown()
@@ -455,6 +457,22 @@ def task_cosines(cosine: ArrayLike, teachers: int) -> Float[Array, " P"] | Float
     else:
         known = together(scalar("cosine", cosine, "between -1 and 1", within_one))[0]
     return (np if isinstance(known, np.ndarray) else jnp).broadcast_to(known, (teachers,))
+
+
+def mixture_place(mu: float) -> tuple[float, float]:
+    r"""Strength and alignment of [`Family.mixture`][], $w_0 = \mu\,\omega^* + (1 - \mu)\,\xi$."""
+    strength = math.hypot(mu, 1 - mu)
+    return strength, mu / strength
+
+
+@jax.jit
+def _lengths(rows: Float[Array, "n k"], gram: Float[Array, "k k"]) -> Float[Array, " n"]:
+    return jnp.sqrt(jnp.diagonal(rows @ gram @ rows.T))
+
+
+@jax.jit
+def _cosine(one: Float[Array, "1 k"], other: Float[Array, "1 k"], gram: Float[Array, "k k"]) -> Float[Array, ""]:
+    return (other @ gram @ one.T)[0, 0] / (_lengths(one, gram)[0] * _lengths(other, gram)[0])
 
 
 def _rounding() -> float:

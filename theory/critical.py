@@ -83,17 +83,22 @@ def critical_points(
     def length(mu: Array) -> Array:
         return jnp.linalg.norm(at(mu)[0])
 
+    @jax.jit
+    def around(mu: Float[Array, " n"]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """The same at many places, and its derivatives."""
+        return jax.vmap(lambda x: jax.jvp(at, (x,), (jnp.ones_like(x),)))(mu)
+
     def section(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         left, right = bracket
         inner = jnp.stack([right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)])
-        inner_lengths = jax.vmap(jax.vmap(length))(inner)
-        go_left = inner_lengths[0] < inner_lengths[1]
+        first, second = jax.vmap(length)(inner.ravel()).reshape(inner.shape)
+        go_left = first < second
         return jnp.where(go_left, left, inner[0]), jnp.where(go_left, inner[1], right)
 
-    def gauss_newton(mu: Array) -> Array:
-        residual, slope = jax.jvp(lambda x: at(x)[0], (mu,), (jnp.ones_like(mu),))
-        steepness = slope @ slope
-        return mu - residual @ slope / jnp.where(steepness > 0, steepness, 1)
+    def gauss_newton(_, mu: Float[Array, " n"]) -> Float[Array, " n"]:
+        (residuals, *_), (slopes, *_) = around(mu)
+        steepness = jnp.sum(slopes**2, axis=1)
+        return mu - jnp.sum(residuals * slopes, axis=1) / jnp.where(steepness > 0, steepness, 1)
 
     low, high = (jnp.asarray(x, jnp.result_type(float)) for x in (low, high))
     spacing = (high - low) / (resolution - 1)
@@ -104,8 +109,8 @@ def critical_points(
     (places,) = jnp.nonzero(lowest, size=size, fill_value=-1)
     brackets = grid[places], grid[places + 2]
     left, right = jax.lax.fori_loop(0, 16, section, brackets)
-    zeros = jax.lax.fori_loop(0, 5, lambda _, mu: jax.vmap(gauss_newton)(mu), (left + right) / 2)
-    (residuals, parts, D), (slopes, *_) = jax.vmap(lambda mu: jax.jvp(at, (mu,), (jnp.ones_like(mu),)))(zeros)
+    zeros = jax.lax.fori_loop(0, 5, gauss_newton, (left + right) / 2)
+    (residuals, parts, D), (slopes, *_) = around(zeros)
     eps = jnp.finfo(zeros.dtype).eps
     inside = (zeros >= low - 1e4 * eps * high) & (zeros <= high + 1e4 * eps * high)
     vanishing = jnp.linalg.norm(residuals, axis=1) < 1e3 * eps * jnp.linalg.norm(parts, axis=1)
@@ -139,6 +144,8 @@ def _single_index(members: Family, alignment: ScalarLike | None) -> Callable[[Ar
 
 def _prefactor(D: Float[Array, "K K"], slopes: Float[Array, " n"]) -> Float[Array, ""]:
     r"""The inverse of the largest eigenvalue of $D^{-1}\partial_\mu g\,\partial_\mu g^T$; NaN unless D is positive definite."""
+    if D.shape == (1, 1):  # LAPACK's routines take longer to translate than all the rest
+        return jnp.where(D[0, 0] > 0, D[0, 0] / (slopes @ slopes), jnp.nan)
     definite = jnp.linalg.eigvalsh(D)[0] > 0
     root = jnp.linalg.cholesky(jnp.where(definite, D, jnp.eye(len(D), dtype=D.dtype)))
     whitened = jax.scipy.linalg.solve_triangular(root, slopes.reshape(len(D), -1), lower=True)

@@ -87,8 +87,12 @@ class EscapeLaw(Shown):
         """The time by which a fraction `probability` of the runs has escaped; NaN if so many never do."""
         from scipy import special
 
-        p = np.asarray(probability, float)
-        deviation = jnp.asarray(special.gammainccinv(self.rank / 2, p) * 2 / self.rank)
+        deviation = special.gammainccinv(self.rank / 2, np.asarray(probability, float)) * 2 / self.rank
+        return self._deviating(deviation)
+
+    @eqx.filter_jit
+    def _deviating(self, deviation: ArrayLike) -> Float[Array, "..."]:
+        """The escape time where the square of the amplitude is `deviation` times its mean."""
         return self.time(jnp.log(self.amplitude) + jnp.log(deviation) / 2)
 
     def cdf(self, t: ArrayLike) -> Float[Array, "..."]:
@@ -147,9 +151,14 @@ def escape_law(
     require("starts", starts, "at least 2", lambda n: n >= 2)
     normals = real_array(start_normals(starts, rank, problem.frame_size, problem.units[0]))
     modes = escape_modes(problem)
-    fast = too_fast(problem, leading_phase(modes))
+    fast = _too_fast(problem, modes)
     iterated = concrete(fast) and bool(fast)
     return _law(problem, modes, fast, Escape() if escape is None else escape, normals, adjoint, iterated)
+
+
+@eqx.filter_jit
+def _too_fast(problem: Problem, modes: EscapeModes) -> Bool[Array, ""]:
+    return too_fast(problem, leading_phase(modes))
 
 
 def _dearer(problem: Problem) -> int:

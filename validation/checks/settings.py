@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from odes import SGD, Adapter, Escape, Family, Transfer, read_either
 from odes.arguments import ArgumentError, nearest
 from odes.files import read_tables
+from odes.problem import mixture_place
 from validation.checks import CHECKS
 from validation.checks.base import Case, Effort, Result
 
@@ -26,12 +27,6 @@ _IN_STAGES = {"stages", "checkpoints"}
 
 SHIPPED = Path(__file__).parent / "settings.toml"
 """The settings that are checked if none are given."""
-
-
-def mixture_place(mu: float) -> tuple[float, float]:
-    """Strength and alignment of w0 = mu * target + (1 - mu) * an orthogonal unit vector."""
-    strength = math.hypot(mu, 1 - mu)
-    return strength, mu / strength
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

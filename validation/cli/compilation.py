@@ -28,8 +28,9 @@ DEVICES = {"cpu": "cpu", "gpu": ""}
 _BEING_WRITTEN = 1.0
 """A program that was written within so many seconds may still get its time of last use."""
 
-_OBJECTS_BETWEEN_COLLECTIONS = 100_000
-"""Tracing makes many objects that live long: looking for cycles among them after every 700 takes a tenth of a short command."""
+_OBJECTS_BETWEEN_COLLECTIONS = 1_000_000
+"""Tracing makes many objects that live long: looking for cycles among them after every 700 takes a tenth of a short command,
+after every 100 000 a twentieth."""
 
 
 def cache_folder() -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 
 from odes import SGD, Activation, Adapter, Escape, Family, Problem, Transfer, activation, read_problem, read_transfer
 from odes.arguments import ArgumentError
+from odes.problem import mixture_place
 from theory import largest_noise_scale, search_phase
-from validation.checks.settings import mixture_place
 from validation.cli.output import OutputOptions
 from validation.cli.values import (
     Numbers,

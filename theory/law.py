@@ -88,10 +88,10 @@ class EscapeLaw(Shown):
         from scipy import special
 
         deviation = special.gammainccinv(self.rank / 2, np.asarray(probability, float)) * 2 / self.rank
-        return self._deviating(deviation)
+        return self._deviating(jnp.asarray(deviation))
 
     @eqx.filter_jit
-    def _deviating(self, deviation: ArrayLike) -> Float[Array, "..."]:
+    def _deviating(self, deviation: Float[Array, "..."]) -> Float[Array, "..."]:
         """The escape time where the square of the amplitude is `deviation` times its mean."""
         return self.time(jnp.log(self.amplitude) + jnp.log(deviation) / 2)
 

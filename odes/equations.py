@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odes.devices import at_once
+from odes.diagonals import diagonal
 from odes.noise import kurtosis_of, noise_of
 from odes.overlaps import Overlaps, covariances, with_readout
 from odes.population import PopulationGradient, gradient_of
@@ -99,7 +100,7 @@ def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlap
     change = _free_change(problem, overlaps, noise=noise, finite=False)
     if not problem.adapter.normalized:
         return change
-    growth = jnp.diagonal(change.down_gram) / (2 * jnp.diagonal(overlaps.down_gram))
+    growth = diagonal(change.down_gram) / (2 * diagonal(overlaps.down_gram))
     return Overlaps(
         change.up,
         change.cross - growth[:, None] * overlaps.cross,
@@ -120,7 +121,7 @@ def mean_change(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> 
     change, eta = _free_change(problem, overlaps, noise=noise, finite=True), problem.sgd.learning_rate
     if not problem.adapter.normalized:
         return change
-    logs = jnp.log1p(eta * jnp.diagonal(change.down_gram) / jnp.diagonal(overlaps.down_gram)) / 2
+    logs = jnp.log1p(eta * diagonal(change.down_gram) / diagonal(overlaps.down_gram)) / 2
     both = jnp.add.outer(logs, logs)
     return Overlaps(
         change.up,
@@ -172,7 +173,7 @@ def diffusion(problem: Problem, overlaps: Overlaps, slope: Overlaps) -> Overlaps
         half = step.T @ along
         cross, gram = half[:, :frame], half[:, frame:]
         if adapter.normalized:
-            growth = jnp.diagonal(gram) / jnp.diagonal(overlaps.down_gram)
+            growth = diagonal(gram) / diagonal(overlaps.down_gram)
             cross, gram = cross - growth[:, None] * overlaps.cross, gram - growth[:, None] * overlaps.down_gram
         return Overlaps(up, cross, gram + gram.T)
 

@@ -86,15 +86,19 @@ def _polynomial_moments(f: tuple[float, ...], h: tuple[float, ...], p: Array, q:
 
 def _erf_moments(f: ErfSeries, h: ErfSeries, p: Array, q: Array, c: Array) -> PairMoments:
     """E[erf(x) erf(y)] = (2/pi) asin(2 c / sqrt((1 + 2p)(1 + 2q))), summed over the terms of two series."""
-    scales, others = jnp.asarray(f.scales, p.dtype)[:, None], jnp.asarray(h.scales, p.dtype)[None]
-    weights = jnp.asarray(np.outer(f.weights, h.weights), p.dtype)
-    p, q, c = scales**2 * p, others**2 * q, scales * others * c
-    product = (1 + 2 * p) * (1 + 2 * q)
+    scales, others = np.array(f.scales)[:, None], np.array(h.scales)[None]
+    both, weights = scales * others, np.outer(f.weights, h.weights)
+    parts = (2 / np.pi * weights, 4 / np.pi * weights * both, -8 / np.pi * weights * scales**2)
+    squares, other_squares, both, value, cross, curvature = (
+        jnp.asarray(x, p.dtype) for x in (scales**2, others**2, both, *parts)
+    )
+    p, c = 1 + 2 * squares * p, both * c
+    product = p * (1 + 2 * other_squares * q)
     root = jnp.sqrt(product - 4 * c**2)
     return PairMoments(
-        jnp.sum(weights * (2 / np.pi) * jnp.arctan2(2 * c, root)) + f.offset * h.offset,
-        jnp.sum(weights * scales * others * (4 / np.pi) / root),
-        jnp.sum(weights * scales**2 * -(8 / np.pi) * c / ((1 + 2 * p) * root)),
+        jnp.sum(value * jnp.arctan2(2 * c, root)) + f.offset * h.offset,
+        jnp.sum(cross / root),
+        jnp.sum(curvature * c / (p * root)),
     )
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from numpy.polynomial import hermite_e
 
 from odes.activations import both_are, unscaled
+from odes.diagonals import diagonal
 from odes.erfs import ErfSeries, erf_series, nearest_erfs
 from odes.gaussian import has_closed_form, mean_derivatives, pair_rule
 from odes.orthants import half_moments
@@ -206,7 +207,7 @@ def _erf_square(
     across = S[k, l] / root
     rest = jnp.sqrt(S[l, l] + 0.5 - across**2)
     v = (S[l] - across[:, None] * u) / rest[:, None]
-    shrink = jax.lax.rsqrt(jnp.diagonal(S)[None] + 0.5 - u**2 - v**2)
+    shrink = jax.lax.rsqrt(diagonal(S)[None] + 0.5 - u**2 - v**2)
     u, v = u * shrink, v * shrink
 
     def sines_of(i: int) -> Array:
@@ -327,7 +328,7 @@ def _polynomial_square(
     """
     units, (exponents, coefficients) = problem.readout.size, terms
     slope, student, teacher = _polynomials(problem)
-    edges, variances = list(itertools.combinations(range(4), 2)), jnp.diagonal(covariance)
+    edges, variances = list(itertools.combinations(range(4), 2)), diagonal(covariance)
     length = max(map(len, (slope, student, teacher)))
 
     def means(series: Series, p: Array) -> Array:

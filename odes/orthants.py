@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from odes.diagonals import diagonal, diagonal_matrix
 from odes.quadrature import safe_sqrt
 
 _NODES = 32
@@ -41,7 +42,7 @@ def _ratio(x: Array, y: Array) -> Array:
 
 
 def _law(covariance: Array) -> Law:
-    return Law(covariance, jnp.diag(jnp.diagonal(covariance)), jnp.diagonal(covariance))
+    return Law(covariance, diagonal_matrix(diagonal(covariance)), diagonal(covariance))
 
 
 def _in_orders(law: Law, orders: list[list[int]]) -> Law:
@@ -60,7 +61,7 @@ def _given_first(law: Law) -> Law:
     pull, mixed = _ratio(S[1:, 0], S[0, 0]), E[1:, 0]
     rest = S[1:, 1:] - jnp.outer(pull, S[1:, 0])
     scale = scale[1:] + pull**2 * scale[0]
-    free = jnp.diagonal(rest) > _ROUNDING * scale
+    free = diagonal(rest) > _ROUNDING * scale
     crossed = jnp.outer(pull, mixed)
     extra = E[1:, 1:] - crossed - crossed.T + jnp.outer(pull, pull) * E[0, 0]
     return Law(jnp.where(free[:, None] & free[None], rest, 0), extra, scale)
@@ -68,10 +69,10 @@ def _given_first(law: Law) -> Law:
 
 def _correlations(law: Law) -> Float[Array, "n n"]:
     """Those of S; of variables with S = 0 those of E, since they are nothing beside the others and not correlated with them."""
-    free = jnp.diagonal(law.covariance) > 0
+    free = diagonal(law.covariance) > 0
     both, neither = free[:, None] & free[None], ~free[:, None] & ~free[None]
     chosen = jnp.where(both, law.covariance, jnp.where(neither, law.extra, 0))
-    deviations = safe_sqrt(jnp.where(free, jnp.diagonal(law.covariance), jnp.diagonal(law.extra)))
+    deviations = safe_sqrt(jnp.where(free, diagonal(law.covariance), diagonal(law.extra)))
     return _ratio(chosen, jnp.outer(deviations, deviations))
 
 
@@ -124,12 +125,12 @@ def _plackett(rho: Array) -> Array:
 
 def _steepness(law: Law, j: int) -> Float[Array, " n"]:
     """S_jn times the density of every x_n at 0; nothing where the variance of x_n is."""
-    return _ratio(law.covariance[j], safe_sqrt(jnp.diagonal(law.covariance))) / math.sqrt(2 * math.pi)
+    return _ratio(law.covariance[j], safe_sqrt(diagonal(law.covariance))) / math.sqrt(2 * math.pi)
 
 
 def _doubtful(law: Law) -> Array:
     """Whether rounding may be seen in one of the variances."""
-    left = jnp.diagonal(law.covariance)
+    left = diagonal(law.covariance)
     return jnp.any((left > 0) & (left < _DOUBTFUL * law.scale))
 
 
@@ -151,7 +152,7 @@ def half_moments(covariance: Float[Array, "n n"], j: int) -> Float[Array, ""]:
     """
     if covariance.shape[0] < 3:
         return _half_moments(covariance, j)[0]
-    both = jnp.stack([covariance, covariance + _APART * jnp.diag(jnp.diagonal(covariance))])
+    both = jnp.stack([covariance, covariance + _APART * diagonal_matrix(diagonal(covariance))])
     (value, apart), (doubt, _) = jax.vmap(functools.partial(_half_moments, j=j))(both)
     return jnp.where(doubt, apart, value)
 

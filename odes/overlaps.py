@@ -19,6 +19,7 @@ from odes.arguments import (
     require_kind,
     require_shape,
 )
+from odes.diagonals import diagonal, diagonal_matrix
 from odes.problem import Problem
 from odes.shown import Shown
 
@@ -143,9 +144,7 @@ def frame_overlaps(problem: Problem, *, up: ArrayLike, rows: ArrayLike | None = 
     require_shape("rows", rows, "(r, f)", (rank, frame))
     gram = rows @ problem.frame_gram @ rows.T
     if problem.adapter.normalized:
-        require(
-            "rows", jnp.diagonal(gram), "of length 1, since the adapter's are normalised", lambda x: np.isclose(x, 1)
-        )
+        require("rows", diagonal(gram), "of length 1, since the adapter's are normalised", lambda x: np.isclose(x, 1))
     up = jnp.broadcast_to(real_array(up), (problem.units[0], rank))
     return Overlaps(up, rows @ problem.frame_gram, gram)
 
@@ -222,8 +221,8 @@ def _drawn(
     inside_key, below_key, diagonal_key = jax.random.split(key, 3)
     inside = jax.random.normal(inside_key, (rank, problem.frame_size), dtype) * spans.astype(dtype)[None]
     below = jnp.tril(jax.random.normal(below_key, (rank, rank), dtype), -1)
-    diagonal = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - jnp.arange(rank, dtype=dtype), dtype=dtype))
-    cross, gram = rows_of_length(inside, root, below + jnp.diag(diagonal), length)
+    beside = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - jnp.arange(rank, dtype=dtype), dtype=dtype))
+    cross, gram = rows_of_length(inside, root, below + diagonal_matrix(beside), length)
     return Overlaps(jnp.broadcast_to(up, (problem.units[0], rank)), cross, gram), freedom
 
 
@@ -236,5 +235,5 @@ def rows_of_length(
     `outside` along others.
     """
     gram = inside @ inside.T + outside @ outside.T
-    scale = length / jnp.sqrt(jnp.diagonal(gram))
+    scale = length / jnp.sqrt(diagonal(gram))
     return inside @ root.T * scale[:, None], gram * jnp.outer(scale, scale)

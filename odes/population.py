@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odes.activations import Activation
+from odes.diagonals import diagonal, diagonal_matrix
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.overlaps import Covariances
 from odes.problem import Problem
@@ -41,13 +42,13 @@ def _all_pairs(f: Activation, h: Activation, p: Array, q: Array, c: Array) -> Pa
 
 def within(f: Activation, covariance: Array) -> PairMoments:
     """`pair_moments` of one link function at all pairs of its own preactivations, covariance (n, n)."""
-    variances = jnp.diagonal(covariance)
-    diagonal = jax.vmap(lambda p: self_moments(f, p))(variances)
+    variances = diagonal(covariance)
+    own = jax.vmap(lambda p: self_moments(f, p))(variances)
     if covariance.shape[0] == 1:
-        return jax.tree.map(lambda x: x[:, None], diagonal)
+        return jax.tree.map(lambda x: x[:, None], own)
     same = jnp.eye(covariance.shape[0], dtype=bool)
     pairs = _all_pairs(f, f, variances, variances, covariance)
-    return jax.tree.map(lambda one, two: jnp.where(same, one[:, None], two), diagonal, pairs)
+    return jax.tree.map(lambda one, two: jnp.where(same, one[:, None], two), own, pairs)
 
 
 @eqx.filter_jit
@@ -62,7 +63,7 @@ def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient
     """
     student, teacher, Q, P = problem.student, problem.teacher, covariance.Q, covariance.P
     ss, pp = within(student, Q), within(teacher, P)
-    sp = _all_pairs(student, teacher, jnp.diagonal(Q), jnp.diagonal(P), covariance.M)
+    sp = _all_pairs(student, teacher, diagonal(Q), diagonal(P), covariance.M)
     aa = jnp.outer(problem.readout, problem.readout)
     ab = jnp.outer(problem.readout, problem.teacher_readout)
     bb = jnp.outer(problem.teacher_readout, problem.teacher_readout)
@@ -70,4 +71,4 @@ def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient
     error_curvature = jnp.sum(aa * ss.curvature, axis=1) - jnp.sum(ab * sp.curvature, axis=1)
     loss = jnp.maximum(loss, 0)  # of overlaps with an integrator's errors it can be less
     by_readout = ss.value @ problem.readout - sp.value @ problem.teacher_readout
-    return PopulationGradient(loss, ab * sp.cross, aa * ss.cross + jnp.diag(error_curvature), by_readout)
+    return PopulationGradient(loss, ab * sp.cross, aa * ss.cross + diagonal_matrix(error_curvature), by_readout)

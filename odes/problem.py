@@ -30,6 +30,7 @@ from odes.arguments import (
     together,
     within_one,
 )
+from odes.diagonals import diagonal
 from odes.shown import Shown
 from odes.training import SGD, Adapter
 
@@ -467,7 +468,7 @@ def mixture_place(mu: float) -> tuple[float, float]:
 
 @jax.jit
 def _lengths(rows: Float[Array, "n k"], gram: Float[Array, "k k"]) -> Float[Array, " n"]:
-    return jnp.sqrt(jnp.diagonal(rows @ gram @ rows.T))
+    return jnp.sqrt(diagonal(rows @ gram @ rows.T))
 
 
 @jax.jit

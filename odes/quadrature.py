@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
+from odes.diagonals import diagonal
+
 _RADIAL_NODES, _RADIAL_END, _RADIAL_SCALE = 56, 9.0, 0.12
 _ANGULAR_NODES, _ANGULAR_SCALE = 64, 1 / 60
 _PANEL_NODES, _STEP_NODES, _STEP_SCALE = 80, 128, 0.5
@@ -232,7 +234,7 @@ def cloud_rule(degree: int, kinks: tuple[Kinks, ...], sample: int = 0) -> Callab
         root = cholesky_root(covariance)
         middle, direction = root @ jnp.asarray(across, root.dtype), root @ jnp.asarray(along[:, 0], root.dtype)
         steep = direction[units]
-        moving = jnp.abs(steep) > _NARROWEST * jnp.sqrt(jnp.diagonal(covariance))[units]
+        moving = jnp.abs(steep) > _NARROWEST * jnp.sqrt(diagonal(covariance))[units]
         cuts = (jnp.asarray(places, root.dtype)[:, None] - middle[units]) / jnp.where(moving, steep, 1)[:, None]
         cuts = jnp.where(moving[:, None], cuts, end)
         s, weights = _panels(jnp.sort(cuts, axis=0).T, end, _STEP_SCALE, 2 * _LINE_NODES)

@@ -20,6 +20,7 @@ from odes.arguments import (
     require_shape,
     scalar,
 )
+from odes.diagonals import diagonal_matrix
 from odes.overlaps import Overlaps, covariances, random_overlaps, with_readout
 from odes.problem import Family, Problem, task_cosines
 from odes.shown import Shown
@@ -178,7 +179,7 @@ class Transfer(Shown):
         self.pretraining.require_one_unit()
         overlap = self.length / jnp.sqrt(self.sgd.dimension)
         cross = jnp.zeros((1 + self.adapter.rank, 2)).at[0].set(overlap * jnp.stack([self.cosine, jnp.ones(())]))
-        return Overlaps(self.up, cross, jnp.diag(self.lengths**2))
+        return Overlaps(self.up, cross, diagonal_matrix(self.lengths**2))
 
     def fine_tuning(self, overlaps: Overlaps) -> Problem:
         """Fine-tuning from the weights at the given overlaps as a problem of its own, in the frame (ω*, w0 = W).

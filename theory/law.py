@@ -210,10 +210,19 @@ def _law(
     reached = count >= enough
     given_up = unknown > 0 if iterated else ~reached & (count + unknown >= enough)
     coarse = jnp.zeros((), bool) if iterated else fast | stretched(problem, crossing)
-    valid = validity(
-        problem, escape, phase, mode, time=mean, reached=reached, crossing=crossing, coarse=coarse, given_up=given_up
-    )
     already = met(problem, escape)
+    valid = validity(
+        problem,
+        escape,
+        phase,
+        mode,
+        time=mean,
+        reached=reached,
+        crossing=crossing,
+        coarse=coarse,
+        given_up=given_up,
+        already=already,
+    )
     mean, std, mean_error, std_error = (
         jnp.where(already, 0, jnp.where(valid == Validity.holds, x, jnp.nan))
         for x in (mean, std, mean_error, std_error)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, ScalarLike
 
 from odes import Problem, gradient_at, noise_at, pretrained
 from odes.arguments import positive, require
+from odes.diagonals import diagonal
 from odes.overlaps import orthonormal_components
 from odes.shown import Shown
 
@@ -150,7 +151,7 @@ def _escape_modes(problem: Problem) -> EscapeModes:
     up, cross = (jnp.where(moving[:, None], x / _safe(length)[:, None], 0) for x in (unit, cross))
     learns = drive > _ROUNDING * jnp.finfo(drive.dtype).eps * jnp.trace(gram)
     directions = jnp.where(learns[:, None], unit @ overlaps, 0) / jnp.sqrt(jnp.where(learns, drive, 1))[:, None]
-    lengths = jnp.sqrt(jnp.diagonal(problem.target @ problem.frame_gram @ problem.target.T))
+    lengths = jnp.sqrt(diagonal(problem.target @ problem.frame_gram @ problem.target.T))
     teachers = directions @ problem.target.T / _safe(lengths)[None]
     return EscapeModes(gradient.C, D, gram, noise, gradient.loss, rates, up, cross, span, directions, teachers)
 

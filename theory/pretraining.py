@@ -24,6 +24,7 @@ from odes import (
     with_own_readout,
 )
 from odes.arguments import ArrayLike, real_array
+from odes.diagonals import diagonal
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 from theory.lanes import in_lanes
@@ -272,7 +273,7 @@ def _tuned_from(
 
         overlaps, velocity = jax.jvp(run.evaluate, (time,), (jnp.ones_like(time),))
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((overlaps, velocity))]).all()
-        long = jnp.diagonal(overlaps.down_gram)[: transfer.units] > 0
+        long = diagonal(overlaps.down_gram)[: transfer.units] > 0
         sound = finite & jnp.all(long) & (time <= run.t_final)
         at = jax.tree.map(lambda x, safe: jnp.where(sound, x, safe), overlaps, safe)
         moving = jax.tree.map(lambda x: jnp.where(sound, x, 0.0), velocity)
@@ -305,7 +306,7 @@ def _tuned_from(
 def _places(alone: Transfer, at: Overlaps) -> dict[str, Array]:
     """Strength, alignment and distance of the weights."""
     covariance = covariances(alone.lora, at)
-    squares, lengths = jnp.diagonal(covariance.Q), jnp.diagonal(covariance.P)
+    squares, lengths = diagonal(covariance.Q), diagonal(covariance.P)
     cosines = covariance.M / jnp.sqrt(jnp.outer(squares, lengths))
     nearest = jnp.argmax(jnp.abs(cosines), axis=1)
     apart = jnp.maximum(squares[:, None] - 2 * covariance.M + lengths[None], 0)
@@ -318,7 +319,7 @@ def _places(alone: Transfer, at: Overlaps) -> dict[str, Array]:
 
 def _fed(alone: Transfer, run: Solution, time: Array) -> Array:
     """The variance that SGD noise adds to every component of the weights until a time, in units of that at the start."""
-    looks = jax.vmap(lambda t: jnp.max(jnp.diagonal(noise_at(alone.pretraining, run.evaluate(t)))))
+    looks = jax.vmap(lambda t: jnp.max(diagonal(noise_at(alone.pretraining, run.evaluate(t)))))
     times = time * jnp.linspace(0, 1, _LOOKS)
     return alone.pretraining_sgd.noise_scale * jnp.trapezoid(looks(times), times) / alone.length**2
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, ScalarLike
 
 from odes import Overlaps, Problem, Transfer, pretrained
 from odes.arguments import real_array
+from odes.diagonals import diagonal, diagonal_matrix
 from odes.overlaps import orthonormal_components, rows_of_length
 from odes.quadrature import safe_sqrt
 from theory.modes import EscapeModes, escape_modes
@@ -110,14 +111,14 @@ def random_start(
     drawn = normals[:, : 2 * units][:, place] @ turned.T
     noise = drawn[:, units:] @ noise_root.T
     along = drawn[:, :units] + noise @ modes.cross[:units]
-    there = jnp.diag(jnp.any(modes.span != 0, axis=1).astype(gram.dtype))
+    there = diagonal_matrix(jnp.any(modes.span != 0, axis=1).astype(gram.dtype))
     root = orthonormal_components(jnp.block([[there, modes.span], [modes.span.T, gram]]))[units:]
     span = jnp.any(root != 0, axis=0).astype(root.dtype)
     inside = jnp.concatenate([along, normals[:, 2 * units + 1 :][:, : gram.shape[0]]], axis=1) * span[None]
     freedom = dimension - jnp.sum(span) - jnp.arange(rank, dtype=root.dtype)
     ninth = 2 / (9 * freedom)
     lengths = safe_sqrt(freedom * (1 - ninth + jnp.sqrt(ninth) * normals[:, 2 * units]) ** 3)
-    outside = jnp.tril(normals[:, 2 * units + 1 + gram.shape[0] :], -1) + jnp.diag(lengths)
+    outside = jnp.tril(normals[:, 2 * units + 1 + gram.shape[0] :], -1) + diagonal_matrix(lengths)
     cross, down_gram = rows_of_length(inside, root, outside, jnp.ones(()))
     up = (noise @ modes.up[:units]).T / jnp.sqrt(dimension)
     first = jnp.sqrt((initial[0] @ initial[0] + fed[0, 0]) / dimension)
@@ -175,4 +176,4 @@ def staged_start(transfer: Transfer, border: Overlaps | None, amplitude: ScalarL
         learnt = jnp.where(square > 0, learnt / jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         rows = rows.at[units:].set(amplitude * real_array(_row_shares(units, rank)).T @ learnt)
     overlaps = rows @ gram @ rows.T
-    return Overlaps(transfer.up, rows @ gram, overlaps + jnp.diag(lengths**2 - jnp.diagonal(overlaps)))
+    return Overlaps(transfer.up, rows @ gram, overlaps + diagonal_matrix(lengths**2 - diagonal(overlaps)))

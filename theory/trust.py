@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Overlaps, Problem, diffusion, gradient_at, kurtosis_at, mean_change, noise_at, pretrained
+from odes.diagonals import diagonal
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 from theory.meanings import Meaning
@@ -68,12 +69,13 @@ def validity(
     crossing: Overlaps,
     coarse: Bool[Array, ""],
     given_up: Bool[Array, ""],
+    already: Bool[Array, ""],
 ) -> Int[Array, ""]:
     r"""Whether the mean `time` that the flow takes from random starts to a goal is that of SGD; a number of [`Validity`][].
 
     The goal is `reached` at the overlaps `crossing`, or whether it is is not known since the integrator was `given_up`. The mean is
-    given where w0 meets the goal already; else if the steps are not too `coarse` for the flow ([`too_fast`][]), SGD noise feeds an
-    amplitude of the unstable mode of at most 0.07 (links with a
+    given where w0 meets the goal `already` ([`met`][]); else if the steps are not too `coarse` for the flow ([`too_fast`][]),
+    SGD noise feeds an amplitude of the unstable mode of at most 0.07 (links with a
     kink feel U as soon as it is like w0: $0.05|w_0|$; and there it shakes W otherwise by at most $0.02|w_0|$,
     [`jitter`][]), and [`fluctuations`][] about the flow at the escape are at most
     1.5 % of $|U|^2$, the head start 2.5 % and the delay 0.5 % of the mean, the tail 1 % and the outliers 0.3; there it was found within
@@ -87,7 +89,7 @@ def validity(
         shaken = safe_sqrt(jitter(problem, phase) ** 2 - fed**2)
         large_noise = (fed > _LARGEST_FED_KINKED * shortest(problem)) | (shaken > _LARGEST_SHAKEN * shortest(problem))
     doubts = {
-        Validity.holds: met(problem, goal),
+        Validity.holds: already,
         Validity.still: ~moves(problem, phase),
         Validity.large_noise: large_noise,
         Validity.coarse: coarse,
@@ -158,7 +160,7 @@ def stretched(problem: Problem, crossing: Overlaps) -> Bool[Array, ""]:
     1.25 for the longest row alone, or above 1.8 for the largest eigenvalue, which is stable up to 2.
     """
     gram = jnp.where(jnp.isfinite(crossing.down_gram), crossing.down_gram, 0)
-    alone, together = jnp.max(jnp.diagonal(gram)), jnp.linalg.eigvalsh(gram)[-1]
+    alone, together = jnp.max(diagonal(gram)), jnp.linalg.eigvalsh(gram)[-1]
     decay = problem.sgd.learning_rate * fastest_decay(problem)
     return (decay * alone > _FASTEST_DECAY) | (decay * together > _STABLE_DECAY)
 
@@ -208,8 +210,8 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
         return escape.margin(problem, at, reference)
 
     change, linear = jax.linearize(functools.partial(mean_change, problem), crossing)
-    slope, turned = jax.jvp(jax.grad(margin), (crossing,), (change,))
-    velocity, acceleration = _dot(slope, change), _dot(turned, change) + _dot(slope, linear(change))
+    slope, bend = jax.linearize(jax.grad(margin), crossing)
+    velocity, acceleration = _dot(slope, change), _dot(bend(change), change) + _dot(slope, linear(change))
 
     def variance(slope: Overlaps) -> tuple[Array, Array]:
         """Of the fluctuations along a gradient, and the rate at which they are forgotten."""
@@ -224,7 +226,7 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
     still = jax.tree.map(jnp.zeros_like, crossing)
     each = jnp.eye(crossing.up.size, dtype=slope.up.dtype).reshape(-1, *crossing.up.shape)
     of_up = jax.vmap(lambda up: eqx.tree_at(lambda o: o.up, still, up))(each)
-    bent = jax.vmap(lambda up: _dot(up, jax.jvp(jax.grad(margin), (crossing,), (up,))[1]))(of_up)
+    bent = jax.vmap(lambda up: _dot(up, bend(up)))(of_up)
     squares, rates = jax.vmap(variance)(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), slope, of_up))
     deviation, rate, length = safe_sqrt(squares[0]), rates[0], jnp.sum(crossing.up**2)
     root = jnp.sqrt(jnp.maximum(velocity**2 + 2 * acceleration * deviation, 0))

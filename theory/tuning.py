@@ -123,7 +123,16 @@ def fine_tuning(
     unknown = jnp.sum(jnp.where(runs.result == diffrax.RESULTS.max_steps_reached, starts.weights, 0))
     given_up = ~reached & (over.reached + unknown >= _ESCAPING)
     valid = validity(
-        problem, goal, phase, mode, time=time, reached=reached, crossing=crossing, coarse=coarse, given_up=given_up
+        problem,
+        goal,
+        phase,
+        mode,
+        time=time,
+        reached=reached,
+        crossing=crossing,
+        coarse=coarse,
+        given_up=given_up,
+        already=already,
     )
     apart = jnp.max(jnp.where(starts.weights > 0, 0, jnp.abs(times - over.mean)))
     sampled = over.error(jnp.sum(starts.weights > 0).astype(times.dtype))

@@ -53,7 +53,7 @@ def test_time_of_fine_tuning_is_not_trusted_where_no_start_is_typical():
     for problem, reason in (
         (split, Validity.split),
         (single("He2", strength=0.3, alignment=-0.7, eta=0.01, theta=0.0), Validity.plateau),
-        (single("linear", strength=0.1, eta=2.0, d=1e5), Validity.coarse),
+        (single(strength=0.5, eta=4.0, rank=4, d=1e5), Validity.coarse),
         (single("relu", strength=0.05, rank=4, d=1e4), Validity.large_noise),
         (single("relu", strength=0.05, rank=4, d=1e4, theta=0.0), Validity.large_start),
     ):
@@ -75,7 +75,7 @@ def test_rows_that_grow_with_the_noise_and_few_heavy_tailed_samples_are_refused(
 
 def test_time_0_is_trusted_only_where_w0_itself_meets_the_goal():
     """A goal a hair's breadth from w0, which the typical start has reached and many others have not."""
-    problem = single("linear", strength=0.3, alignment=0.5, d=400.0, theta=0.0, rank=4)
+    problem = single(strength=0.3, alignment=0.5, d=400.0, theta=0.0, rank=4)
     tuning = fine_tuning(problem, Escape("loss", 0.9999))
     assert float(tuning.time) == 0 and int(tuning.validity) == Validity.large_start
     tuning = fine_tuning(problem, Escape("absolute", 10.0))

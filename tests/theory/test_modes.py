@@ -152,7 +152,7 @@ def test_goals_of_several_units():
     assert all(np.isfinite(times))
     swapped = committee(pretrained=[[0.05, 0.5], [0.45, 0.03]])
     assert float(escape_law(swapped, Escape("overlap", 0.3, 2), starts=16).mean) == pytest.approx(times[0], rel=1e-6)
-    met = escape_law(problem, Escape("absolute", 10.0), starts=16)
+    met = escape_law(problem, Escape("absolute", 10.0))
     assert Validity(int(met.validity)) == Validity.holds and float(met.mean) == 0
 
 

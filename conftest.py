@@ -1,11 +1,14 @@
 """Everything is tested in double precision, with JAX refusing silent type and rank promotion; compiled programs are kept.
 
-Compilation takes most of the time of most tests: XLA leaves out its costly optimisations but for those of `validation`, which simulate
-long, and compare runs to the last bit, of which unoptimised loops over seeds are no longer independent. As many tests run side by side
-as there are cores, so that a program compiles on one.
+Compilation takes most of the time of most tests: XLA leaves out its costly optimisations but for those parts of `validation` that
+simulate long, and compare runs to the last bit, of which unoptimised loops over seeds are no longer independent. As many tests run side
+by side as there are cores, so that a program compiles on one.
 """
 
+import gc
+import math
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -24,11 +27,31 @@ def key():
     return jax.random.key(20261122)
 
 
+_QUICKLY = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+"""Of this process in JAX's configuration, and in the environment of those that the tests start."""
+
+_MOST_PLACES = 10_000
+"""Compiled programs are forgotten before a file of tests if the process has more places in memory; 65530 are allowed."""
+
+
+def _places() -> float:
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else math.inf
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What importing has made stays: no collection of garbage is to look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs(request):
-    """Programs of a file's tests are forgotten after it: every one takes places in memory, of which a process has 65530."""
-    quickly = "validation" not in request.path.relative_to(request.config.rootpath).parts
-    jax.config.update("jax_disable_most_optimizations", quickly)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the tests start
-    yield
-    jax.clear_caches()
+    """Small programs that many files need are kept between files, as long as there is room and they are compiled alike."""
+    parts = request.path.relative_to(request.config.rootpath).parts
+    quickly = str(int("validation" not in parts or bool({"checks", "explore"}.intersection(parts))))
+    if quickly != os.environ.get(_QUICKLY) or _places() > _MOST_PLACES:
+        jax.clear_caches()
+    jax.config.update(_QUICKLY.lower(), quickly == "1")
+    os.environ[_QUICKLY] = quickly

@@ -162,10 +162,11 @@ def test_the_law_does_not_depend_on_how_the_frame_is_written():
     """Rows exchanged, and a target direction of length 2 with half its coefficient."""
     problem = single(strength=0.6, alignment=0.5, rank=4)
     gram, double = np.asarray(problem.frame_gram), np.diag([2.0, 1.0])
-    parts = {"adapter": problem.adapter, "sgd": problem.sgd, "directions": problem.directions}  # one program for all
+    parts = {"adapter": problem.adapter, "sgd": problem.sgd}
     exchanged = Problem(
         "erf",
         frame_gram=gram[::-1, ::-1],
+        directions=("pretrained", "target"),
         frozen=[[1.0, 0.0]],
         target=[[0.0, 1.0]],
         **parts,
@@ -173,6 +174,7 @@ def test_the_law_does_not_depend_on_how_the_frame_is_written():
     stretched = Problem(
         "erf",
         frame_gram=double @ gram @ double,
+        directions=problem.directions,
         frozen=[[0.0, 1.0]],
         target=[[0.5, 0.0]],
         **parts,

@@ -206,7 +206,8 @@ def _law(
     order = jnp.argsort(times)
     crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
     unknown = jnp.sum(runs.result == diffrax.RESULTS.max_steps_reached).astype(count.dtype)
-    enough = _ESCAPING * escaped.size
+    # where large steps trap some starts, noise decides how many
+    enough = escaped.size * (1.0 if iterated else _ESCAPING)
     reached = count >= enough
     given_up = unknown > 0 if iterated else ~reached & (count + unknown >= enough)
     coarse = jnp.zeros((), bool) if iterated else fast | stretched(problem, crossing)

@@ -16,6 +16,7 @@ from theory.search import SearchPhase, UnstableMode, fastest_decay
 from theory.starts import moves
 
 _LARGEST_FED, _LARGEST_FED_KINKED, _LARGEST_SHAKEN = 0.07, 0.05, 0.02
+_LARGEST_FED_SETTLING = 0.1
 _FASTEST_GROWTH, _FASTEST_DECAY, _STABLE_DECAY, _FASTEST_TURN = 0.6, 1.25, 1.8, 0.6
 _FASTEST_OVERSHOOT = 0.05
 _LARGEST_SPREAD = 0.015
@@ -36,7 +37,7 @@ class Validity(Meaning):
     still = "the gradient vanishes at w0, or U is not trained"
     large_noise = (
         "the batches are too small for this dimension: SGD noise feeds the start by more than 0.07, "
-        "or with kinks 0.05 |w0|, or shakes the weights by 0.02 |w0|"
+        "or with kinks 0.05 |w0|, or a tenth of where U settles if D < 0, or shakes the weights by 0.02 |w0|"
     )
     coarse = (
         "the learning rate is too large (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times -D above 0.05, or times a curvature, "
@@ -77,7 +78,7 @@ def validity(
     given where w0 meets the goal `already` ([`met`][]); else if the steps are not too `coarse` for the flow ([`too_fast`][]),
     SGD noise feeds an amplitude of the unstable mode of at most 0.07 (links with a
     kink feel U as soon as it is like w0: $0.05|w_0|$; and there it shakes W otherwise by at most $0.02|w_0|$,
-    [`jitter`][]), and [`fluctuations`][] about the flow at the escape are at most
+    [`jitter`][]; where D < 0 a tenth of where U settles, [`settling`][]), and [`fluctuations`][] about the flow at the escape are at most
     1.5 % of $|U|^2$, the head start 2.5 % and the delay 0.5 % of the mean, the tail 1 % and the outliers 0.3; there it was found within
     3 % of simulated means.
     """
@@ -88,6 +89,7 @@ def validity(
     if kinked(problem):
         shaken = safe_sqrt(jitter(problem, phase) ** 2 - fed**2)
         large_noise = (fed > _LARGEST_FED_KINKED * shortest(problem)) | (shaken > _LARGEST_SHAKEN * shortest(problem))
+    large_noise |= fed * jnp.linalg.norm(mode.up) > _LARGEST_FED_SETTLING * settling(problem, phase, mode)
     doubts = {
         Validity.holds: already,
         Validity.still: ~moves(problem, phase),
@@ -126,6 +128,20 @@ def jitter(problem: Problem, phase: SearchPhase) -> Float[Array, ""]:
     forgotten = speed * phase.D + phase.rate
     fed = adapter.trained_rows * speed**2 * sgd.noise_scale * phase.noise / sgd.dimension
     return jnp.where(forgotten > 0, safe_sqrt(fed / jnp.where(forgotten > 0, 2 * forgotten, 1)), jnp.inf)
+
+
+def settling(problem: Problem, phase: SearchPhase, mode: UnstableMode) -> Float[Array, ""]:
+    r"""The length of U at which the negative D of the unstable mode vanishes and U alone settles; infinite where D >= 0 or falls further.
+
+    Along the mode's column û it is $\hat u^TD\hat u \simeq D(0) + (D(\epsilon) - D(0))\,u^2/\epsilon^2$, with ε from
+    $\kappa\epsilon = |w_0|/10$, which is exact for He2. A U that noise makes almost as long is not what random starts alone make it.
+    """
+    column = mode.up / safe_sqrt(jnp.sum(mode.up**2))
+    begin, short = pretrained(problem), shortest(problem) / (10 * problem.adapter.kappa)
+    moved = eqx.tree_at(lambda o: o.up, begin, begin.up.at[:, 0].set(short * column))
+    rise = column @ gradient_at(problem, moved).D @ column - phase.D
+    settles = (phase.D < 0) & (rise > 0)
+    return jnp.where(settles, short * safe_sqrt(jnp.where(settles, -phase.D / jnp.where(settles, rise, 1), 1)), jnp.inf)
 
 
 def shortest(problem: Problem) -> Float[Array, ""]:

@@ -71,6 +71,7 @@ def test_law_at_very_large_dimension_is_the_leading_order():
     np.testing.assert_allclose(tau, 0.2 / np.log1p(0.2 * float(phase.rate)), rtol=1e-12)
 
 
+SETTLING = dict(strength=0.57, alignment=-0.0153, scale=9.31, eta=0.0056, theta=0.273, d=8e5, rank=4, noise=9.22)
 FREE_AND_NOISY = dict(theta=20.0, normalized=False, noise=0.1, alignment=0.7)
 
 
@@ -83,6 +84,7 @@ FREE_AND_NOISY = dict(theta=20.0, normalized=False, noise=0.1, alignment=0.7)
         (single("He3", strength=0.6, theta=0.4, eta=0.01), "does not escape"),
         (single(d=60.0, rank=4), "SGD noise at the escape"),
         (single("relu", strength=0.1, d=2e3), "SGD noise feeds the start"),
+        (single("He2", **SETTLING, normalized=False), "SGD noise feeds the start"),
         (single("linear", strength=0.1, eta=1.5), ""),
         (single("linear", strength=0.3, eta=3.0, d=2e3, theta=0), "does not escape"),
         (single("He2", strength=0.3, alignment=-0.7, eta=0.01, theta=0.0), ""),

@@ -5,7 +5,8 @@ import numpy as np
 
 from odes import Overlaps, flow, solve
 from tests.problems import single
-from theory import plateau
+from theory import plateau, search_phase, unstable_mode
+from theory.trust import settling
 
 
 def test_plateau_is_where_u_settles_without_alignment():
@@ -35,3 +36,12 @@ def test_plateau_drift_is_the_speed_of_the_overlap():
 
 def test_no_plateau_where_d_is_positive():
     assert np.isnan(plateau(single("erf")).up)
+
+
+def test_u_settles_where_the_first_steps_of_d_say():
+    """D of He2 is linear in |w|^2 at fixed overlap with the target, so that its value at a short U tells where it vanishes."""
+    problem = single("He2", strength=0.2, alignment=0.3, scale=1.5, lr_ratio=3.0)
+    settled = settling(problem, search_phase(problem), unstable_mode(problem))
+    np.testing.assert_allclose(settled, plateau(problem).up, rtol=1e-10)
+    problem = single("erf")
+    assert np.isinf(settling(problem, search_phase(problem), unstable_mode(problem)))

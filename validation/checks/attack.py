@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from odes.gaussian import has_closed_form
 from theory import Validity, escape_law, fine_tuning
 from validation.checks import CHECKS
 from validation.checks.base import LAW_ACCURACY, MOST_STEPS, Case, Check, Effort
@@ -22,7 +23,10 @@ _MOST_SAMPLES = 3e8
 """Settings in which the chain would need more samples for all seeds are not simulated."""
 
 _AVERAGES = 30.0
-"""So many samples cost as much as Gaussian averages instead of them."""
+"""So many samples cost as much as Gaussian averages instead of them, by closed formulas."""
+
+_DEARER = 300.0
+"""Sums over nodes cost so many times as much."""
 
 _ESCAPING = 0.95
 
@@ -96,7 +100,7 @@ def _affordable(case: Case, end: float, seeds: int) -> bool:
     """Whether the chain of so many seeds can be run to the time `end`."""
     batch, steps = float(case.problem.sgd.batch_size), end / float(case.problem.sgd.learning_rate)
     if case.effort.samples < batch * steps:
-        batch = _AVERAGES
+        batch = _AVERAGES * (1 if has_closed_form(case.problem.student, case.problem.teacher) else _DEARER)
     return bool(1 <= steps <= MOST_STEPS and steps * batch * seeds <= _MOST_SAMPLES)
 
 

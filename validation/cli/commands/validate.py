@@ -104,9 +104,9 @@ class Validate(ResumeOptions, EscapeOptions, ModelOptions):
         jobs, parts = trials(effort, self.seed, self.random), self.parts()
         with (
             self.work() as work,
-            contextlib.closing(in_order(carry_out(jobs, unit="setting", parts=parts, **work))) as results,
+            contextlib.closing(carry_out(jobs, unit="setting", parts=parts, **work)) as results,
         ):
-            for some in results:
+            for _, some in results:  # as they come: none waits for a slow one before it when time is over
                 if isinstance(some, Failure):
                     failures.append(some)
                     continue
@@ -115,6 +115,7 @@ class Validate(ResumeOptions, EscapeOptions, ModelOptions):
                     print_checks([claim for attempt in some for claim in attempt.results])
                 if time.monotonic() > end:
                     break
+        attempts.sort(key=lambda attempt: attempt.number)
         report = Report(
             [claim for attempt in attempts for claim in attempt.results], [], Tally(attempts), failures=failures
         )

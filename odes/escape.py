@@ -111,6 +111,7 @@ class Escape(Shown):
         Positive before escape, zero at it.
         """
         if self.observable == "overlap":
+            reference = jnp.broadcast_to(reference, value.shape)
             way = 1 - reference
             gone = jnp.where(jnp.abs(way) > _THERE, (value - reference) / jnp.where(jnp.abs(way) > _THERE, way, 1), 0)
             return jnp.min(self.threshold - jnp.abs(gone), axis=-1)

@@ -33,6 +33,12 @@ def test_small_goals_are_located_where_scipy_finds_them(problem, start):
     assert found.message == "stopped at the escape"
 
 
+def test_overlaps_of_many_seeds_are_compared_with_that_of_w0():
+    escape = Escape("overlap", 0.25)
+    apart = escape.distance(jnp.array([[0.5], [0.6], [0.75]]), jnp.array([0.5]))
+    np.testing.assert_allclose(apart, [0.25, 0.05, -0.25], atol=1e-15)
+
+
 def test_no_escape_is_nan_and_an_escaped_start_is_zero(problem, start):
     assert jnp.isnan(solve(problem, start, t1=1.0, escape=Escape()).escape_time)
     arrived = Overlaps(jnp.array([[0.5]]), jnp.array([[1.0, 0.45]]), jnp.ones((1, 1)))

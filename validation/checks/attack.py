@@ -83,7 +83,7 @@ class Trial:
         seeds, end = case.effort.law_seeds, horizon(case, law)
         further = [result for kind in setting.checks if kind != "law" for result in CHECKS[kind](case)]
         checks = [result for result in further if isinstance(result, Check)]
-        if not _affordable(case, end, seeds):
+        if not affordable(case, end, seeds):
             return Attempt(self.number, setting, doubt, math.nan, tuple(checks))
         times = case.escape_times(seeds, end)
         checks += [] if doubt else law_against(case, law, times, seeds)
@@ -96,7 +96,7 @@ class Trial:
         return Attempt(self.number, setting, doubt, times.size / seeds, tuple(checks))
 
 
-def _affordable(case: Case, end: float, seeds: int) -> bool:
+def affordable(case: Case, end: float, seeds: int) -> bool:
     """Whether the chain of so many seeds can be run to the time `end`."""
     batch, steps = float(case.problem.sgd.batch_size), end / float(case.problem.sgd.learning_rate)
     if case.effort.samples < batch * steps:

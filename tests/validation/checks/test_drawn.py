@@ -9,7 +9,7 @@ from odes import Escape
 from tests.problems import single
 from theory import remedies
 from validation.checks import QUICK, Check
-from validation.checks.attack import Attempt, Tally, Trial, shrunk
+from validation.checks.attack import Attempt, Tally, Trial, affordable, shrunk
 from validation.checks.confirm import confirmed_remedy
 from validation.checks.drawn import drawn
 from validation.checks.settings import SHIPPED, Setting, plan, read_settings
@@ -100,6 +100,14 @@ def test_the_law_where_it_was_once_wrong():
     assert {result.setting for result in results if not isinstance(result, Check)} & laws == REFUSED
     assert len([check for check in checks if check.setting in laws]) >= 4 * len(laws - REFUSED)
     assert [check for check in checks if not check.agrees(4.5)] == []
+
+
+def test_averages_over_nodes_are_no_bargain():
+    """Steps of large batches cost little where averages are formulas, and too much where they are sums over nodes."""
+    for link, simulated in (("erf", True), ("erf^2", False)):
+        setting = dataclasses.replace(EASY, activation=link, noise_scale=0.01, mixture=None, strength=0.5)
+        case = setting.case(dataclasses.replace(QUICK, samples=1e6), jax.random.key(0))
+        assert affordable(case, 1000.0, 200) is simulated
 
 
 def test_an_error_of_the_program_is_a_check_that_disagrees(monkeypatch):

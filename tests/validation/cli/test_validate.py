@@ -6,7 +6,9 @@ import jax
 import pytest
 
 from tests.command_line import assert_refused, run
-from validation.checks import CHECKS, QUICK
+from validation.checks import CHECKS, QUICK, Check
+from validation.checks.attack import Attempt
+from validation.checks.drawn import ALIKE, drawn
 from validation.checks.settings import SHIPPED, read_settings
 
 
@@ -58,3 +60,17 @@ def test_bad_settings_are_refused(text, message, capsys, tmp_path):
     path = tmp_path / "own.toml"
     path.write_text(text)
     assert_refused(capsys, ["validate", "--settings", str(path)], message)
+
+
+def test_no_result_waits_for_a_slow_one_before_it_when_time_is_over(capsys, monkeypatch):
+    from validation.cli.commands import validate
+
+    def second_first(jobs, **_):
+        check = Check("some setting", "mean", 1.0, 1.0, 0.1, 0.0, 0.0, 1e4)
+        yield 1, [Attempt(ALIKE, drawn(0, ALIKE), "", 1.0, (check,))]
+        raise AssertionError("more was asked for though time was over")
+
+    monkeypatch.setattr(validate, "carry_out", second_first)
+    code, out, _ = run(capsys, *f"validate --random {2 * ALIKE} --minutes 1e-9 --json".split())
+    result = json.loads(out)
+    assert code == 0 and result["settings"] == 1 and [check["name"] for check in result["checks"]] == ["mean"]

@@ -198,31 +198,64 @@ def _erf_square(
     parts = [student] * units + [teacher] * (factors.size - units)
     owner = np.repeat(np.arange(len(parts)), [len(part.scales) for part in parts])
     scales, weights = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scales", "weights"))
-    S = covariance[owner][:, owner] * np.outer(scales, scales)
-    c, terms = factors[owner] * weights, units * len(student.scales)
+    S = covariance if owner.size == len(parts) else covariance[owner][:, owner]
+    S, c, terms = S * np.outer(scales, scales), factors[owner] * weights, units * len(student.scales)
     constant = factors @ np.array([part.offset for part in parts])
-    k, l = _upper(terms)
-    root = jnp.sqrt(S[k, k] + 0.5)
-    u = S[k] / root[:, None]
+
+    def further(x: Array) -> Array:
+        """With so many more along the last axis as rows of angles that run around a circle reach."""
+        return jnp.concatenate([x, x[..., : _reach(c.size)]], axis=-1)
+
+    rows, variances, (k, l) = further(S), diagonal(S), _upper(terms)
+    root = jnp.sqrt(variances[k] + 0.5)
+    u = rows[k] / root[:, None]
     across = S[k, l] / root
-    rest = jnp.sqrt(S[l, l] + 0.5 - across**2)
-    v = (S[l] - across[:, None] * u) / rest[:, None]
-    shrink = jax.lax.rsqrt(diagonal(S)[None] + 0.5 - u**2 - v**2)
-    u, v = u * shrink, v * shrink
-
-    def sines_of(i: int) -> Array:
-        """Those of i and every j from i on; rows by slices, since gathers take longer than the arcsines."""
-        both, first, second = (x[:, i, None] * x[:, i:] for x in (shrink, u, v))
-        return S[None, i, i:] * both - first - second
-
-    sines = jnp.concatenate([sines_of(i) for i in range(owner.size)], axis=1)
-    angles = _arcsin(sines.ravel()).reshape(sines.shape)
-    square = angles @ _weights_of_pairs(c) * (4 / np.pi**2) + constant**2 * (2 / np.pi)
+    rest = jnp.sqrt(variances[l] + 0.5 - across**2)
+    v = (rows[l] - across[:, None] * u) / rest[:, None]
+    shrink = jax.lax.rsqrt(further(variances)[None] + 0.5 - u**2 - v**2)
+    angles = _sum_of_angles(S, c, further(c), shrink, u * shrink, v * shrink)
+    square = angles * (4 / np.pi**2) + constant**2 * (2 / np.pi)
     every = _symmetric(terms, square / (root * rest))
     slopes = jnp.asarray(
         np.where(owner[:terms, None] == np.arange(units), (weights * scales)[:terms, None], 0), S.dtype
     )
     return slopes.T @ every @ slopes
+
+
+_LONG_ROW = 16
+"""Loops over fewer numbers than this are not vectorised."""
+
+
+def _reach(n: int) -> int:
+    """How far around a circle the angles of n variables reach; 0 where they do not run around one."""
+    return n // 2 if n >= _LONG_ROW else 0
+
+
+def _sum_of_angles(S: Array, c: Array, further: Array, shrink: Array, u: Array, v: Array) -> Float[Array, " pairs"]:
+    r"""$\sum_{ij}c_ic_j\arcsin(S_{ij}h_ih_j - u_iu_j - v_iv_j)$ for every row of h (`shrink`), u and v.
+
+    Of many variables in rows of one length, every i with the t-th after it on a circle, for t up to half way round, where each pair is
+    met twice: c (`further`), h, u and v go on so far. Of few in one row, each i with every j from i on. Both by slices, since gathers
+    take longer than the arcsines.
+    """
+    n, reach = c.size, _reach(c.size)
+
+    def sines(some: Array, i: slice, j: slice) -> Array:
+        both, first, second = (x[:, i] * x[:, j] for x in (shrink, u, v))
+        return some[None] * both - first - second
+
+    if not reach:
+        every = jnp.concatenate([sines(S[i, i:], slice(i, i + 1), slice(i, n)) for i in range(n)], axis=1)
+        return _arcsin(every.ravel()).reshape(every.shape) @ _weights_of_pairs(c)
+
+    t, i = np.indices((reach + 1, n), dtype=np.int32)
+    pairs = S[i, (i + t) % n]
+
+    def row(t: int) -> Array:
+        weight = further[t : t + n] * (1 if t == 0 or 2 * t == n else 2)
+        return weight[None] * _arcsin(sines(pairs[t], slice(n), slice(t, t + n)))
+
+    return functools.reduce(jnp.add, map(row, range(reach + 1))) @ c
 
 
 _ASIN = (

@@ -78,26 +78,37 @@ def test_closed_forms_by_tensor_quadrature(student, teacher, nodes, units, teach
     assert float(noise_error(problem, covariance)) == 0
 
 
-def test_the_closed_form_in_fifty_digits_at_large_variances():
-    """Preactivations of variance 1e4 that nearly depend on each other: rounding takes no more than 1e-9 of the result."""
-    units, (student, teacher), scale = 2, (np.array([1.0, 0.6]), np.array([0.8, -0.5])), 100
-    rows = scale * np.random.default_rng(1).normal(size=(4, 2))
-    S = rows @ rows.T
-    blocks = (jnp.asarray(x) for x in (S[:units, :units], S[:units, units:], S[units:, units:]))
-    problem = committee("erf", 2, 2).replace(label_noise=0.0)
+def in_fifty_digits(S, c, units):
+    """N of erf units without label noise, by I4 of every four of them."""
     with mpmath.workdps(50):
-        exact, c = mpmath.matrix(S.tolist()), [mpmath.mpf(x) for x in (*student, *-teacher)]
+        exact, c = mpmath.matrix(S.tolist()), [mpmath.mpf(x) for x in c]
         N = np.zeros((units, units))
-        for k, l in np.ndindex(units, units):
+        for k, l in itertools.combinations_with_replacement(range(units), 2):
             G = mpmath.matrix([[exact[a, b] for b in (k, l)] for a in (k, l)]) + mpmath.eye(2) / 2
-            E = mpmath.matrix([[exact[i, a] for a in (k, l)] for i in range(4)])
+            E = mpmath.matrix([[exact[i, a] for a in (k, l)] for i in range(len(c))])
             T = exact - E * G**-1 * E.T
             square = sum(
                 c[i] * c[j] * mpmath.asin(T[i, j] / mpmath.sqrt((0.5 + T[i, i]) * (0.5 + T[j, j])))
-                for i, j in np.ndindex(4, 4)
+                for i, j in np.ndindex(len(c), len(c))
             )
-            N[k, l] = c[k] * c[l] * 4 / mpmath.pi**2 * square / mpmath.sqrt(mpmath.det(G))
-    np.testing.assert_allclose(noise_of(problem, Covariances(*blocks)), N, rtol=0, atol=1e-9 * np.abs(N).max())
+            N[k, l] = N[l, k] = c[k] * c[l] * 4 / mpmath.pi**2 * square / mpmath.sqrt(mpmath.det(G))
+    return N
+
+
+@pytest.mark.parametrize(
+    "units, teachers, directions, scale, error",
+    [
+        pytest.param(2, 2, 2, 100, 1e-9, id="variances of 1e4, nearly dependent"),
+        pytest.param(8, 8, 16, 0.3, 1e-13, id="an even number of units"),
+        pytest.param(8, 9, 17, 0.3, 1e-13, id="an odd number of units"),
+    ],
+)
+def test_the_closed_form_in_fifty_digits(units, teachers, directions, scale, error):
+    rows = scale * np.random.default_rng(1).normal(size=(units + teachers, directions))
+    S, problem = rows @ rows.T, committee("erf", units, teachers).replace(label_noise=0.0)
+    blocks = (jnp.asarray(x) for x in (S[:units, :units], S[:units, units:], S[units:, units:]))
+    N = in_fifty_digits(S, [*problem.readout.tolist(), *(-problem.teacher_readout).tolist()], units)
+    np.testing.assert_allclose(noise_of(problem, Covariances(*blocks)), N, rtol=0, atol=error * np.abs(N).max())
 
 
 @pytest.mark.parametrize("link", ["erf", "relu", "He3", "relu(-2*x)", "tanh", "relu^2"])

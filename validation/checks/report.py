@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,8 @@ class Report:
         means = [check for check in self.checks if check.name.startswith("escape time, mean")]
         varied = [check for check in means if ", d = " in check.name]
         widths = [1.0] * (bool(means) + bool(varied)) + [1.1]
-        figure, axes = plt.subplots(1, len(widths), figsize=(2.6 * len(widths) + 1.2, 2.8), width_ratios=widths)
+        size = 2.6 * len(widths) + 1.2, max(2.8, 0.6 + 0.14 * len(_groups(self.checks)))
+        figure, axes = plt.subplots(1, len(widths), figsize=size, width_ratios=widths)
         panels = list(np.atleast_1d(axes))
         if means:
             _draw_ratios(panels.pop(0), means)
@@ -107,7 +109,7 @@ def _draw_dimensions(ax: Any, varied: list[Check]) -> None:
 
 
 def _draw_deviations(ax: Any, checks: list[Check], limit: float) -> None:
-    groups = list(dict.fromkeys(_group(check.name) for check in checks))
+    groups = _groups(checks)
     for check in checks:
         place = groups.index(_group(check.name)) + 0.25 * np.sin(7 * check.simulation)
         ax.plot(check.z, place, "o", color="C0" if check.agrees(limit) else "C3", markersize=3, alpha=0.7)
@@ -117,8 +119,20 @@ def _draw_deviations(ax: Any, checks: list[Check], limit: float) -> None:
     ax.invert_yaxis()
 
 
+def _groups(checks: list[Check]) -> list[str]:
+    return list(dict.fromkeys(_group(check.name) for check in checks))
+
+
+_PARTICULARS = re.compile(
+    r"( at |, (rank|d =|eta|as given|noise scale|scale|chain|direct)| about the mean).*| ?(?<!\^)\d+"
+)
+"""Where and in which way a number was measured, and of which unit or saddle it is."""
+
+
 def _group(name: str) -> str:
-    """What kind of number a check is about: its name up to the particulars."""
-    for start in (" at t = ", ", rank ", ", d = ", ", eta"):
-        name = name.split(start)[0]
-    return name.replace("escape time from a given start", "escape from a start").replace(" about the mean", "")
+    """What kind of number a check is about: its name without the particulars.
+
+    >>> [_group(name) for name in ("escape time, mean, d = 1e+02", "w1.t2 at the border, chain", "|w2|^2 at t = 3 after it, direct")]
+    ['escape time, mean', 'w.t', '|w|^2']
+    """
+    return _PARTICULARS.sub("", name).replace("escape time from a given start", "escape from a start")

@@ -28,7 +28,10 @@ class Region(Meaning):
     plateau = "D <= 0 at w0: U grows to a plateau before the search; the goal is reached"
     unreached = "fine-tuning does not reach the goal"
     met = "w0 itself meets the goal"
-    coarse = "the learning rate is too large at w0 (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times a curvature above 1.25)"
+    coarse = (
+        "the learning rate is too large at w0 (eta * rate above 0.6, or eta * lr_ratio * kappa^2 times -D above 0.05, "
+        "or times a curvature above 1.25)"
+    )
 
 
 _SLOWEST = 1000.0

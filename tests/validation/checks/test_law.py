@@ -23,7 +23,7 @@ def test_slow_crossing_gives_single_runs_a_head_start(key):
     for d, refused in ((2e4, True), (2e5, False)):
         problem = single(d=d, theta=20.0, normalized=False, noise=0.1, alignment=0.7)
         law, phase = escape_law(problem, escape), search_phase(problem)
-        mode = unstable_mode(problem, phase)
+        mode = unstable_mode(problem)
         start = mode_start(problem, mode, law.amplitude[None])
         flow_run = passage(problem, start, escape, patience(phase))
         ahead = float(fluctuations(problem, escape, phase, flow_run.final).head_start)
@@ -39,7 +39,7 @@ CHAIN_CASES = {
     "mixture": Problem.mixture("erf", mu=0.5, sgd=SGD(dimension=2e3, batch_size=400)),
     "mixture, rank 8": Problem.mixture("erf", mu=0.5, adapter=Adapter(8), sgd=SGD(dimension=2e3, batch_size=400)),
     "LoRA+, label noise": single(
-        "relu", strength=0.4, alignment=0.7, theta=4.0, noise=0.3, lr_ratio=4.0, scale=0.7, d=8e3
+        "relu", strength=0.4, alignment=0.7, theta=1.0, noise=0.3, lr_ratio=4.0, scale=0.7, d=8e3
     ),
     "free rows, large noise": single(theta=5.0, normalized=False, d=2e4, noise=0.1, alignment=0.7),
 }

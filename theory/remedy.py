@@ -178,7 +178,7 @@ def remedies(
     if plain is None:
         yield _as_given(problem, goal)
     unit = float(noise_unit(problem))
-    low, high = 1e-1 * unit, 1e2 * unit
+    low, high = 1e-1 * unit, 1e3 * unit
 
     def searched(
         name: str,

@@ -19,7 +19,10 @@ def _panels(start, end):
 
 
 def pair_average(function, p, q, c):
-    """E[F(x, y)] by panels in whitened coordinates that start where x = 0 and where y = 0; F may have kinks there."""
+    """E[F(x, y)] by panels in whitened coordinates that start where x = 0 and where y = 0; F may have kinks there.
+
+    F gets x as a column beside the rows of y, and may return several numbers, in the first axis.
+    """
     slope, width = c / np.sqrt(p), np.sqrt(max(q - c**2 / p, 0.0))
     total = 0.0
     for end in (-END, END):
@@ -27,14 +30,14 @@ def pair_average(function, p, q, c):
         x = np.sqrt(p) * z
         density = wz * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
         if width == 0:
-            total += np.sum(density * function(x, slope * z))
+            total += function(x[:, None], slope * z[:, None])[..., 0] @ density
             continue
         cut = np.clip(-slope * z / width, -END, END)
         for inner_end in (-END, END):
             s, ws = _panels(cut, np.full_like(z, inner_end))
             inner = ws * np.exp(-(s**2) / 2) / np.sqrt(2 * np.pi)
             y = slope * z[:, None] + width * s
-            total += np.sum(density[:, None] * inner * function(np.broadcast_to(x[:, None], y.shape), y))
+            total += np.sum(function(x[:, None], y) * inner, axis=-1) @ density
     return total
 
 

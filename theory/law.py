@@ -177,13 +177,13 @@ def _law(
     iterated: bool,
 ) -> EscapeLaw:
     phase, mode = leading_phase(modes), unstable_mode(problem, modes)
-    moving = moves(problem, phase)
+    moving, already = moves(problem, phase), met(problem, escape)
+    horizon = jnp.where(already, 1.0, patience(phase, modes))  # no run counts where w0 meets the goal
     rank, lag = problem.adapter.rank, jnp.zeros(()) if iterated else mode.lag
 
     def run(numbers: Array) -> tuple[Solution, Array]:
         drawn, amplitude = random_start(problem, modes, numbers)
         start = jax.tree.map(lambda a, b: jnp.where(moving, a, b), drawn, pretrained(problem))
-        horizon = patience(phase, modes)
         options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS // _dearer(problem)}
         return passage(problem, start, escape, horizon, iterated=iterated, **options), amplitude
 
@@ -211,7 +211,6 @@ def _law(
     reached = count >= enough
     given_up = unknown > 0 if iterated else ~reached & (count + unknown >= enough)
     coarse = jnp.zeros((), bool) if iterated else fast | stretched(problem, crossing)
-    already = met(problem, escape)
     valid = validity(
         problem,
         escape,

@@ -107,10 +107,12 @@ class _Coordinates(eqx.Module):
     def _places(self) -> np.ndarray:
         return np.asarray(self.moving, np.int32)
 
+    @eqx.filter_jit
     def vector(self, overlaps: Overlaps) -> Array:
         """The coordinates of overlaps."""
         return jax.flatten_util.ravel_pytree(overlaps)[0][self._places]
 
+    @eqx.filter_jit
     def overlaps(self, vector: Array) -> Overlaps:
         """The overlaps with these coordinates; what does not move is as it is around."""
         flat, unravel = jax.flatten_util.ravel_pytree(self.around)

@@ -127,7 +127,11 @@ def unstable_mode(problem: Problem, modes: EscapeModes | None = None) -> Unstabl
 
     **Raises** ArgumentError as [`escape_modes`][] does.
     """
-    modes = escape_modes(problem) if modes is None else modes
+    return _unstable_mode(problem, escape_modes(problem) if modes is None else modes)
+
+
+@eqx.filter_jit
+def _unstable_mode(problem: Problem, modes: EscapeModes) -> UnstableMode:
     eta, rate, dimension = problem.sgd.learning_rate, modes.rate, problem.sgd.dimension
     starts, fed = amplitudes(problem, modes)
     logarithmic = jnp.log1p(eta * rate) / eta

@@ -100,15 +100,16 @@ def fine_tuning(
         problem = in_closed_form(problem) or problem
     modes = escape_modes(problem)
     phase, mode = leading_phase(modes), unstable_mode(problem, modes)
-    moving = moves(problem, phase)
+    moving, already = moves(problem, phase), met(problem, goal)
     if problem.units[0] == 1:
         starts = _typical_starts(problem, phase, mode)
     else:
         starts = _random_starts(problem, modes, moving, normals)
     options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": max_steps}
-    horizon, step = jnp.where(moving, patience(phase, modes), 1.0), stable_step(problem)
+    horizon = jnp.where(moving & ~already, patience(phase, modes), 1.0)  # no run counts where w0 meets the goal
+    step = stable_step(problem)
     runs = jax.vmap(lambda start: passage(problem, start, goal, horizon, largest_step=step, **options))(starts.overlaps)
-    already, found = met(problem, goal), jax.lax.stop_gradient(runs.escape_time)
+    found = jax.lax.stop_gradient(runs.escape_time)
     searched = moving & (phase.D > 0) & (found > 0)
     # The derivative of an escape time that is NaN is NaN, and would make all derivatives NaN.
     times = jnp.where(jnp.isfinite(found), jnp.where(found > 0, runs.t_final, 0), jnp.nan)

@@ -48,14 +48,15 @@ def test_flow_is_gradient_flow_of_the_loss_in_weight_space(name, rank, key):
         return jax.grad(loss, (0, 1))(U, V)
 
     def check(problem, V, dU, dV):
-        ours = flow(problem, Overlaps(U, V @ F.T, V @ V.T), noise=False)
-        theirs = Overlaps(-chi * dU, -dV @ F.T, -(dV @ V.T + V @ dV.T))
-        close(ours, theirs, rtol=1e-8, atol=1e-11)
+        start = Overlaps(*map(jnp.asarray, (U, V @ F.T, V @ V.T)))
+        theirs = Overlaps(*map(jnp.asarray, (-chi * dU, -dV @ F.T, -(dV @ V.T + V @ dV.T))))
+        close(flow(problem, start, noise=False), theirs, rtol=1e-8, atol=1e-11)
 
-    check(free, V, *gradients(U, V))
-    V = V / jnp.linalg.norm(V, axis=1, keepdims=True)
-    dU, dV = gradients(U, V)
-    check(problem(), V, dU, dV - jnp.sum(dV * V, axis=1, keepdims=True) * V)
+    F, U, V, chi = map(np.asarray, (F, U, V, chi))
+    check(free, V, *map(np.asarray, gradients(U, V)))
+    V = V / np.linalg.norm(V, axis=1, keepdims=True)
+    dU, dV = map(np.asarray, gradients(U, V))
+    check(problem(), V, dU, dV - np.sum(dV * V, axis=1, keepdims=True) * V)
 
 
 @pytest.mark.parametrize("normalized", [True, False])
@@ -63,23 +64,30 @@ def test_diffusion_is_that_of_noise_on_every_weight(normalized, key):
     """The overlaps after a step of white noise in d dimensions, by autodiff, rows at rest and rescaled ones included."""
     options = dict(rank=3, scale=2.1, lr_ratio=1.7, normalized=normalized, trained=[1, 0, 1])
     problem = single(alignment=0.3, theta=2.0, noise=0.1, d=50.0, **options)
+    kappa, trained = problem.adapter.kappa, problem.adapter.trained[None]
     keys = jax.random.split(key, 4)
-    F, V = frame_vectors(problem, 12, keys[0]), jax.random.normal(keys[1], (3, 12))
-    V = V / jnp.linalg.norm(V, axis=1, keepdims=True)
-    U, trained, kappa = jax.random.normal(keys[2], (1, 3)), problem.adapter.trained[None], problem.adapter.kappa
+    F = frame_vectors(problem, 12, keys[0])
 
-    def moved(noise):
-        up, down = U - 1.7 * kappa * noise @ V.T * trained, V - kappa * (U * trained).T @ noise
-        if normalized:
-            down = down / jnp.linalg.norm(down, axis=1, keepdims=True)
-        return ravel_pytree(Overlaps(up, down @ F.T, down @ down.T))[0]
+    @jax.jit
+    def both_ways():
+        V = jax.random.normal(keys[1], (3, 12))
+        V = V / jnp.linalg.norm(V, axis=1, keepdims=True)
+        U = jax.random.normal(keys[2], (1, 3))
 
-    at = Overlaps(U, V @ F.T, V @ V.T)
-    flat, shaped = ravel_pytree(at)
-    slopes = jnp.linalg.qr(jax.random.normal(keys[3], (flat.size, flat.size)))[0]
-    ours = jax.vmap(lambda g: ravel_pytree(odes.diffusion(problem, at, shaped(g)))[0])(slopes)
-    jacobian = jax.jacobian(moved)(jnp.zeros((1, 12))).reshape(flat.size, -1)
-    close(ours, 2.0 / 50 * odes.noise_at(problem, at)[0, 0] * slopes @ jacobian @ jacobian.T, rtol=1e-10, atol=1e-14)
+        def moved(noise):
+            up, down = U - 1.7 * kappa * noise @ V.T * trained, V - kappa * (U * trained).T @ noise
+            if normalized:
+                down = down / jnp.linalg.norm(down, axis=1, keepdims=True)
+            return ravel_pytree(Overlaps(up, down @ F.T, down @ down.T))[0]
+
+        at = Overlaps(U, V @ F.T, V @ V.T)
+        flat, shaped = ravel_pytree(at)
+        slopes = jnp.linalg.qr(jax.random.normal(keys[3], (flat.size, flat.size)))[0]
+        ours = jax.vmap(lambda g: ravel_pytree(odes.diffusion(problem, at, shaped(g)))[0])(slopes)
+        jacobian = jax.jacobian(moved)(jnp.zeros((1, 12))).reshape(flat.size, -1)
+        return ours, 2.0 / 50 * odes.noise_at(problem, at)[0, 0] * slopes @ jacobian @ jacobian.T
+
+    close(*both_ways(), rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("mu", [0.1, 0.5, 0.9])

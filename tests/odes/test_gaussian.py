@@ -11,6 +11,7 @@ import pytest
 
 from odes import Activation, activation, pair_moments, self_moments
 from odes.quadrature import gaussian_average, polar_rule, tensor_rule
+from tests.helpers import close
 from tests.problems import noise_of_one
 from tests.reference import FUNCTIONS, pair_average
 
@@ -38,23 +39,38 @@ PAIRS = [(name, name) for name in FUNCTIONS] + [
 ]
 
 
-def reference_moments(f, h, p, q, c):
+@functools.cache
+def independent(f, h, p, q, c):
+    """Value, cross and curvature of a pair; N of [`noise_of_one`][] without the square of the readout, and the size of its terms."""
     (value_f, slope_f), (value_h, slope_h) = FUNCTIONS[f], FUNCTIONS[h]
-    value = pair_average(lambda x, y: value_f(x) * value_h(y), p, q, c)
-    cross = pair_average(lambda x, y: slope_f(x) * slope_h(y), p, q, c)
-    stein = pair_average(lambda x, y: (x / p) * slope_f(x) * value_h(y), p, q, c)
-    return value, cross, stein - c / p * cross
+
+    def several(x, y):
+        ours, steep, theirs = value_f(x), slope_f(x), value_h(y)
+        return np.stack(
+            np.broadcast_arrays(
+                ours * theirs,
+                steep * slope_h(y),
+                x / p * steep * theirs,
+                ((1.5 * ours - 0.7 * theirs) ** 2 + 0.3) * steep**2,
+                (1.5**2 * ours**2 + 0.7**2 * theirs**2 + 0.3) * steep**2,
+            )
+        )
+
+    value, cross, stein, *noise = pair_average(several, p, q, c)
+    return (value, cross, stein - c / p * cross), noise
+
+
+@functools.cache
+def _size(name, derivative, variance):
+    """The root mean square of a link function or of its derivative."""
+    function = FUNCTIONS[name][derivative]
+    return math.sqrt(pair_average(lambda x, y: function(x) ** 2, variance, variance, variance))
 
 
 def scales(f, h, p, q):
     """The natural size of each average, by which relative errors are measured."""
-
-    def size(function, variance):
-        return math.sqrt(pair_average(lambda x, y: function(x) ** 2, variance, 1.0, 0.0))
-
-    (value_f, slope_f), (value_h, slope_h) = FUNCTIONS[f], FUNCTIONS[h]
-    curvature = size(slope_f, p) * size(value_h, q) / math.sqrt(p)
-    return size(value_f, p) * size(value_h, q), size(slope_f, p) * size(slope_h, q), curvature
+    value, slope = (_size(f, n, p) * _size(h, n, q) for n in (0, 1))
+    return value, slope, _size(f, 1, p) * _size(h, 0, q) / math.sqrt(p)
 
 
 def both(f, h, covariance):
@@ -74,7 +90,7 @@ def moments(f, h):
 def test_pair_moments_match_independent_quadrature(f, h):
     for covariance in COVARIANCES:
         ours = moments(f, h)(covariance)[0]
-        theirs = reference_moments(f, h, *covariance)
+        theirs, _ = independent(f, h, *covariance)
         for name, mine, reference, scale in zip(
             ("value", "cross", "curvature"), jax.tree.leaves(ours), theirs, scales(f, h, *covariance[:2]), strict=True
         ):
@@ -92,17 +108,9 @@ def test_self_moments_are_pair_moments_at_full_correlation(f):
 
 @pytest.mark.parametrize("f, h", PAIRS)
 def test_noise_of_one_unit_matches_independent_quadrature(f, h):
-    (value_f, slope_f), (value_h, _) = FUNCTIONS[f], FUNCTIONS[h]
     for p, q, c in COVARIANCES:
-        averages = [
-            pair_average(function, p, q, c)
-            for function in (
-                lambda x, y: ((1.5 * value_f(x) - 0.7 * value_h(y)) ** 2 + 0.3) * slope_f(x) ** 2,
-                lambda x, y: (1.5**2 * value_f(x) ** 2 + 0.7**2 * value_h(y) ** 2 + 0.3) * slope_f(x) ** 2,
-            )
-        ]
-        ours, (reference, scale) = moments(f, h)((p, q, c))[1], averages
-        assert abs(float(ours) - 1.5**2 * reference) <= 1e-10 * 1.5**2 * scale, (p, q, c)
+        ours, (_, (noise, scale)) = moments(f, h)((p, q, c))[1], independent(f, h, p, q, c)
+        assert abs(float(ours) - 1.5**2 * noise) <= 1e-10 * 1.5**2 * scale, (p, q, c)
 
 
 @pytest.mark.parametrize("name", ["erf", "relu", "He5", "He2+0.5*He4"])
@@ -131,16 +139,17 @@ def test_sigmoid_and_erf_match_mpmath():
     ours = pair_moments(activation("sigmoid"), activation("sigmoid"), 0.25, 1.0, 0.5)
     assert abs(float(ours.cross) / float(sigmoid) - 1) < 1e-12
 
+    def over_both_sides(function):
+        return mpmath.quad(function, [-9, 0, 9], method="gauss-legendre", maxdegree=5)
+
     # a true pair: condition on x
     rest = mpmath.sqrt(1 - mpmath.mpf("0.36"))
 
     def inner(x):
-        return mpmath.quad(lambda s: density(s) * mpmath.erf(mpmath.mpf("0.6") * x + rest * s), [-9, 0, 9])
+        return over_both_sides(lambda s: density(s) * mpmath.erf(mpmath.mpf("0.6") * x + rest * s))
 
     mpmath.mp.dps = 15
-    value = mpmath.quad(
-        lambda x: density(x) * mpmath.erf(x) * inner(x), [-9, 0, 9], method="gauss-legendre", maxdegree=5
-    )
+    value = over_both_sides(lambda x: density(x) * mpmath.erf(x) * inner(x))
     assert (
         abs(float(pair_moments(activation("erf"), activation("erf"), 1.0, 1.0, 0.6).value) / float(value) - 1) < 1e-12
     )
@@ -208,6 +217,12 @@ def test_polar_rule_weights_sum_to_one():
         np.testing.assert_allclose(weights.sum(), 1, rtol=1e-13)
 
 
+SHIFTED = Activation.from_function(lambda x: jax.nn.relu(x - 1), kinks=(1,))
+SHIFTED_ALONE = jax.jit(functools.partial(self_moments, SHIFTED))
+CLIPPED = Activation.from_function(jax.nn.hard_tanh, kinks=(-1, 1))
+SHIFTED_MOMENTS, CLIPPED_MOMENTS = (jax.jit(functools.partial(pair_moments, f, f)) for f in (SHIFTED, CLIPPED))
+
+
 def shifted_relu_moments(k, p, q, c):
     """E[relu(x - k) relu(y - k)], E[1(x > k) 1(y > k)] and E[1(x > k) x relu(y - k)], by conditioning on x in mpmath."""
     mpmath.mp.dps = 20
@@ -228,12 +243,11 @@ def shifted_relu_moments(k, p, q, c):
     )
 
 
-@pytest.mark.parametrize("p, q, c", [(1, 1, 0.5), (1, 1, 0.999), (0.25, 1, -0.3), (30, 20, 24.4)])
+@pytest.mark.parametrize("p, q, c", [(1.0, 1.0, 0.5), (1.0, 1.0, 0.999), (0.25, 1.0, -0.3), (30.0, 20.0, 24.4)])
 def test_kinks_anywhere_match_mpmath(p, q, c):
-    shifted = Activation.from_function(lambda x: jax.nn.relu(x - 1), kinks=(1,))
-    ours = jax.jit(lambda: pair_moments(shifted, shifted, p, q, c))()
+    ours = SHIFTED_MOMENTS(p, q, c)
     value, cross, stein = shifted_relu_moments(1, p, q, c)
-    scale = float(self_moments(shifted, max(p, q)).value)
+    scale = float(SHIFTED_ALONE(max(p, q)).value)
     assert abs(float(ours.value) - value) <= 1e-10 * scale
     assert abs(float(ours.cross) - cross) <= 1e-10
     assert abs(float(ours.curvature) - (stein - c * cross) / p) <= 1e-10
@@ -241,8 +255,7 @@ def test_kinks_anywhere_match_mpmath(p, q, c):
 
 @pytest.mark.parametrize("p, q, c", [(1e-3, 1e-3, 1e-3), (1e-3, 4e-3, -2e-3), (0.25, 1.0, 0.5), (1.0, 1.0, 1 - 1e-9)])
 def test_kinks_at_full_correlation_match_the_average_of_one_variable(p, q, c):
-    clipped = Activation.from_function(jax.nn.hard_tanh, kinks=(-1, 1))
-    ours = jax.jit(lambda: pair_moments(clipped, clipped, p, q, c))()
+    ours = CLIPPED_MOMENTS(p, q, c)
     z, weights = np.polynomial.legendre.leggauss(400)
     ends = [-9.0, *sorted(s * k / math.sqrt(v) for s in (-1, 1) for k in (1,) for v in (p, q)), 9.0]
     value, cross = 0.0, 0.0
@@ -271,11 +284,9 @@ def test_kinks_of_a_sum_are_those_of_its_terms_and_its_averages_those_of_its_ter
 
 
 def test_derivatives_are_averages_where_kinks_are_not_at_zero():
-    clipped = Activation.from_function(jax.nn.hard_tanh, kinks=(-1, 1))
-    moments_at = jax.jit(lambda *x: pair_moments(clipped, clipped, *x))
-    gradient = jax.jit(jax.grad(lambda *x: pair_moments(clipped, clipped, *x).value, argnums=(0, 2)))
+    gradient = jax.jit(jax.grad(lambda *x: pair_moments(CLIPPED, CLIPPED, *x).value, argnums=(0, 2)))
     for covariance in [(0.5, 1.0, 0.3), (1.0, 1.0, 0.0), (1.0, 1.0, -0.9)]:
-        averages, (along_p, along_c) = moments_at(*covariance), gradient(*covariance)
+        averages, (along_p, along_c) = CLIPPED_MOMENTS(*covariance), gradient(*covariance)
         np.testing.assert_allclose(along_c, averages.cross, rtol=1e-9)
         np.testing.assert_allclose(along_p, averages.curvature / 2, rtol=1e-9, atol=1e-10)
 
@@ -287,11 +298,9 @@ def test_derivatives_are_averages_where_kinks_are_not_at_zero():
 def test_scaled_arguments_match_the_rules_for_any_function(f, h):
     f, h = activation(f), activation(h)
     plain = [Activation(n, lambda x, k=k: k.function(x), k.kinks, max(k.growth, 1)) for n, k in (("f", f), ("h", h))]
+    compared = jax.jit(lambda covariance: (both(f, h, covariance), both(*plain, covariance)))
     for covariance in [(0.3, 1.2, 0.4), (1.0, 0.5, -0.6)]:
-        for ours, known in zip(
-            jax.tree.leaves(both(f, h, covariance)), jax.tree.leaves(both(*plain, covariance)), strict=True
-        ):
-            np.testing.assert_allclose(ours, known, rtol=1e-10, atol=1e-12)
+        close(*compared(covariance), rtol=1e-10, atol=1e-12)
 
 
 def test_erf_of_the_usual_convention_has_saads_and_sollas_average():

@@ -17,6 +17,13 @@ from odes.quadrature import cholesky_root
 LABELS = 0.3
 
 
+@jax.jit
+def orthant_moments(covariance):
+    """The probability that all variables are positive, and E[x_0 x_j; all positive] for every j, in one program."""
+    moments = [half_moments(covariance, j) for j in range(covariance.shape[0])]
+    return orthant_probability(covariance), jnp.stack(moments)
+
+
 def committee(student, units, teachers, *, teacher=None, readout=None):
     """K student and P teacher units of different readouts, with label noise; their overlaps are given to `noise_of`."""
     total = units + teachers
@@ -41,15 +48,25 @@ def overlaps_of(units, total, seed):
 
 def by_tensor_rule(problem, covariance, nodes):
     """N in all K + P dimensions: by Gauss-Hermite quadrature if `nodes` is a number, else by the trapezoidal rule at the nodes."""
-    units, teachers = problem.units
     z, w = (nodes, stats.norm.pdf(nodes)) if np.ndim(nodes) else np.polynomial.hermite_e.hermegauss(nodes)
-    z = np.stack(np.meshgrid(*[z] * (units + teachers), indexing="ij")).reshape(units + teachers, -1)
-    weights = functools.reduce(np.multiply.outer, [w / w.sum()] * (units + teachers)).ravel()
     S = np.block([[covariance.Q, covariance.M], [covariance.M.T, covariance.P]])
-    x = jnp.asarray(np.linalg.cholesky(S) @ z)
-    error = problem.readout @ problem.student(x[:units]) - problem.teacher_readout @ problem.teacher(x[units:])
-    slopes = np.asarray(problem.readout[:, None] * problem.student.derivative(x[:units]))
-    return (weights * (np.asarray(error) ** 2 + LABELS) * slopes) @ slopes.T
+    return np.asarray(_tensor_sum(problem, np.linalg.cholesky(S), z, w / w.sum()))
+
+
+@jax.jit
+def _tensor_sum(problem, root, z, w):
+    """The sum over all tuples of nodes, of which those with the same first node are taken together."""
+    units, others = problem.units[0], root.shape[0] - 1
+    rest = jnp.stack(jnp.meshgrid(*[z] * others, indexing="ij")).reshape(others, -1)
+    weights = functools.reduce(jnp.multiply, jnp.meshgrid(*[w] * others, indexing="ij")).ravel()
+
+    def given(first, weight):
+        x = root @ jnp.concatenate([jnp.full((1, rest.shape[1]), first), rest])
+        error = problem.readout @ problem.student(x[:units]) - problem.teacher_readout @ problem.teacher(x[units:])
+        slopes = problem.readout[:, None] * problem.student.derivative(x[:units])
+        return weight * ((weights * (error**2 + LABELS))[None] * slopes) @ slopes.T
+
+    return jnp.sum(jax.lax.map(lambda node: given(*node), (z, w)), axis=0)
 
 
 EVEN = np.linspace(-8, 8, 46)
@@ -188,19 +205,21 @@ def test_orthants_with_one_common_factor(loadings):
 
     chances = [lambda z, n=n: stats.norm.cdf(loadings[n] * z / own[n]) for n in range(len(loadings))]
     expected = average(lambda z: np.prod([chance(z) for chance in chances]))
-    np.testing.assert_allclose(orthant_probability(covariance), expected, rtol=1e-9)
+    probability, moments = orthant_moments(covariance)
+    np.testing.assert_allclose(probability, expected, rtol=1e-9)
     for j in range(1, len(loadings)):
         others = [chances[n] for n in range(1, len(loadings)) if n != j]
         expected = average(
             lambda z, j=j, others=others: above(z, 0) * above(z, j) * np.prod([chance(z) for chance in others])
         )
-        np.testing.assert_allclose(half_moments(covariance, j), expected, rtol=1e-9)
+        np.testing.assert_allclose(moments[j], expected, rtol=1e-9)
 
 
 def test_orthant_probabilities_that_are_known():
+    probability = jax.jit(orthant_probability)
     for n in (2, 3, 4):
-        np.testing.assert_allclose(orthant_probability((jnp.eye(n) + 1) / 2), 1 / (n + 1), rtol=1e-13)
-        np.testing.assert_allclose(orthant_probability(jnp.eye(n)), 0.5**n, rtol=1e-14)
+        np.testing.assert_allclose(probability((np.eye(n) + 1) / 2), 1 / (n + 1), rtol=1e-13)
+        np.testing.assert_allclose(probability(np.eye(n)), 0.5**n, rtol=1e-14)
 
 
 def test_a_root_of_a_singular_covariance():
@@ -249,6 +268,7 @@ def test_orthants_of_variables_in_a_plane(rows):
         lifted = np.concatenate([vectors, tilt], axis=1)
         covariance = jnp.asarray(lifted @ lifted.T)
         scale, atol = np.abs(covariance).max(), 1e-7 if rows != "nearly in a plane" else 3e-6
-        assert abs(float(orthant_probability(covariance)) - inside.sum()) < 1e-5
+        probability, moments = orthant_moments(covariance)
+        assert abs(float(probability) - inside.sum()) < 1e-5
         for j in range(4):
-            assert abs(float(half_moments(covariance, j)) - 2 * np.sum(inside * x[0] * x[j])) < atol * scale
+            assert abs(float(moments[j]) - 2 * np.sum(inside * x[0] * x[j])) < atol * scale

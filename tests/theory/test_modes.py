@@ -54,33 +54,33 @@ def test_modes_are_the_eigenvalues_of_the_flow(number):
 
 def test_vectors_obey_the_quadratic_equation_and_rows_learn_along_them():
     problem = drawn(3)
-    modes, adapter = escape_modes(problem), problem.adapter
-    rows = np.asarray(modes.C @ problem.target - modes.D @ problem.frozen)
-    np.testing.assert_allclose(rows @ problem.frame_gram @ rows.T, modes.gram, atol=1e-12)
+    modes, adapter = jax.tree.map(np.asarray, escape_modes(problem)), problem.adapter
+    frame, target, frozen = map(np.asarray, (problem.frame_gram, problem.target, problem.frozen))
+    rows = modes.C @ target - modes.D @ frozen
+    np.testing.assert_allclose(rows @ frame @ rows.T, modes.gram, atol=1e-12)
     speed = float(adapter.lr_ratio * adapter.kappa**2)
     for rate, up, direction in zip(modes.rates, modes.up, modes.directions, strict=True):
         left = rate**2 * up + rate * speed * modes.D @ up - speed * modes.gram @ up
         np.testing.assert_allclose(left, 0, atol=1e-10)
-        along = up @ rows @ problem.frame_gram
+        along = up @ rows @ frame
         np.testing.assert_allclose(along / np.sqrt(up @ modes.gram @ up), direction, atol=1e-9)
-    lengths = np.sum(np.asarray(modes.up) ** 2 + np.asarray(modes.cross) ** 2, axis=1)
-    np.testing.assert_allclose(lengths, 1, rtol=1e-12)
-    np.testing.assert_allclose(
-        np.asarray(modes.span) @ np.linalg.pinv(problem.frame_gram) @ modes.span.T, np.eye(len(rows)), atol=1e-8
-    )
+    np.testing.assert_allclose(np.sum(modes.up**2 + modes.cross**2, axis=1), 1, rtol=1e-12)
+    spanned = modes.span @ np.linalg.pinv(frame) @ modes.span.T
+    np.testing.assert_allclose(spanned, np.eye(len(rows)), atol=1e-8)
 
 
 def test_rates_have_the_derivatives_of_finite_differences_where_they_cross():
     """Equal units have equal rates, where eigenvectors have no derivative."""
 
-    def fastest(mu):
+    @jax.jit
+    def rates(mu):
         return escape_modes(committee(pretrained=jnp.diag(jnp.stack([mu, jnp.asarray(0.4)])), teachers=2)).rates
 
+    slope_at = jax.jit(jax.jacfwd(rates))
     for mu in (0.3, 0.41):
-        slope = jax.jacfwd(fastest)(jnp.asarray(mu))
-        numeric = (fastest(jnp.asarray(mu + 1e-5)) - fastest(jnp.asarray(mu - 1e-5))) / 2e-5
-        np.testing.assert_allclose(slope, numeric, rtol=1e-6, atol=1e-8)
-    assert np.all(np.isfinite(jax.jacfwd(fastest)(jnp.asarray(0.4))))
+        numeric = (rates(mu + 1e-5) - rates(mu - 1e-5)) / 2e-5
+        np.testing.assert_allclose(slope_at(mu), numeric, rtol=1e-6, atol=1e-8)
+    assert np.all(np.isfinite(slope_at(0.4)))
 
 
 def test_one_unit_is_the_case_of_one():
@@ -102,8 +102,9 @@ def test_random_starts_of_several_units_are_exact_at_any_dimension():
     problem = committee(rank=3, own=[0.2, 0.1], sgd=SGD(batch_size=np.inf, dimension=15))
     modes, frame = escape_modes(problem), problem.frame_size
     normals = jnp.asarray(np.random.default_rng(1).normal(size=(20000, 3, 5 + frame + 3)))
-    ours, first = jax.vmap(lambda z: random_start(problem, modes, z))(normals)
-    theirs = jax.vmap(lambda key: random_overlaps(problem, key))(jax.random.split(jax.random.key(0), 20000))
+    ours, first = jax.jit(jax.vmap(lambda z: random_start(problem, modes, z)))(normals)
+    exactly = jax.jit(jax.vmap(lambda key: random_overlaps(problem, key)))
+    theirs = exactly(jax.random.split(jax.random.key(0), 20000))
     below = np.tril_indices(3, -1)
     ours, theirs = (np.column_stack([x.cross.reshape(-1, 3 * frame), x.down_gram[:, *below]]) for x in (ours, theirs))
     for power in (1, 2):

@@ -1,10 +1,12 @@
 """The equations in symbols against the compiled ones, at random overlaps."""
 
+import functools
 import re
 import shutil
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,18 @@ PROBLEMS = {
 }
 
 
+@functools.cache
+def equations_of(name, *, finite_steps=False):
+    """The equations of one of the problems."""
+    return closed_equations(PROBLEMS[name], finite_steps=finite_steps)
+
+
+@eqx.filter_jit
+def compiled(problem, overlaps):
+    """The flow, the gradient and its noise, in one program."""
+    return flow(problem, overlaps), gradient_at(problem, overlaps), noise_at(problem, overlaps)
+
+
 def moved(problem, seed=1):
     """Random overlaps that are not small: a random start of a low dimension, with U and readouts."""
     keys = jax.random.split(jax.random.key(seed))
@@ -136,17 +150,17 @@ def assert_same_flow(derivatives, known):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_equations_are_those_of_the_flow(name):
     problem = PROBLEMS[name]
-    equations, overlaps = closed_equations(problem), moved(problem)
+    equations, overlaps = equations_of(name), moved(problem)
     values, derivatives = evaluated(equations, overlaps)
-    gradient = gradient_at(problem, overlaps)
+    change, gradient, noise = compiled(problem, overlaps)
     np.testing.assert_allclose(values["loss"], gradient.loss, rtol=1e-12)
     assert_same(values, entries("C", gradient.C))
     assert_same(values, entries("D", gradient.D))
     if problem.sgd.noise_scale > 0:
-        assert_same(values, entries("N", noise_at(problem, overlaps)))
+        assert_same(values, entries("N", noise))
     else:
         assert not equations.noise
-    assert_same_flow(derivatives, equations.values_of(flow(problem, overlaps)))
+    assert_same_flow(derivatives, equations.values_of(change))
 
 
 @pytest.mark.parametrize(
@@ -155,9 +169,9 @@ def test_equations_are_those_of_the_flow(name):
 )
 def test_finite_steps_are_those_of_the_mean_step(name):
     problem = PROBLEMS[name]
-    equations, overlaps = closed_equations(problem, finite_steps=True), moved(problem)
+    equations, overlaps = equations_of(name, finite_steps=True), moved(problem)
     derivatives = evaluated(equations, overlaps)[1]
-    known = equations.values_of(mean_change(problem, overlaps))
+    known = equations.values_of(eqx.filter_jit(mean_change)(problem, overlaps))
     np.testing.assert_allclose(derivatives, known, rtol=1e-10, atol=1e-12 * np.abs(known).max())
 
 
@@ -172,13 +186,13 @@ def test_sums_of_polynomials_and_erf_agree_with_quadrature(link):
 @pytest.mark.parametrize("name", ["He3", "erf", "general readouts"])
 def test_rate_of_one_unit_is_that_of_the_search_phase(name):
     problem = PROBLEMS[name]
-    values, phase = evaluated(closed_equations(problem), moved(problem))[0], search_phase(problem)
+    values, phase = evaluated(equations_of(name), moved(problem))[0], search_phase(problem)
     for symbol, field in {"C0": "C", "D0": "D", "G0": "G", "rate": "rate"}.items():
         np.testing.assert_allclose(values[symbol], getattr(phase, field), rtol=1e-12)
 
 
 def test_expanded_holds_given_symbols_alone():
-    equations, overlaps = closed_equations(PROBLEMS["erf"]), moved(PROBLEMS["erf"])
+    equations, overlaps = equations_of("erf"), moved(PROBLEMS["erf"])
     values, derivatives = evaluated(equations, overlaps)
     whole = [equations.expanded(change) for change in equations.flow.values()]
     assert set().union(*(change.free_symbols for change in whole)) <= set(equations.given)
@@ -205,18 +219,19 @@ CODES = ["He3", "erf, K = P = 2", "readouts are trained", "linear, gradient flow
 @pytest.mark.parametrize("name", CODES)
 def test_python_code_is_the_flow(name):
     problem = PROBLEMS[name]
-    equations, overlaps = closed_equations(problem), moved(problem)
+    equations, overlaps = equations_of(name), moved(problem)
+    change, gradient, _ = compiled(problem, overlaps)
     module = {}
     exec(as_python(equations), module)
     y = equations.values_of(overlaps)
     assert module["STATE"] == tuple(map(str, equations.state))
-    assert_same_flow(module["rhs"](0.0, y), equations.values_of(flow(problem, overlaps)))
+    assert_same_flow(module["rhs"](0.0, y), equations.values_of(change))
     pair = module["rhs"](0.0, np.stack([y, 1.1 * y], axis=1))
     assert_same_flow(pair[:, 0], module["rhs"](0.0, y))
-    np.testing.assert_allclose(module["quantities"](y)["loss"], gradient_at(problem, overlaps).loss, rtol=1e-12)
+    np.testing.assert_allclose(module["quantities"](y)["loss"], gradient.loss, rtol=1e-12)
     other = problem.replace(scale=0.9 * problem.adapter.rank)
     moved_on = module["rhs"](0.0, y, module["PARAMETERS"] | {"kappa": 0.9})
-    assert_same_flow(moved_on, equations.values_of(flow(other, overlaps)))
+    assert_same_flow(moved_on, equations.values_of(compiled(other, overlaps)[0]))
 
 
 def test_python_code_integrates():
@@ -243,7 +258,7 @@ def test_rates_of_several_units_are_those_of_the_linearised_flow():
         change = flow(problem, state)
         return jnp.concatenate([change.up.ravel(), change.cross.ravel()])
 
-    known = np.linalg.eigvals(jax.jacfwd(moving)(jnp.zeros(sum(sizes))))
+    known = np.linalg.eigvals(jax.jit(jax.jacfwd(moving))(jnp.zeros(sum(sizes))))
     rates = module["search_phase"]()["rates"]
     assert len(rates) == 4
     for rate in rates:
@@ -252,7 +267,7 @@ def test_rates_of_several_units_are_those_of_the_linearised_flow():
 
 @pytest.mark.parametrize("name", CODES)
 def test_sympy_code_builds_the_equations_again(name):
-    equations, built = closed_equations(PROBLEMS[name]), {}
+    equations, built = equations_of(name), {}
     exec(as_sympy(equations), built)
     assert built["parameters"] == equations.parameters
     for group in ("definitions", "flow") + (("search",) if equations.search else ()):
@@ -266,7 +281,7 @@ def test_sympy_code_builds_the_equations_again(name):
 @pytest.mark.parametrize("name", ["He3", "erf", "erf, K = P = 2", "He2, K = 2, P = 3", "rows at rest, weight decay"])
 def test_latex_compiles_and_fits_the_page(name, tmp_path):
     for finite_steps in (False, True):
-        (tmp_path / "equations.tex").write_text(as_latex(closed_equations(PROBLEMS[name], finite_steps=finite_steps)))
+        (tmp_path / "equations.tex").write_text(as_latex(equations_of(name, finite_steps=finite_steps)))
         words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "equations.tex"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout[-2000:]
@@ -275,7 +290,7 @@ def test_latex_compiles_and_fits_the_page(name, tmp_path):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_latex_is_balanced(name):
     """Braces, brackets of either kind, and alignment marks: what a TeX engine would stumble over."""
-    text = as_latex(closed_equations(PROBLEMS[name]))
+    text = as_latex(equations_of(name))
     assert text.count("{") == text.count("}") and text.count(r"\left") == text.count(r"\right")
     assert text.count(r"\bigl") + text.count(r"\Bigl") == text.count(r"\bigr") + text.count(r"\Bigr")
     for block in re.findall(r"\\begin{align}\n(.*?)\n\\end{align}", text, re.DOTALL):

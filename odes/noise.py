@@ -200,7 +200,6 @@ def _erf_square(
     scales, weights = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scales", "weights"))
     S = covariance if owner.size == len(parts) else covariance[owner][:, owner]
     S, c, terms = S * np.outer(scales, scales), factors[owner] * weights, units * len(student.scales)
-    constant = factors @ np.array([part.offset for part in parts])
 
     def further(x: Array) -> Array:
         """With so many more along the last axis as rows of angles that run around a circle reach."""
@@ -214,12 +213,12 @@ def _erf_square(
     v = (rows[l] - across[:, None] * u) / rest[:, None]
     shrink = jax.lax.rsqrt(further(variances)[None] + 0.5 - u**2 - v**2)
     angles = _sum_of_angles(S, c, further(c), shrink, u * shrink, v * shrink)
-    square = angles * (4 / np.pi**2) + constant**2 * (2 / np.pi)
-    every = _symmetric(terms, square / (root * rest))
-    slopes = jnp.asarray(
-        np.where(owner[:terms, None] == np.arange(units), (weights * scales)[:terms, None], 0), S.dtype
-    )
-    return slopes.T @ every @ slopes
+    square = angles * (4 / np.pi**2)
+    if any(part.offset for part in parts):
+        square += (factors @ np.array([part.offset for part in parts])) ** 2 * (2 / np.pi)
+    slopes = weights[:terms] * scales[:terms]
+    every = _symmetric(terms, square / (root * rest)) * np.outer(slopes, slopes)
+    return every.reshape(units, -1, units, len(student.scales)).sum((1, 3))
 
 
 _LONG_ROW = 16

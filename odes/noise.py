@@ -281,7 +281,8 @@ def _arcsin(x: Array) -> Array:
         functools.reduce(lambda total, a: a + z * total, reversed(series), jnp.zeros_like(z)) for series in _ASIN
     )
     angle = root + root * z * numerator / denominator
-    return jnp.copysign(jnp.where(large, np.pi / 2 - 2 * angle, angle), x)
+    angle = jnp.where(large, np.pi / 2 - 2 * angle, angle)
+    return jnp.where(x < 0, -angle, angle)  # not the sign bit of x: the slope at -0 is 1
 
 
 def _relu_square(units: int, factors: Array, covariance: Array) -> Float[Array, "K K"]:

@@ -128,6 +128,19 @@ def test_the_closed_form_in_fifty_digits(units, teachers, directions, scale, err
     np.testing.assert_allclose(noise_of(problem, Covariances(*blocks)), N, rtol=0, atol=error * np.abs(N).max())
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_the_slope_where_no_unit_depends_on_another(zero):
+    """A negative zero among the covariances is a zero: the slope there is that of central differences."""
+    problem, toward = committee("erf", 2, 2), jnp.asarray([[0.3, 1.0], [-0.8, 0.5]])
+    own = jnp.where(jnp.eye(2) > 0, 1.0, zero)
+
+    def total(M):
+        return noise_of(problem, Covariances(own, M, own)).sum()
+
+    _, slope = jax.jvp(total, (jnp.full((2, 2), zero),), (toward,))
+    np.testing.assert_allclose(slope, (total(1e-4 * toward) - total(-1e-4 * toward)) / 2e-4, rtol=1e-6)
+
+
 @pytest.mark.parametrize("link", ["erf", "relu", "He3", "relu(-2*x)", "tanh", "relu^2"])
 def test_units_that_are_equal_share_the_noise_of_one(link):
     """Two copies of a unit with a readout each are one unit with their sum; all correlations between them are 1."""

@@ -197,7 +197,8 @@ def remedies(
         settings = {symbol: float(chosen[0])} if symbol else {}
         settings |= {"noise_scale": float(chosen[-1])}
         ends = zip(settings, [*box[0], low], [*box[1], high], strict=True)
-        edge = tuple(key for key, *pair in ends if np.isclose(settings[key], pair, rtol=1e-6).any())
+        lasts = float(samples(best)) > 0  # no place is best where the goal is met already, or never
+        edge = tuple(key for key, *pair in ends if lasts and np.isclose(settings[key], pair, rtol=1e-6).any())
         return Remedy(name, words, settings, best, edge=edge, doubt=_doubt(best[-1], goal))
 
     if plain is None:

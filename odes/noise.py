@@ -200,10 +200,11 @@ def _erf_square(
     scales, weights = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scales", "weights"))
     S = covariance if owner.size == len(parts) else covariance[owner][:, owner]
     S, c, terms = S * np.outer(scales, scales), factors[owner] * weights, units * len(student.scales)
+    reach = c.size // 2 if c.size >= _LONG_ROW else 0
 
     def further(x: Array) -> Array:
         """With so many more along the last axis as rows of angles that run around a circle reach."""
-        return jnp.concatenate([x, x[..., : _reach(c.size)]], axis=-1)
+        return jnp.concatenate([x, x[..., :reach]], axis=-1)
 
     rows, variances, (k, l) = further(S), diagonal(S), _upper(terms)
     root = jnp.sqrt(variances[k] + 0.5)
@@ -212,7 +213,7 @@ def _erf_square(
     rest = jnp.sqrt(variances[l] + 0.5 - across**2)
     v = (rows[l] - across[:, None] * u) / rest[:, None]
     shrink = jax.lax.rsqrt(further(variances)[None] + 0.5 - u**2 - v**2)
-    angles = _sum_of_angles(S, c, further(c), shrink, u * shrink, v * shrink)
+    angles = _sum_of_angles(S, further(c), shrink, u * shrink, v * shrink)
     square = angles * (4 / np.pi**2)
     if any(part.offset for part in parts):
         square += (factors @ np.array([part.offset for part in parts])) ** 2 * (2 / np.pi)
@@ -225,19 +226,14 @@ _LONG_ROW = 16
 """Loops over fewer numbers than this are not vectorised."""
 
 
-def _reach(n: int) -> int:
-    """How far around a circle the angles of n variables reach; 0 where they do not run around one."""
-    return n // 2 if n >= _LONG_ROW else 0
-
-
-def _sum_of_angles(S: Array, c: Array, further: Array, shrink: Array, u: Array, v: Array) -> Float[Array, " pairs"]:
+def _sum_of_angles(S: Array, c: Array, shrink: Array, u: Array, v: Array) -> Float[Array, " pairs"]:
     r"""$\sum_{ij}c_ic_j\arcsin(S_{ij}h_ih_j - u_iu_j - v_iv_j)$ for every row of h (`shrink`), u and v.
 
-    Of many variables in rows of one length, every i with the t-th after it on a circle, for t up to half way round, where each pair is
-    met twice: c (`further`), h, u and v go on so far. Of few in one row, each i with every j from i on. Both by slices, since gathers
-    take longer than the arcsines.
+    Where c, h, u and v go on around a circle, in rows of one length: every i with the t-th after it, for t up to half way round, where
+    each pair is met twice. Else in one row, each i with every j from i on. Both by slices, since gathers take longer than the arcsines.
     """
-    n, reach = c.size, _reach(c.size)
+    n = len(S)
+    reach = c.size - n
 
     def sines(some: Array, i: slice, j: slice) -> Array:
         both, first, second = (x[:, i] * x[:, j] for x in (shrink, u, v))
@@ -251,10 +247,10 @@ def _sum_of_angles(S: Array, c: Array, further: Array, shrink: Array, u: Array, 
     pairs = S[i, (i + t) % n]
 
     def row(t: int) -> Array:
-        weight = further[t : t + n] * (1 if t == 0 or 2 * t == n else 2)
+        weight = c[t : t + n] * (1 if t == 0 or 2 * t == n else 2)
         return weight[None] * _arcsin(sines(pairs[t], slice(n), slice(t, t + n)))
 
-    return functools.reduce(jnp.add, map(row, range(reach + 1))) @ c
+    return functools.reduce(jnp.add, map(row, range(reach + 1))) @ c[:n]
 
 
 _ASIN = (

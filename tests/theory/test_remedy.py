@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from odes import SGD, Problem
+from odes import SGD, Escape, Problem
 from theory import fine_tuning, remedies
 from theory.remedy import cheapest, with_noise_scale
 
@@ -41,3 +41,12 @@ def test_best_noise_scale():
     np.testing.assert_allclose(found["noise scale"].samples, best.fun, rtol=1e-3)
     assert found["lr ratio"].samples <= (1 + 1e-6) * found["noise scale"].samples
     assert found["full weights"].samples < found["noise scale"].samples < found["as given"].samples
+    assert found["noise scale"].edge == ()
+
+
+@pytest.mark.slow
+def test_no_noise_scale_is_at_an_edge_where_the_goal_is_met():
+    """Where nothing takes any time the first place that is looked at is as good as the best."""
+    problem = Problem.single_index("erf", strength=0.9, sgd=SGD(dimension=1e3))
+    (_, best) = remedies(problem, Escape("absolute", 1.0), ways=["noise"])
+    assert best.samples == 0 and best.edge == ()

@@ -14,6 +14,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from odes.arguments import ArgumentError, concrete
+from odes.programs import program
 
 _AXIS = "devices"
 
@@ -123,7 +124,7 @@ def _wrapped(
             arguments = jax.tree.map(lambda x, cut: x[indices] if cut else x, arguments, split)
         if devices is not None or len(chosen) > 1:
             arguments = jax.tree.map(lambda x, cut: _placed(x, chosen, cut), arguments, split)
-        result = _run(function, arguments, split, chosen, mapped)
+        result = _run(function, arguments, split, chosen if len(chosen) > 1 else (), mapped)
         return jax.tree.map(lambda x: _cut(x, rows, chosen), result) if extra else result
 
     return spread_function
@@ -180,7 +181,7 @@ def _cut(x: Any, rows: int, devices: tuple[Any, ...]) -> Any:
     return (jax.device_put(x, devices[0]) if concrete(x) else x)[:rows]
 
 
-@eqx.filter_jit
+@program
 def _run(
     function: Callable[..., Any], arguments: tuple[Any, ...], split: Any, devices: tuple[Any, ...], mapped: bool
 ) -> Any:

@@ -3,7 +3,6 @@ r"""The closed ordinary differential equations of the overlaps.
 They are compiled functions: an integrator that calls them many times within one program traces them once.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,6 +13,7 @@ from odes.noise import kurtosis_of, noise_of
 from odes.overlaps import Overlaps, covariances, with_readout
 from odes.population import PopulationGradient, gradient_of
 from odes.problem import Problem
+from odes.programs import program
 
 AVERAGES = 2.0**20
 """The bytes that the averages at one place may need: sums over some 15000 quadrature nodes, with what is computed on the way."""
@@ -80,7 +80,7 @@ def _free_change(problem: Problem, overlaps: Overlaps, *, noise: bool, finite: b
     return Overlaps(d_up, d_cross, d_gram, d_readout)
 
 
-@eqx.filter_jit
+@program
 def flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:
     r"""The time derivative of the overlaps in the limit d -> infinity, η -> 0 at fixed θ = ηd/B.
 
@@ -131,7 +131,7 @@ def mean_change(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> 
     )
 
 
-@eqx.filter_jit
+@program
 def modified_flow(problem: Problem, overlaps: Overlaps, *, noise: bool = True) -> Overlaps:
     r"""The flow that SGD of small but finite learning rate η follows, up to errors of order η².
 

@@ -31,6 +31,7 @@ from odes.escape import Escape
 from odes.gaussian import self_moments
 from odes.overlaps import Overlaps, require_start, with_own_readout
 from odes.problem import Problem
+from odes.programs import program
 from odes.storage import described, loads, write_dataset
 from odes.trajectory import Trajectory
 
@@ -327,7 +328,7 @@ class _Leg(eqx.Module):
     interpolation: diffrax.AbstractPath | None
 
 
-@eqx.filter_jit
+@program
 def _solve(
     problem: Problem,
     start: Overlaps,

@@ -18,7 +18,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +32,7 @@ from odes.orthants import half_moments
 from odes.overlaps import Covariances
 from odes.population import within
 from odes.problem import Problem
+from odes.programs import program
 from odes.quadrature import Nodes, cloud_rule, gaussian_average
 
 _MOST_TERMS = 2**16
@@ -44,7 +44,7 @@ def joint(covariance: Covariances) -> Float[Array, "n n"]:
     return jnp.block([[covariance.Q, covariance.M], [covariance.M.T, covariance.P]])
 
 
-@eqx.filter_jit
+@program
 def noise_of(problem: Problem, covariance: Covariances, *, sample: int = 0) -> Float[Array, "K K"]:
     r"""$N_{kl} = a_k a_l E[(e^2 + \Delta)\sigma'(\lambda_k)\sigma'(\lambda_l)]$ at given covariances.
 

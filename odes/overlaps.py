@@ -21,6 +21,8 @@ from odes.arguments import (
 )
 from odes.diagonals import diagonal, diagonal_matrix
 from odes.problem import Problem
+from odes.programs import program
+from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 
 _SPANS = 1e-10
@@ -168,7 +170,7 @@ def gram_root(gram: Float[Array, "f f"]) -> tuple[Float[Array, "f f"], Bool[Arra
     """Vectors with the given Gram matrix, as rows, in a basis in which only some directions (the second result) are not zero."""
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     spans = eigenvalues > 1e3 * jnp.finfo(gram.dtype).eps * eigenvalues[-1]
-    return vectors * jnp.sqrt(jnp.where(spans, eigenvalues, 0))[None], spans
+    return vectors * safe_sqrt(jnp.where(spans, eigenvalues, 0))[None], spans
 
 
 def orthonormal_components(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
@@ -210,7 +212,7 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0,
     return overlaps
 
 
-@eqx.filter_jit
+@program
 def _drawn(
     problem: Problem, key: PRNGKeyArray, up: Float[Array, "*u"], length: Float[Array, "*r"]
 ) -> tuple[Overlaps, Float[Array, ""]]:

@@ -5,7 +5,6 @@ preactivations are jointly Gaussian with covariances $Q = \langle\lambda\lambda^
 $M = \langle\lambda\lambda^{*T}\rangle$ (K x P), $P = \langle\lambda^*\lambda^{*T}\rangle$ (P x P).
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,6 +14,7 @@ from odes.diagonals import diagonal, diagonal_matrix
 from odes.gaussian import PairMoments, pair_moments, self_moments
 from odes.overlaps import Covariances
 from odes.problem import Problem
+from odes.programs import program
 from odes.shown import Shown
 
 
@@ -51,7 +51,7 @@ def within(f: Activation, covariance: Array) -> PairMoments:
     return jax.tree.map(lambda one, two: jnp.where(same, one[:, None], two), own, pairs)
 
 
-@eqx.filter_jit
+@program
 def gradient_of(problem: Problem, covariance: Covariances) -> PopulationGradient:
     r"""The loss and its gradient at given covariances of the preactivations, any numbers K and P of units.
 

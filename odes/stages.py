@@ -18,6 +18,7 @@ from odes.escape import Escape
 from odes.integration import solve
 from odes.overlaps import Overlaps, with_own_readout
 from odes.problem import Problem
+from odes.programs import program
 from odes.shown import Shown
 from odes.storage import described, loads, write_dataset
 from odes.trajectory import Trajectory
@@ -153,7 +154,7 @@ def restarted(problem: Problem, overlaps: Overlaps) -> Overlaps:
     return eqx.tree_at(lambda o: o.up, overlaps, overlaps.up * (1 - problem.adapter.trained[None]))
 
 
-_losses = eqx.filter_jit(losses)
+_losses = program(losses)
 
 
 def require_alike(stages: Sequence[Stage]) -> None:

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from odes.overlaps import Covariances, Overlaps, covariances, target_overlap
 from odes.problem import Problem
+from odes.programs import program
 from odes.shown import Shown
 
 
@@ -57,7 +58,7 @@ class Trajectory(Shown):
         return self.overlaps.cross[..., self.problem.along(direction)]
 
 
-@eqx.filter_jit
+@program
 def _covariances(problem: Problem, overlaps: Overlaps) -> Covariances:
     batch = overlaps.up.shape[:-2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), overlaps)

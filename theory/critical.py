@@ -2,7 +2,6 @@ r"""Critical points: where the gradient at the pretrained weights vanishes and t
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, ScalarLike
 from odes import Activation, Family, Problem, gradient_at, pretrained, self_moments
 from odes.arguments import require, scalar, within_one
 from odes.overlaps import orthonormal_components
+from odes.programs import program
 from odes.shown import Shown
 
 _GOLDEN = 0.6180339887498949
@@ -28,7 +28,7 @@ class CriticalPoints(Shown):
     prefactor: Float[Array, " n"]
 
 
-@eqx.filter_jit
+@program
 def critical_points(
     family: str | Activation | Family | Callable[[Array], Problem],
     *,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Activation, Escape, Family
 from odes.arguments import ArrayLike, require
+from odes.programs import program
 from odes.shown import Shown
 from theory.lanes import in_lanes
 from theory.meanings import Meaning
@@ -108,7 +109,7 @@ class _Tuned(eqx.Module):
     validity: Any
 
 
-@eqx.filter_jit
+@program
 def _places(family: Family, goal: Escape, strengths: Array, alignments: Array) -> _Place:
     def one(strength: Array, alignment: Array) -> _Place:
         problem = family.at(strength, alignment)
@@ -124,7 +125,7 @@ def _places(family: Family, goal: Escape, strengths: Array, alignments: Array) -
     return jax.vmap(one)(strengths, alignments)
 
 
-@eqx.filter_jit
+@program
 def _tuned(family: Family, goal: Escape, strengths: Array, alignments: Array) -> _Tuned:
     def one(strength: Array, alignment: Array) -> _Tuned:
         def time(rho: Array) -> tuple[Array, Array]:

@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaincc, polygamma
+from jax.scipy.special import gammaincc
 from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Problem, Solution, in_closed_form, pretrained
 from odes.arguments import ArrayLike, concrete, real_array, require
 from odes.gaussian import has_closed_form
+from odes.programs import program
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 from theory.averages import controlled_mean
@@ -90,7 +91,7 @@ class EscapeLaw(Shown):
         deviation = special.gammainccinv(self.rank / 2, np.asarray(probability, float)) * 2 / self.rank
         return self._deviating(jnp.asarray(deviation))
 
-    @eqx.filter_jit
+    @program
     def _deviating(self, deviation: Float[Array, "..."]) -> Float[Array, "..."]:
         """The escape time where the square of the amplitude is `deviation` times its mean."""
         return self.time(jnp.log(self.amplitude) + jnp.log(deviation) / 2)
@@ -156,7 +157,7 @@ def escape_law(
     return _law(problem, modes, fast, Escape() if escape is None else escape, normals, adjoint, iterated)
 
 
-@eqx.filter_jit
+@program
 def _too_fast(problem: Problem, modes: EscapeModes) -> Bool[Array, ""]:
     return too_fast(problem, leading_phase(modes))
 
@@ -166,7 +167,7 @@ def _dearer(problem: Problem) -> int:
     return 1 if has_closed_form(problem.student, problem.teacher) else _DEARER
 
 
-@eqx.filter_jit
+@program
 def _law(
     problem: Problem,
     modes: EscapeModes,
@@ -176,6 +177,8 @@ def _law(
     adjoint: diffrax.AbstractAdjoint | None,
     iterated: bool,
 ) -> EscapeLaw:
+    from scipy import special
+
     phase, mode = leading_phase(modes), unstable_mode(problem, modes)
     moving, already = moves(problem, phase), met(problem, escape)
     horizon = jnp.where(already, 1.0, patience(phase, modes))  # no run counts where w0 meets the goal
@@ -193,13 +196,13 @@ def _law(
     found = jax.lax.stop_gradient(runs.escape_time)
     escaped = jnp.isfinite(found)
     times = jnp.where(escaped, jnp.where(found > 0, runs.t_final, 0), jnp.nan) + lag * logs
-    number, half = jnp.sum(escaped), jnp.asarray(rank / 2, logs.dtype)
+    number = jnp.sum(escaped)
     count = number.astype(times.dtype)
     share = escaped.astype(times.dtype) / jnp.maximum(count, 1)
     every = jnp.full_like(times, 1 / times.size)
     over = controlled_mean(times, logs, jnp.log(typical_amplitude(problem, mode)), every)
     mean, slope, rest, variance = over.mean, over.slope, over.rest, over.variance
-    spread = polygamma(1, half) / 4  # what log a, whose law is known, explains
+    spread = special.polygamma(1, rank / 2) / 4  # what log a, whose law is known, explains
     std = safe_sqrt(variance + slope**2 * spread)
     mean_error = over.error(count)
     std_error = safe_sqrt((share @ (rest**2 - variance) ** 2 / 4 + slope**2 * spread * variance) / count) / std
@@ -268,7 +271,7 @@ def _from_mode(
     return passage(problem, start, escape, patience(phase), **options)
 
 
-@eqx.filter_jit
+@program
 def largest_noise_scale(problem: Problem, escape: Escape | None = None) -> Float[Array, ""]:
     r"""The largest θ = ηd/B at which the flow still escapes, at the problem's learning rate and label noise.
 

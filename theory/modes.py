@@ -2,7 +2,6 @@ r"""The escape modes of an adapter: all rates and vectors of the search phase, f
 
 import functools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
@@ -11,6 +10,7 @@ from odes import Problem, gradient_at, noise_at, pretrained
 from odes.arguments import positive, require
 from odes.diagonals import diagonal
 from odes.overlaps import orthonormal_components
+from odes.programs import program
 from odes.shown import Shown
 
 _ROUNDING = 64
@@ -123,7 +123,7 @@ def escape_modes(problem: Problem) -> EscapeModes:
     return _escape_modes(problem)
 
 
-@eqx.filter_jit
+@program
 def _escape_modes(problem: Problem) -> EscapeModes:
     units, adapter, start = problem.units[0], problem.adapter, pretrained(problem)
     kappa, chi = adapter.kappa, adapter.lr_ratio

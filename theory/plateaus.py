@@ -1,6 +1,5 @@
 r"""The plateau of negative D: where U settles before any overlap has grown, and how the plateau is left."""
 
-import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import optimistix as optx
 from jaxtyping import Array, Float
 
 from odes import Overlaps, Problem, flow, gradient_at, pretrained
+from odes.programs import program
 from odes.shown import Shown
 
 
@@ -25,7 +25,7 @@ class Plateau(Shown):
     drift: Float[Array, ""]
 
 
-@eqx.filter_jit
+@program
 def plateau(problem: Problem, *, resolution: int = 256) -> Plateau:
     r"""The plateau of a single-index problem whose D is negative at w0 (even Hermite links at small strength).
 

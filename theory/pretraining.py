@@ -25,6 +25,7 @@ from odes import (
 )
 from odes.arguments import ArrayLike, real_array
 from odes.diagonals import diagonal
+from odes.programs import program
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 from theory.lanes import in_lanes
@@ -198,12 +199,12 @@ def _solved(
     )
 
 
-@eqx.filter_jit
+@program
 def _pretrained(alone: Transfer, starts: Overlaps, end: Array, fraction: Array, *, iterated: bool) -> Solution:
     return eqx.filter_vmap(lambda start: _solved(alone, start, end, fraction, iterated=iterated))(starts)
 
 
-@eqx.filter_jit
+@program
 def _randomly_pretrained(
     alone: Transfer, times: Float[Array, " T"], luck: Float[Array, " starts"], *, iterated: bool
 ) -> Float[Array, "starts T 3"]:
@@ -257,7 +258,7 @@ def _unsettled(found: Checkpoints, weights: np.ndarray, velocity: np.ndarray, ot
     return moved | (apart > _ELSEWHERE * np.linalg.norm(weights, axis=-1))
 
 
-@eqx.filter_jit
+@program
 def _tuned_from(
     transfer: Transfer, run: Solution, normals: Float[Array, "runs starts r k"], times: Float[Array, " n"], goal: Escape
 ) -> tuple[Checkpoints, Float[Array, "n f"], Float[Array, "n f"]]:

@@ -17,6 +17,7 @@ from odes import Covariances, Overlaps, Problem, Solution, covariances, flow, gr
 from odes.arguments import ArgumentError, positive, require
 from odes.devices import at_once
 from odes.equations import AVERAGES
+from odes.programs import program
 from odes.shown import Shown
 
 _DIP = 2.0
@@ -107,12 +108,12 @@ class _Coordinates(eqx.Module):
     def _places(self) -> np.ndarray:
         return np.asarray(self.moving, np.int32)
 
-    @eqx.filter_jit
+    @program
     def vector(self, overlaps: Overlaps) -> Array:
         """The coordinates of overlaps."""
         return jax.flatten_util.ravel_pytree(overlaps)[0][self._places]
 
-    @eqx.filter_jit
+    @program
     def overlaps(self, vector: Array) -> Overlaps:
         """The overlaps with these coordinates; what does not move is as it is around."""
         flat, unravel = jax.flatten_util.ravel_pytree(self.around)
@@ -126,19 +127,19 @@ class _Coordinates(eqx.Module):
         return self.vector(mean_change(problem, at) if finite_steps else flow(problem, at))
 
 
-@eqx.filter_jit
+@program
 def _rate_at(problem: Problem, coordinates: _Coordinates, place: Array, finite_steps: bool) -> Array:
     return coordinates.change(problem, place, finite_steps)
 
 
-@eqx.filter_jit
+@program
 def _speeds(problem: Problem, coordinates: _Coordinates, places: Array, finite_steps: bool) -> Array:
     together = at_once(64, bytes_each=AVERAGES)
     rate = jax.lax.map(lambda y: coordinates.change(problem, y, finite_steps), places, batch_size=together)
     return jnp.linalg.norm(rate, axis=1)
 
 
-@eqx.filter_jit
+@program
 def _root(problem: Problem, coordinates: _Coordinates, finite_steps: bool) -> tuple[Array, Array]:
     """A root near what the coordinates are around, and the largest change that is left there."""
 
@@ -151,7 +152,7 @@ def _root(problem: Problem, coordinates: _Coordinates, finite_steps: bool) -> tu
     return found, jnp.max(jnp.abs(residual(found, None)))
 
 
-@eqx.filter_jit
+@program
 def _jacobian(problem: Problem, coordinates: _Coordinates, finite_steps: bool) -> Array:
     return jax.jacfwd(lambda y: coordinates.change(problem, y, finite_steps))(coordinates.vector(coordinates.around))
 

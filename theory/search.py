@@ -2,13 +2,13 @@ r"""The search phase, linearised at the pretrained weights: its rate, time scale
 
 import dataclasses
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from odes import Activation, Family, Problem, gradient_at, pretrained, self_moments
 from odes.arguments import ArrayLike
+from odes.programs import program
 from odes.shown import Shown
 from theory.modes import EscapeModes, escape_modes
 
@@ -56,7 +56,7 @@ def search_phase(problem: Problem) -> SearchPhase:
     return leading_phase(escape_modes(problem))
 
 
-@eqx.filter_jit
+@program
 def leading_phase(modes: EscapeModes) -> SearchPhase:
     """The search phase as the mode that grows fastest sees it."""
     unit = jax.lax.stop_gradient(modes.leading)
@@ -66,7 +66,7 @@ def leading_phase(modes: EscapeModes) -> SearchPhase:
     return SearchPhase(C, D, G, noise, modes.loss, modes.rate, 1 / modes.rate)
 
 
-@eqx.filter_jit
+@program
 def sweep(family: str | Activation | Family, *, strength: ArrayLike, alignment: ArrayLike = 1.0) -> SearchPhase:
     """[`search_phase`][] at n pretrained strengths (and alignments) of a family, or of a link function's usual one.
 
@@ -130,7 +130,7 @@ def unstable_mode(problem: Problem, modes: EscapeModes | None = None) -> Unstabl
     return _unstable_mode(problem, escape_modes(problem) if modes is None else modes)
 
 
-@eqx.filter_jit
+@program
 def _unstable_mode(problem: Problem, modes: EscapeModes) -> UnstableMode:
     eta, rate, dimension = problem.sgd.learning_rate, modes.rate, problem.sgd.dimension
     starts, fed = amplitudes(problem, modes)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Overlaps, Problem, diffusion, gradient_at, kurtosis_at, mean_change, noise_at, pretrained
 from odes.diagonals import diagonal
+from odes.programs import program
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 from theory.meanings import Meaning
@@ -149,7 +150,7 @@ def shortest(problem: Problem) -> Float[Array, ""]:
     return jnp.min(problem.lengths)
 
 
-@eqx.filter_jit
+@program
 def too_fast(problem: Problem, phase: SearchPhase) -> Bool[Array, ""]:
     r"""Whether the learning rate is too large for the flow of finite steps.
 

@@ -3,7 +3,6 @@ r"""Where the mean time of fine-tuning from given weights is computed, to leadin
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odes import Escape, Overlaps, Problem, in_closed_form, pretrained
 from odes.arguments import real_array
+from odes.programs import program
 from odes.shown import Shown
 from theory.averages import controlled_mean
 from theory.modes import EscapeModes, escape_modes
@@ -72,7 +72,7 @@ def stable_step(problem: Problem) -> Float[Array, ""]:
     return _STEP / fastest_decay(problem)
 
 
-@eqx.filter_jit
+@program
 def fine_tuning(
     problem: Problem,
     goal: Escape | None = None,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import random_overlaps
+from odes import Problem, random_overlaps
 from tests.helpers import largest_z
 from tests.problems import frame_vectors, single
 
@@ -34,6 +34,17 @@ def test_random_overlaps_of_aligned_weights_are_proportional(key):
     """The frame (w*, w0 = mu w*) has rank one."""
     state = random_overlaps(single(d=50, strength=0.3), key)
     np.testing.assert_allclose(state.cross[0, 1], 0.3 * state.cross[0, 0], rtol=1e-12)
+
+
+def test_random_overlaps_of_aligned_weights_have_a_slope(key):
+    """s = strength * m, whichever way derivatives are taken: the frame's second direction has length zero."""
+
+    def drawn(strength):
+        return random_overlaps(Problem.single_index("erf", strength=strength), key).cross[0]
+
+    m = drawn(0.5)[0]
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(jacobian(drawn)(0.5), [0, m], atol=1e-14)
 
 
 def test_too_small_a_dimension_is_refused(key):

@@ -15,13 +15,13 @@ import pytest
 
 from odes import SGD, Activation, Escape, Problem, activation
 from odes.arguments import ArgumentError
+from odes.pickles import packed, unpacked
 from odes.storage import made_with
 from tests.helpers import same_bits
 from tests.validation.jobs_to_do import Devices, Squared, Troubled
 from validation.jobs.engine import Failure, JobsFailed, all_results, carry_out, in_order
 from validation.jobs.executors import Processes, processes
 from validation.jobs.parts import Parts
-from validation.jobs.pickles import packed, unpacked
 from validation.jobs.remote import Answer, Surroundings, work
 from validation.simulation import chain_simulator, simulate
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from odes import Solution, solve
 from odes.arguments import require
+from odes.programs import program
 from validation.simulation.result import OBSERVABLES, Simulation, observables
 
 
@@ -76,7 +77,7 @@ def compare(simulation: Simulation, *, rtol: float = 1e-8, atol: float = 1e-10) 
     )
 
 
-@eqx.filter_jit
+@program
 def _theory(simulation: Simulation, rtol: float, atol: float) -> Solution:
     """The ODE's solutions at the recorded times, from every seed's first record."""
     t = simulation.t - simulation.t[0]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from odes import (
     solve_stages,
 )
 from odes.overlaps import target_overlaps
+from odes.programs import program
 from theory import escape_modes, leading_phase, passage, patience, staged_start
 from validation.checks.base import AMPLITUDE, Case, Note, Result
 from validation.simulation.chain import chain_simulator
@@ -52,7 +52,7 @@ def _stage_observables(transfer: Transfer, overlaps: Overlaps) -> dict[str, jax.
     return dict(zip([*names, "target loss", "source loss"], values, strict=True))
 
 
-@eqx.filter_jit
+@program
 def _numbers(transfer: Transfer, overlaps: Overlaps) -> jax.Array:
     """The overlaps of the units' rows with the target's directions, their squared lengths, and the losses on both tasks, (..., n)."""
     step, along = transfer.adapter.kappa * overlaps.up, target_overlaps(transfer.lora, overlaps)

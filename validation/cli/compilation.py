@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that a command starts fast; double precision. To be set up before equinox is imported."""
+"""Where compiled programs are kept, so that a command starts fast; double precision. To be set up before equinox is imported."""
 
 import contextlib
 import gc

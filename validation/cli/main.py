@@ -49,17 +49,17 @@ _CLEARER = (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs `searchphase` with `args` (the process's own unless given).
+    """Runs `searchphase` with `args`; those of the process unless given, whose programs are then kept ([`odes.programs`][]).
 
     Returns the exit code: 0 done, 1 the check said no, 2 bad input, 130 interrupted.
     """
-    args = list(sys.argv[1:] if args is None else args)
-    if args == ["--version"]:
+    given = list(sys.argv[1:] if args is None else args)
+    if given == ["--version"]:
         print(f"searchphase {importlib.metadata.version('searchphase')}")
         return 0
-    name = args[0] if args and args[0] in COMMANDS else None
+    name = given[0] if given and given[0] in COMMANDS else None
     try:
-        return _run(args, name)
+        return _run(given, name, own_process=args is None)
     except KeyboardInterrupt:  # while packages are imported
         return _say(name, "interrupted", _INTERRUPTED)
 
@@ -75,11 +75,12 @@ def asked_device(args: Sequence[str]) -> str | None:
     return after[-1] if after and after[-1] in DEVICES else None
 
 
-def _run(args: list[str], name: str | None) -> int:
+def _run(args: list[str], name: str | None, *, own_process: bool) -> int:
     device = asked_device(args)
     set_up(hurry=name not in _LOOPS, device=device, alone=name in _SIMULATIONS)
     import jax
 
+    from odes import programs
     from odes.arguments import ArgumentError
     from validation.jobs.engine import JobsFailed, said
 
@@ -87,6 +88,8 @@ def _run(args: list[str], name: str | None) -> int:
     try:
         chosen = parsed(args)
         require_device(device)
+        if own_process and programs.configured("jax_enable_compilation_cache"):
+            programs.keep(programs.configured("jax_compilation_cache_dir"))
         code = chosen.run()
         sys.stdout.flush()
         return code

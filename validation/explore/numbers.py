@@ -10,7 +10,6 @@ All times are t = η * step. A function raises ArgumentError for settings that a
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float
 
 from odes import Escape, Family, Solution, solve
 from odes.gaussian import has_closed_form
+from odes.programs import program
 from theory import (
     CriticalPoints,
     Region,
@@ -219,7 +219,7 @@ def _place(settings: Settings) -> Float[Array, "2"]:
     return jnp.asarray(settings.place)
 
 
-@eqx.filter_jit
+@program
 def _search(
     family: Family, place: Float[Array, "2"], strengths: Float[Array, " n"]
 ) -> tuple[SearchPhase, Float[Array, " n"], CriticalPoints]:
@@ -230,7 +230,7 @@ def _search(
     return at(place[0]), jax.vmap(at)(strengths).tau, zeros
 
 
-@eqx.filter_jit
+@program
 def _flow(family: Family, escape: Escape, place: Float[Array, "2"], max_steps: int) -> Solution:
     problem = family.at(place[0], place[1])
     modes = escape_modes(problem)

@@ -2,13 +2,13 @@ r"""Several units: the modes of the search, the law of the escape time, the plat
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from odes import SGD, Adapter, Escape, Problem, log_times, random_overlaps, solve
+from odes.programs import program
 from theory import EscapeLaw, EscapeModes, escape_law, escape_modes, passage, saddles
 from validation.figures.figure import Figure, as_dataset
 from validation.figures.style import ESCAPE_LABEL, LOSS_LABEL, TIME_LABEL, draw_simulated, panels
@@ -36,7 +36,7 @@ _GOAL = Escape("loss", 0.01)
 _RANK_SGD = SGD(learning_rate=0.05, batch_size=np.inf, dimension=1e4)
 
 
-@eqx.filter_jit
+@program
 def _modes(rows: Float[Array, "n K P"]) -> EscapeModes:
     """The modes of adapters on erf units with many pretrained rows."""
     return jax.vmap(lambda B: escape_modes(Problem.committee(_LINK, pretrained=B)))(rows)
@@ -139,7 +139,7 @@ def _scratch(dimension: float) -> Problem:
     return Problem.committee(_LINK, pretrained=[0.0, 0.0], trains="weights", sgd=sgd)
 
 
-@eqx.filter_jit
+@program
 def _specialisation_times(problem: Problem, goal: Escape, keys: Array) -> Array:
     def one(key: Array) -> Array:
         start = random_overlaps(problem, key, up=jnp.eye(2), length=_LENGTH)
@@ -217,7 +217,7 @@ def _with_new(new: int, rank: int) -> Problem:
     )
 
 
-@eqx.filter_jit
+@program
 def _times_to_goal(problem: Problem, keys: Array) -> Array:
     return jax.vmap(lambda key: passage(problem, random_overlaps(problem, key), _GOAL, 1e4).escape_time)(keys)
 

@@ -6,11 +6,11 @@ whose teachers have the cosine c with those of the first. The setting is close t
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from odes import SGD, Adapter, Overlaps, Stage, StagedSolution, Transfer, losses, solve_stages
+from odes.programs import program
 from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import log_steps
 from validation.figures.style import LOSS_LABEL, TIME_LABEL, draw_simulated, panels
@@ -25,7 +25,7 @@ _DIMENSION, _BATCH = 1000, 2000
 _SEEDS = 4
 
 
-_losses = eqx.filter_jit(losses)
+_losses = program(losses)
 
 
 def _transfer(cosine: float, rank: int) -> Transfer:

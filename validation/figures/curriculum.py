@@ -11,12 +11,12 @@ search. Every simulated seed of stage two starts where the flow of stage one end
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from odes import SGD, Overlaps, Problem, Stage, log_times, losses, solve_stages, target_overlap
+from odes.programs import program
 from theory import noise_unit, resting_start, search_phase
 from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import followed, hermite_rate, log_steps
@@ -68,7 +68,7 @@ def _sgd(dimension: float) -> SGD:
     return sgd_at(0.2 / _UNIT, 0.2 * noise_unit(_problem("He3^2", SGD())), dimension)
 
 
-@eqx.filter_jit
+@program
 def _seen(problem: Problem, overlaps: Overlaps) -> dict[str, Any]:
     """What the panels show, at many overlaps; the sign that the symmetry (U, V) -> -(U, V) leaves open makes m > 0."""
     up, m = overlaps.up[..., 0, 0], overlaps.cross[..., 0, 0]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odes import Family, Problem, Solution, activation, log_times, self_moments
+from odes.programs import program
 from theory import resting_start, search_phase
 from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import followed, log_steps
@@ -46,7 +47,7 @@ def _problems(link: str, mixture: bool, dimension: float) -> Problems:
     return family.mixture if mixture else family.at
 
 
-@eqx.filter_jit
+@program
 def _solutions(problems: Problems, mus: jax.Array, times: jax.Array) -> dict[str, jax.Array]:
     """The observables (strengths, T) of the flow of finite steps from the typical start, for every μ."""
 

@@ -11,12 +11,12 @@ it starts from a constant, which the weights' length enters through D, and which
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from odes import Overlaps, Problem, activation, gradient_at
+from odes.programs import program
 from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import hermite_rate
 from validation.figures.style import (
@@ -43,7 +43,7 @@ _SAMPLES_PER_SEED = 25_000
 _SHOWN = 3e-4, 2
 
 
-@eqx.filter_jit
+@program
 def force(problem: Problem, up: jax.Array, overlaps: jax.Array) -> jax.Array:
     r"""$F = u\,(C - D\mu)\sqrt{1-m^2}$ at each overlap m, for a problem whose frozen weights are μω* or none."""
     along = problem.frozen @ problem.frame_gram
@@ -57,7 +57,7 @@ def force(problem: Problem, up: jax.Array, overlaps: jax.Array) -> jax.Array:
     return jax.vmap(at)(overlaps)
 
 
-@eqx.filter_jit
+@program
 def sampled_force(link: str, strength: jax.Array, up: jax.Array, overlaps: jax.Array, keys: jax.Array) -> jax.Array:
     r"""The force as an average of $-u\,e\,\sigma'(w\cdot x)\,t\cdot x$ over Gaussian inputs, for each key and overlap."""
     function = activation(link)

@@ -11,11 +11,11 @@ import functools
 import math
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
 from odes import Overlaps, Problem, log_times, noise_at
+from odes.programs import program
 from theory import resting_start, search_phase, weights_start
 from validation.figures.effort import Effort
 from validation.figures.figure import Figure, as_dataset
@@ -35,7 +35,7 @@ _MOST_SEEDS = 20
 _CHECKED, _CHECKED_NOISE = (2, 0.1), 0.01
 """The curve that is simulated with more noise, and directly too; its noise scale."""
 
-_noise_at = eqx.filter_jit(noise_at)
+_noise_at = program(noise_at)
 
 
 @dataclasses.dataclass(frozen=True)

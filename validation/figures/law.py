@@ -2,13 +2,13 @@ r"""The law of the escape time: its density at one dimension, and its mean over 
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from odes import Escape, Family, Problem
+from odes.programs import program
 from theory import EscapeLaw, escape_law, search_phase
 from validation.figures.effort import Effort
 from validation.figures.figure import Figure, as_dataset
@@ -33,7 +33,7 @@ def _problems(dimension: float) -> list[Problem]:
     return tuned([Family("erf").mixture(mu) for mu in _STRENGTHS], dimension)
 
 
-@eqx.filter_jit
+@program
 def _laws(problem: Problem, dimensions: Float[Array, " n"]) -> EscapeLaw:
     """The law at many dimensions, at one learning rate and noise scale."""
     theta = problem.sgd.noise_scale

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from odes import SGD, Escape, Overlaps, Problem, Solution, activation, self_moments, solve
+from odes.programs import program
 from theory import mode_start, passage, patience, search_phase, typical_amplitude, unstable_mode
 from validation.figures.work import Work, at_dimension
 from validation.simulation import mean_and_error
@@ -65,7 +66,7 @@ class LeadingOrder(eqx.Module):
     tau: Float[Array, ""]
 
 
-@eqx.filter_jit
+@program
 def leading_order(problem: Problem, escape: Escape) -> LeadingOrder:
     r"""The law of the escape time to leading order.
 

@@ -3,13 +3,13 @@ r"""Fine-tuning against training from scratch: the time to the same loss, agains
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from odes import SGD, Escape, Family, Overlaps, Problem, gradient_at, modified_flow, noise_at
+from odes.programs import program
 from theory import critical_points, passage, patience, resting_start, search_phase, weights_start
 from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import hermite_rate, trivial_loss, tuned
@@ -57,7 +57,7 @@ def scratch_start(problem: Problem) -> Overlaps:
     return scratch_at(1 / jnp.sqrt(problem.sgd.dimension))
 
 
-@eqx.filter_jit
+@program
 def scratch_time(problem: Problem, goal: float) -> Float[Array, ""]:
     r"""The time $\int dm/\dot m$ that unit weights take from $m = d^{-1/2}$ to the goal."""
     overlaps = jnp.linspace(-jnp.log(problem.sgd.dimension) / 2, -1e-4, 4001)
@@ -69,7 +69,7 @@ def scratch_time(problem: Problem, goal: float) -> Float[Array, ""]:
     return jnp.interp(-goal, -loss, time)
 
 
-@eqx.filter_jit
+@program
 def lora_times(family: Family, strengths: Float[Array, " n"], goal: float) -> Float[Array, " n"]:
     """The times that the flow of finite steps takes from the typical start to the goal; 0 where w0 is there already."""
 

@@ -3,13 +3,13 @@ r"""What a Hermite series that is cut at order K does to the search-phase time o
 import functools
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from odes import Family
+from odes.programs import program
 from theory import escape_rate, hermite_coefficients, sweep
 from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import simulated_tau, tuned
@@ -35,7 +35,7 @@ def truncated_loss(order: int, square: Array, overlap: Array) -> Array:
     return jnp.sum(factorials * (student**2 / 2 - student * teacher * powers))
 
 
-@eqx.filter_jit
+@program
 def truncated_taus(order: int, strengths: Float[Array, " n"]) -> Float[Array, " n"]:
     r"""τ of aligned students $w_0 = \mu\,\omega^*$ with $C = -\partial_M\ell_K$, $D = 2\,\partial_Q\ell_K$ and $\sqrt G = C - D\mu$."""
 

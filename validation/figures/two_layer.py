@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odes import SGD, Adapter, Overlaps, Problem, log_times, random_overlaps
+from odes.programs import program
 from validation.figures.figure import Figure, as_dataset
 from validation.figures.measured import followed, log_steps
 from validation.figures.style import LOSS_LABEL, TIME_LABEL, draw_simulated, link_label, panels, strength_colour
@@ -45,7 +46,7 @@ def _start(problem: Problem) -> Overlaps:
     return random_overlaps(problem, jax.random.key(1))
 
 
-@eqx.filter_jit
+@program
 def _losses(problems: Problem, starts: Overlaps, times: jax.Array) -> jax.Array:
     """The losses (strengths, T) of the flow of finite steps."""
     return eqx.filter_vmap(lambda problem, start: followed(problem, start, times, rtol=1e-7).loss)(problems, starts)

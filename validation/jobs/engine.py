@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from odes.arguments import ArgumentError, require
+from odes.pickles import packed, unpacked
 from odes.storage import made_with
 from validation.jobs.parts import Parts
-from validation.jobs.pickles import packed, unpacked
 from validation.jobs.remote import Answer, Surroundings, told, work
 from validation.progress import progress as progress_of
 

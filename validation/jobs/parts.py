@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from odes.arguments import ArgumentError
+from odes.pickles import packed, unpacked
 from odes.storage import provenance, write_whole
-from validation.jobs.pickles import packed, unpacked
 
 _INCIDENTAL = ("output", "plot", "json", "resume", "force", "workers", "scheduler", "retries", "device")
 """Flags that do not determine a result's numbers."""

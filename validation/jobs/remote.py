@@ -30,13 +30,16 @@ class Surroundings:
 
     environment: dict[str, str | None]
     config: dict[str, Any]
+    programs: str | None
 
     @classmethod
     def here(cls) -> "Surroundings":
         """Those of this process."""
         import jax
 
-        return cls(_environment(), {name: getattr(jax.config, name) for name in _CONFIG})
+        from odes import programs
+
+        return cls(_environment(), {name: getattr(jax.config, name) for name in _CONFIG}, programs.folder())
 
     def adopt(self) -> bool:
         """Makes them those of this process; False if JAX has been imported here with another environment, which stays."""
@@ -52,6 +55,9 @@ class Surroundings:
         for name, value in self.config.items():
             if getattr(jax.config, name) != value:
                 jax.config.update(name, value)
+        from odes import programs
+
+        programs.keep(self.programs)
         return True
 
 
@@ -86,8 +92,8 @@ def work(job: bytes, surroundings: Surroundings) -> bytes:
         return done.stdout
     _keep_freed_memory()
     from odes.arguments import ArgumentError
+    from odes.pickles import packed, unpacked
     from odes.storage import made_with
-    from validation.jobs.pickles import packed, unpacked
 
     try:
         with _threads_of_dask():

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odes import Overlaps, Problem, gram_root
+from odes.programs import program
 
 
 class FrameBasis(eqx.Module):
@@ -42,7 +43,7 @@ def spanning_basis(problem: Problem) -> Float[Array, "f span"]:
     return jax.device_put(root[:, spans])
 
 
-_gram_root = eqx.filter_jit(gram_root)
+_gram_root = program(gram_root)
 
 
 def frame_basis(problem: Problem) -> FrameBasis:
@@ -54,7 +55,7 @@ def frame_basis(problem: Problem) -> FrameBasis:
     return FrameBasis(*jax.device_put((root @ rotation, (target @ rotation)[:, :teachers])))
 
 
-@eqx.filter_jit
+@program
 def to_coordinates(rows: Float[Array, "f span"], overlaps: Overlaps) -> Coordinates:
     """Coordinates of V that have the given overlaps with a frame of the given `rows`."""
     inside = overlaps.cross @ jnp.linalg.pinv(rows).T

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from odes import Escape, Overlaps, Problem, losses
 from odes.devices import spread_batched
 from odes.gaussian import has_closed_form
+from odes.programs import program
 from validation.simulation.result import references
 from validation.simulation.simulator import Simulator
 
@@ -87,7 +88,7 @@ def _between_looks(problem: Problem, escape: Escape) -> int:
     return _LOOKS if cheap else _RARE_LOOKS
 
 
-@eqx.filter_jit
+@program
 def seed_keys(key: PRNGKeyArray, seeds: Int[Array, " n"], shared_start: bool = False) -> tuple[Array, Array]:
     """The keys for the starts and for the steps of the seeds with given numbers; they do not depend on which others there are."""
     pairs = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(seeds)
@@ -95,18 +96,18 @@ def seed_keys(key: PRNGKeyArray, seeds: Int[Array, " n"], shared_start: bool = F
     return jnp.broadcast_to(first, seeds.shape) if shared_start else pairs[:, 0], pairs[:, 1]
 
 
-@eqx.filter_jit
+@program
 def _starts(simulator: Simulator, keys: Array) -> Any:
     return jax.vmap(simulator.start)(keys)
 
 
-@eqx.filter_jit
+@program
 def _overlaps(simulator: Simulator, states: Any) -> Overlaps:
     real = jnp.result_type(float)
     return jax.vmap(lambda state: jax.tree.map(lambda x: x.astype(real), simulator.overlaps(state)))(states)
 
 
-@eqx.filter_jit
+@program
 def _taken_over(simulator: Simulator, before: Simulator, states: Any, restart: bool) -> Any:
     """The states of another simulator as those of this one; with U = 0 in the trained columns if it is to restart."""
     states = jax.vmap(lambda state: simulator.taken_over(state, before))(states)

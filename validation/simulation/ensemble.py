@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -13,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from odes import Escape, Problem, Stage
 from odes.arguments import ArgumentError, ArrayLike, require, require_integer, require_key, require_kind
 from odes.devices import machine_memory
+from odes.programs import program
 from odes.stages import require_alike, require_stage
 from validation.jobs.engine import Advanced, Failure, all_results, carry_out
 from validation.jobs.parts import Parts
@@ -23,7 +23,10 @@ from validation.simulation.simulator import Simulator, require_memory
 _COPIES = 3
 """The records of a simulation are in memory so many times: as blocks, joined, and as JAX's arrays."""
 
-_strength = eqx.filter_jit(lambda problem: problem.strength)
+
+@program
+def _strength(problem: Problem) -> jax.Array:
+    return problem.strength
 
 
 def block_slices(seeds: int, at_once: int) -> list[slice]:

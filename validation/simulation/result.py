@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from odes import Activation, Escape, Overlaps, Problem, Solution, Trajectory, losses
 from odes.arguments import ArgumentError, require
 from odes.overlaps import target_overlaps
+from odes.programs import program
 from odes.storage import described, loads, write_dataset
 
 _BLOWN_UP = 1e4
@@ -140,7 +141,7 @@ def joined(parts: Sequence[Simulation]) -> Simulation:
     return dataclasses.replace(first, **dict(zip(names, chosen, strict=True)))
 
 
-@eqx.filter_jit
+@program
 def references(escape: Escape, problem: Problem, origin: Overlaps) -> Float[Array, "..."]:
     """The criterion's value at every seed's origin: (seeds,), for overlaps (seeds, K)."""
     return escape.value(problem, origin, losses(problem, origin))
@@ -169,7 +170,7 @@ def observables(trajectory: Simulation | Solution) -> dict[str, Array]:
     return dict(zip(names, _observables(trajectory), strict=True))
 
 
-@eqx.filter_jit
+@program
 def _observables(trajectory: Simulation | Solution) -> list[Array]:
     overlaps = trajectory.overlaps
     rows = target_overlaps(trajectory.problem, overlaps)

@@ -76,10 +76,10 @@ def test_a_mixture_stands_in_place_of_strength_and_alignment():
 def test_a_slider_compiles_nothing():
     numbers.search(Settings())
     moved = [Settings(strength=0.61), Settings(rank=7), Settings(alignment=-0.3), Settings(batch_size=float("inf"))]
-    sizes = [traced._cached._cache_size() for traced in (numbers._search, numbers._flow)]
+    sizes = [traced.compiled._cached._cache_size() for traced in (numbers._search, numbers._flow)]
     for settings in moved:
         assert np.isfinite(numbers.search(settings)["flow"]["escape_time"])
-    assert [traced._cached._cache_size() for traced in (numbers._search, numbers._flow)] == sizes
+    assert [traced.compiled._cached._cache_size() for traced in (numbers._search, numbers._flow)] == sizes
 
 
 def test_what_never_ends_is_said():

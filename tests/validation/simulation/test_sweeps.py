@@ -16,11 +16,11 @@ import pytest
 
 from odes import load
 from odes.arguments import ArgumentError
+from odes.pickles import packed
 from tests.command_line import ON_ITS_OWN
 from tests.helpers import same_bits
 from tests.problems import single
 from validation.jobs.parts import Parts
-from validation.jobs.pickles import packed
 from validation.simulation import (
     Place,
     Simulations,

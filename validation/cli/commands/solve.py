@@ -4,12 +4,12 @@ import dataclasses
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from odes import Solution, log_times, random_overlaps, solve
+from odes.programs import program
 from theory import Saddle, saddles
 from validation.cli.options import FileOptions, ModelOptions, RunOptions, SGDOptions, noise_forbids
 from validation.cli.report import print_sample, rows_of, table
@@ -116,6 +116,6 @@ def columns(solution: Solution) -> dict[str, Any]:
     return dict(zip(names, _columns(solution), strict=True)) | trained
 
 
-@eqx.filter_jit
+@program
 def _columns(solution: Solution) -> tuple[Array, ...]:
     return solution.t, solution.loss, solution.m.T, solution.u.T, solution.s.T, solution.target_overlap

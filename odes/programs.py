@@ -1,0 +1,249 @@
+"""Compiled functions whose programs can be kept on disk, so that another process neither traces nor compiles them.
+
+JAX's own cache keeps what XLA compiles, but finds it by the program itself, which has to be traced and translated first: for the
+functions of this library that takes longer than all else that a short command does. Here a program is found by what decides about it:
+the function's name, those of its arguments that are not traced, the shapes and types of the others, JAX's configuration, the processor,
+and all code that is traced, ours by its content, that of libraries by their version.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pickle
+import platform
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
+
+from odes.pickles import named, packed, unpacked
+from odes.storage import write_whole
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_LAYERS = ("odes", "theory", "validation")
+_LIBRARIES = ("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "numpy", "scipy")
+"""The packages whose code is traced: our own, of which each imports those before it alone, and others."""
+
+_CONFIG = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_debug_nans",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+_ENVIRONMENT = ("JAX_", "XLA_", "EQX_", "PJRT_")
+"""What of JAX's configuration, and variables of which names, may decide about a program."""
+
+_WORTH = 0.05
+"""Programs that are made in less time, in seconds, are not kept."""
+
+
+class program(Generic[_P, _T]):
+    """Decorator: a compiled function, as `equinox.filter_jit` makes it. Arrays among its arguments are traced, all else is static.
+
+    Once [`keep`][] has named a folder its programs are read from there, and written where they are missing. Arguments that are being
+    traced, arrays that are not where JAX puts them by itself, and functions that no package knows by a name, such as a link function
+    of the user's own, are compiled as always.
+    """
+
+    def __init__(self, function: Callable[_P, _T]):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.compiled = eqx.filter_jit(function)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        kept = None if _store is None else _store.program(self, args, kwargs)
+        return self.compiled(*args, **kwargs) if kept is None else kept()
+
+
+class _Program:
+    """A program in memory, of arrays to arrays; the function's result has these, in this order, and what else is `static`."""
+
+    def __init__(self, executable: Callable[..., list[jax.Array]], order: Any, static: Any):
+        self._executable, self._static = executable, static
+        self._structure = jax.tree.structure(order)
+
+    def __call__(self, arrays: list[Any]) -> Any:
+        return eqx.combine(jax.tree.unflatten(self._structure, self._executable(*arrays)), self._static)
+
+
+class _Store:
+    """The programs in a folder, named as JAX's own there are, so that it removes those that have not been used for longest."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._surroundings = _surroundings()
+        self._loaded: dict[bytes, _Program] = {}
+
+    def program(self, function: program, args: Any, kwargs: Any) -> Callable[[], Any] | None:
+        """A call of the function as a kept program; None if it cannot be kept."""
+        dynamic, static = eqx.partition((args, kwargs), eqx.is_array)
+        arrays, structure = jax.tree.flatten(dynamic)
+        if configured("jax_disable_jit") or not all(map(_ordinary, arrays)):
+            return None
+        try:
+            key = _key(function, static, dynamic)
+        except (pickle.PicklingError, AttributeError, TypeError, ValueError):
+            return None
+        if key not in self._loaded:
+            digest = hashlib.sha256(self._surroundings + _code(key) + key).hexdigest()
+            file = self.folder / f"program-{function.function.__name__.strip('_')}-{digest}-cache"
+            made = _read(file)
+            self._loaded[key] = _made(file, function.function, static, arrays, structure) if made is None else made
+        return functools.partial(self._loaded[key], arrays)
+
+
+_store: _Store | None = None
+
+
+def keep(folder: str | os.PathLike | None) -> None:
+    """From now on the library's compiled functions are kept in a folder, which is there; if it is None, as JAX keeps them.
+
+    A process that finds a program there neither traces nor compiles it: its first result comes as fast as the second. It has to be a
+    folder that nobody else writes to, since programs are Python pickles and machine code, and are trusted. A program is made of the
+    code on disk: what a process itself has replaced in the packages, as tests do, is not seen.
+    """
+    global _store
+    if folder is None:
+        _store = None
+    elif _store is None or _store.folder != Path(folder):
+        _store = _Store(Path(folder))
+
+
+def folder() -> str | None:
+    """Where programs are kept; None if they are not."""
+    return None if _store is None else str(_store.folder)
+
+
+def configured(name: str) -> Any:
+    """What JAX's configuration says, here and now."""
+    return getattr(jax.config, name)
+
+
+def _ordinary(array: Any) -> bool:
+    """Whether an array has numbers, and is where JAX puts arrays by itself."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return not isinstance(array, jax.Array) or array.devices() == {jax.devices()[0]}
+
+
+def _key(function: program, static: Any, dynamic: Any) -> bytes:
+    """What decides about the program of a function and its arguments, in one process."""
+    if not (named(function) or named(function.function)):
+        raise pickle.PicklingError(f"no module knows {function} by its name")
+    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False)), dynamic)
+    config = [configured(name) for name in _CONFIG]
+    name = (function.function.__module__, function.function.__qualname__)
+    return packed((name, static, shapes, config), of=(*_LAYERS, *_LIBRARIES))
+
+
+def _read(file: Path) -> _Program | None:
+    """The program in a file; None if there is none that can be read."""
+    try:
+        content = zlib.decompress(file.read_bytes())
+        if b"lapack" in content:
+            _find_lapack()
+        executable, order, static = unpacked(content)
+        made = _Program(serialize_executable.deserialize_and_load(*executable), order, static)
+    except Exception:  # reading half of a file, or one of another version, may fail in any way
+        return None
+    _note_use(file)
+    return made
+
+
+def _made(file: Path, function: Callable[..., Any], static: Any, arrays: list[Any], structure: Any) -> _Program:
+    """Compiles the program, and writes it to the file unless it is small, calls back into Python or cannot be written."""
+    order, rest = None, None
+
+    def flat(*arrays: Any) -> list[Any]:
+        nonlocal order, rest
+        args, kwargs = eqx.combine(jax.tree.unflatten(structure, arrays), static)
+        dynamic, rest = eqx.partition(function(*args, **kwargs), eqx.is_array)
+        results, to = jax.tree.flatten(dynamic)
+        order = jax.tree.unflatten(to, range(len(results)))
+        return results
+
+    flat.__name__ = function.__name__
+    began = time.perf_counter()
+    with _compiled_anew():
+        executable = jax.jit(flat).lower(*arrays).compile()
+    if time.perf_counter() - began > _WORTH:
+        with contextlib.suppress(Exception):  # as JAX does with programs that it cannot keep
+            content = packed((serialize_executable.serialize(executable), order, rest))
+            write_whole(file, lambda path: path.write_bytes(zlib.compress(content, 1)))
+            _note_use(file)
+    return _Program(executable, order, rest)
+
+
+def _note_use(file: Path) -> None:
+    """Writes the time, as JAX does for its own programs in a folder whose size it bounds."""
+    if configured("jax_compilation_cache_max_size") != -1:
+        mark = file.with_name(file.name.removesuffix("-cache") + "-atime")
+        mark.write_bytes(time.time_ns().to_bytes(8, "little"))
+
+
+@contextlib.contextmanager
+def _compiled_anew() -> Iterator[None]:
+    """Without JAX's own cache: a program that was read from there lacks functions when it is written again."""
+    before = configured("jax_enable_compilation_cache")
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+@functools.cache
+def _find_lapack() -> None:
+    """JAX looks for LAPACK when it translates the first program that calls it, without which a program that was read calls nothing."""
+    jax.jit(jnp.linalg.eigvalsh).lower(jnp.ones((1, 1)))
+
+
+def _surroundings() -> bytes:
+    """By what programs are compiled, for which processor, and what the environment says of that."""
+    versions = [importlib.metadata.version(name) for name in _LIBRARIES]
+    variables = [(name, os.environ[name]) for name in sorted(os.environ) if name.startswith(_ENVIRONMENT)]
+    variables = [(name, value) for name, value in variables if "CACHE" not in name]
+    device = jax.devices()[0]
+    target = [device.platform, device.device_kind, device.client.platform_version, platform.machine()]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        target += sorted({line for line in lines if line.startswith(("model name", "flags"))})
+    return repr((sys.version, versions, variables, target)).encode()
+
+
+def _code(key: bytes) -> bytes:
+    """What is traced for a program: the code of our packages that its key names, and of those that they import."""
+    digest, named = hashlib.sha256(), [name.encode() in key for name in _LAYERS]
+    for number, name in enumerate(_LAYERS):
+        if any(named[number:]):
+            digest.update(_content(name))
+    return digest.digest()
+
+
+@functools.cache
+def _content(package: str) -> bytes:
+    digest, found = hashlib.sha256(), importlib.util.find_spec(package)
+    for place in [] if found is None else found.submodule_search_locations or []:
+        for file in sorted(Path(place).rglob("*.py")):
+            digest.update(str(file.relative_to(place)).encode() + file.read_bytes())
+    return digest.digest()

@@ -85,7 +85,7 @@ class _Program:
 
 
 class _Store:
-    """The programs in a folder, named as JAX's own there are, so that it removes those that have not been used for longest."""
+    """The programs in a folder, named as JAX's own there are: one bound, and one order of last uses, for both."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -187,16 +187,36 @@ def _made(file: Path, function: Callable[..., Any], static: Any, arrays: list[An
     if time.perf_counter() - began > _WORTH:
         with contextlib.suppress(Exception):  # as JAX does with programs that it cannot keep
             content = packed((serialize_executable.serialize(executable), order, rest))
-            write_whole(file, lambda path: path.write_bytes(zlib.compress(content, 1)))
             _note_use(file)
+            write_whole(file, lambda path: path.write_bytes(zlib.compress(content, 1)))
+            _make_room(file.parent)
     return _Program(executable, order, rest)
+
+
+def _mark(file: Path) -> Path:
+    """Where the time of a program's last use is, in nanoseconds."""
+    return file.with_name(file.name.removesuffix("-cache") + "-atime")
 
 
 def _note_use(file: Path) -> None:
     """Writes the time, as JAX does for its own programs in a folder whose size it bounds."""
     if configured("jax_compilation_cache_max_size") != -1:
-        mark = file.with_name(file.name.removesuffix("-cache") + "-atime")
-        mark.write_bytes(time.time_ns().to_bytes(8, "little"))
+        _mark(file).write_bytes(time.time_ns().to_bytes(8, "little"))
+
+
+def _make_room(folder: Path) -> None:
+    """Removes the programs, JAX's own too, that have not been used for longest, until the others are within JAX's bound of the folder."""
+    bound = configured("jax_compilation_cache_max_size")
+    if bound == -1:
+        return
+    used = {file: int.from_bytes(_mark(file).read_bytes(), "little") for file in folder.glob("*-cache")}
+    size = sum(file.stat().st_size for file in used)
+    for file in sorted(used, key=used.__getitem__):
+        if size <= bound:
+            return
+        size -= file.stat().st_size
+        file.unlink()
+        _mark(file).unlink()
 
 
 @contextlib.contextmanager

@@ -151,20 +151,40 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
         programs.keep(None)
 
 
-def test_uses_are_noted_where_the_folder_is_bounded(folder):
-    """JAX removes the programs first that have not been used for longest."""
-    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+@pytest.fixture
+def bounded(folder):
+    """The folder, whose size JAX bounds."""
     bound = jax.config.jax_compilation_cache_max_size
-    try:
-        jax.config.update("jax_compilation_cache_max_size", 2**30)
-        random_overlaps(problem, jax.random.key(3))
-        (mark,) = folder.glob("program-drawn-*-atime")
-        first = int.from_bytes(mark.read_bytes(), "little")
-        reread(folder)
-        random_overlaps(problem, jax.random.key(3))
-        assert int.from_bytes(mark.read_bytes(), "little") > first
-    finally:
-        jax.config.update("jax_compilation_cache_max_size", bound)
+    jax.config.update("jax_compilation_cache_max_size", 2**30)
+    yield folder
+    jax.config.update("jax_compilation_cache_max_size", bound)
+
+
+def test_uses_are_noted_where_the_folder_is_bounded(bounded):
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    random_overlaps(problem, jax.random.key(3))
+    (mark,) = bounded.glob("program-drawn-*-atime")
+    first = int.from_bytes(mark.read_bytes(), "little")
+    reread(bounded)
+    random_overlaps(problem, jax.random.key(3))
+    assert int.from_bytes(mark.read_bytes(), "little") > first
+
+
+def test_what_has_not_been_used_for_longest_makes_room(bounded):
+    """JAX's own programs too."""
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    start = random_overlaps(problem, jax.random.key(3))
+    (drawn,) = kept(bounded, "drawn")
+    for name, used in (("jit_f-1", 0), ("jit_f-2", 2**62)):
+        (bounded / f"{name}-cache").write_bytes(bytes(1000))
+        (bounded / f"{name}-atime").write_bytes(used.to_bytes(8, "little"))
+    jax.config.update("jax_compilation_cache_max_size", (bounded / drawn).stat().st_size + 1000)
+    flow(problem, start)
+    assert not kept(bounded, "drawn") and kept(bounded, "flow")
+    programs_left, marks = (
+        {file.name.removesuffix(end) for file in bounded.glob(f"*{end}")} for end in ("-cache", "-atime")
+    )
+    assert programs_left == marks and "jit_f-2" in marks and "jit_f-1" not in marks
 
 
 def test_another_process_reads_them(tmp_path):

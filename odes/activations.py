@@ -138,11 +138,12 @@ class Activation(Shown):
 
     @property
     def known(self) -> bool:
-        """Whether the name alone says what f is, as [`activation`][] reads it."""
+        """Whether the name alone says what f is, as [`activation`][] reads it, and how it is averaged."""
         try:
-            return activation(self.name).function == self.function
+            named = activation(self.name)
         except ArgumentError:
             return False
+        return all(getattr(named, field.name) == getattr(self, field.name) for field in dataclasses.fields(self)[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A link function with a name is pickled as its name; one of your own by its function, which must be importable."""

@@ -15,6 +15,7 @@ import os
 import pickle
 import platform
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -35,18 +36,19 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _LAYERS = ("odes", "theory", "validation")
-_LIBRARIES = ("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "numpy", "scipy")
+_LIBRARIES = ("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "numpy", "scipy", "opt_einsum")
 """The packages whose code is traced: our own, of which each imports those before it alone, and others."""
 
 _CONFIG = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
-    "jax_debug_nans",
     "jax_default_prng_impl",
+    "jax_disable_most_optimizations",
     "jax_threefry_partitionable",
 )
+_UNKEPT = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_default_device")
 _ENVIRONMENT = ("JAX_", "XLA_", "EQX_", "PJRT_")
-"""What of JAX's configuration, and variables of which names, may decide about a program."""
+"""What of JAX's configuration may decide about a program, what of it JAX alone can heed, and how variables begin that say more of it."""
 
 _WORTH = 0.05
 """Programs that are made in less time, in seconds, are not kept."""
@@ -89,25 +91,32 @@ class _Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._surroundings = _surroundings()
-        self._loaded: dict[bytes, _Program] = {}
+        self.loaded: dict[bytes, _Program] = {}
+        self._making = threading.RLock()  # a program may need others while it is traced
+
+    @functools.cached_property
+    def surroundings(self) -> bytes:
+        """By what programs are compiled, once JAX has been started."""
+        return _surroundings()
 
     def program(self, function: program, args: Any, kwargs: Any) -> Callable[[], Any] | None:
         """A call of the function as a kept program; None if it cannot be kept."""
         dynamic, static = eqx.partition((args, kwargs), eqx.is_array)
         arrays, structure = jax.tree.flatten(dynamic)
-        if configured("jax_disable_jit") or not all(map(_ordinary, arrays)):
+        if any(map(configured, _UNKEPT)) or not all(map(_ordinary, arrays)):
             return None
         try:
             key = _key(function, static, dynamic)
-        except (pickle.PicklingError, AttributeError, TypeError, ValueError):
+        except (pickle.PicklingError, AttributeError, TypeError, ValueError, RecursionError):
             return None
-        if key not in self._loaded:
-            digest = hashlib.sha256(self._surroundings + _code(key) + key).hexdigest()
-            file = self.folder / f"program-{function.function.__name__.strip('_')}-{digest}-cache"
-            made = _read(file)
-            self._loaded[key] = _made(file, function.function, static, arrays, structure) if made is None else made
-        return functools.partial(self._loaded[key], arrays)
+        with self._making:
+            if key not in self.loaded:
+                if not _as_imported():
+                    return None
+                digest = hashlib.sha256(self.surroundings + _code(key) + key).hexdigest()
+                file = self.folder / f"program-{function.function.__name__.strip('_')}-{digest}-cache"
+                self.loaded[key] = _read(file) or _made(file, function.function, static, arrays, structure)
+        return functools.partial(self.loaded[key], arrays)
 
 
 _store: _Store | None = None
@@ -118,13 +127,14 @@ def keep(folder: str | os.PathLike | None) -> None:
 
     A process that finds a program there neither traces nor compiles it: its first result comes as fast as the second. It has to be a
     folder that nobody else writes to, since programs are Python pickles and machine code, and are trusted. A program is made of the
-    code on disk: what a process itself has replaced in the packages, as tests do, is not seen.
+    code on disk: what a process itself has replaced in the packages, as tests do, is not seen. Once a file of theirs has been written
+    since they were imported, nothing more is kept.
     """
     global _store
     if folder is None:
         _store = None
-    elif _store is None or _store.folder != Path(folder):
-        _store = _Store(Path(folder))
+    elif _store is None or _store.folder != Path(folder).absolute():
+        _store = _Store(Path(folder).absolute())
 
 
 def folder() -> str | None:
@@ -134,7 +144,13 @@ def folder() -> str | None:
 
 def configured(name: str) -> Any:
     """What JAX's configuration says, here and now."""
-    return getattr(jax.config, name)
+    return getattr(jax.config, name) if hasattr(jax.config, name) else jax.config.values[name]
+
+
+def forget() -> None:
+    """Removes the programs from memory, as `jax.clear_caches` does those of JAX, which leave it to be filled by others."""
+    if _store is not None:
+        _store.loaded.clear()
 
 
 def _ordinary(array: Any) -> bool:
@@ -146,8 +162,9 @@ def _ordinary(array: Any) -> bool:
 
 def _key(function: program, static: Any, dynamic: Any) -> bytes:
     """What decides about the program of a function and its arguments, in one process."""
-    if not (named(function) or named(function.function)):
-        raise pickle.PicklingError(f"no module knows {function} by its name")
+    package = function.function.__module__.partition(".")[0]
+    if package not in _LAYERS or not (named(function) or named(function.function)):
+        raise pickle.PicklingError(f"no module of {', '.join(_LAYERS)} knows {function} by its name")
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False)), dynamic)
     config = [configured(name) for name in _CONFIG]
     name = (function.function.__module__, function.function.__qualname__)
@@ -161,7 +178,9 @@ def _read(file: Path) -> _Program | None:
         if b"lapack" in content:
             _find_lapack()
         executable, order, static = unpacked(content)
-        made = _Program(serialize_executable.deserialize_and_load(*executable), order, static)
+        devices = jax.devices()
+        where = {"execution_devices": devices[:1]} if len(devices) > 1 else {}
+        made = _Program(serialize_executable.deserialize_and_load(*executable, **where), order, static)
     except Exception:  # reading half of a file, or one of another version, may fail in any way
         return None
     _note_use(file)
@@ -201,7 +220,8 @@ def _mark(file: Path) -> Path:
 def _note_use(file: Path) -> None:
     """Writes the time, as JAX does for its own programs in a folder whose size it bounds."""
     if configured("jax_compilation_cache_max_size") != -1:
-        _mark(file).write_bytes(time.time_ns().to_bytes(8, "little"))
+        with contextlib.suppress(OSError):
+            _mark(file).write_bytes(time.time_ns().to_bytes(8, "little"))
 
 
 def _make_room(folder: Path) -> None:
@@ -209,14 +229,15 @@ def _make_room(folder: Path) -> None:
     bound = configured("jax_compilation_cache_max_size")
     if bound == -1:
         return
-    used = {file: int.from_bytes(_mark(file).read_bytes(), "little") for file in folder.glob("*-cache")}
-    size = sum(file.stat().st_size for file in used)
-    for file in sorted(used, key=used.__getitem__):
+    sizes = {file: file.stat().st_size for file in folder.glob("*-cache")}
+    uses = {file: int.from_bytes(_mark(file).read_bytes(), "little") if _mark(file).exists() else 0 for file in sizes}
+    size = sum(sizes.values())
+    for file in sorted(uses, key=uses.__getitem__):
         if size <= bound:
             return
-        size -= file.stat().st_size
-        file.unlink()
-        _mark(file).unlink()
+        size -= sizes[file]
+        file.unlink(missing_ok=True)
+        _mark(file).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -262,8 +283,22 @@ def _code(key: bytes) -> bytes:
 
 @functools.cache
 def _content(package: str) -> bytes:
-    digest, found = hashlib.sha256(), importlib.util.find_spec(package)
-    for place in [] if found is None else found.submodule_search_locations or []:
-        for file in sorted(Path(place).rglob("*.py")):
-            digest.update(str(file.relative_to(place)).encode() + file.read_bytes())
+    digest = hashlib.sha256()
+    for name, file in _files(package):
+        digest.update(name.encode() + file.read_bytes())
     return digest.digest()
+
+
+def _files(package: str) -> list[tuple[str, Path]]:
+    """The files of a package of ours, by their names in it."""
+    found = importlib.util.find_spec(package)
+    places = [] if found is None else map(Path, found.submodule_search_locations or [])
+    return [(str(file.relative_to(place)), file) for place in places for file in sorted(place.rglob("*.py"))]
+
+
+_IMPORTED = time.time()
+
+
+def _as_imported() -> bool:
+    """Whether the code on disk is that of this process."""
+    return all(file.stat().st_mtime < _IMPORTED for name in _LAYERS for _, file in _files(name))

@@ -1,10 +1,12 @@
 """Programs that are kept on disk: found again by another process, by nothing else than what they were made of."""
 
+import concurrent.futures
 import dataclasses
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import Activation, Adapter, Escape, Problem, flow, pretrained, programs, random_overlaps, solve
+from odes import Activation, Adapter, Escape, Problem, activation, flow, pretrained, programs, random_overlaps, solve
 from odes.programs import program
 
 
@@ -77,26 +79,57 @@ def test_other_numbers_are_the_same_program_and_anything_else_is_another(folder)
 
 
 def test_configuration_and_code_decide_too(folder, monkeypatch):
-    double = program(lambda x: 2 * x)
-    monkeypatch.setattr(programs, "named", lambda _: True)
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    start = pretrained(problem)
 
     def count():
         before = kept(folder)
-        double(jnp.ones(3))
+        flow(problem, start)
         return len(kept(folder) - before)
 
     assert count() == 1 and count() == 0
     with jax.default_matmul_precision("highest"):
         assert count() == 1
-    with jax.numpy_dtype_promotion("standard"):
-        double(jnp.ones(3, jnp.float32))
-    assert len(kept(folder)) == 3
+    reread(folder)
+    assert count() == 0
     monkeypatch.setattr(programs, "_content", lambda package: package.encode())
     reread(folder)
     assert count() == 1
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} ")
     reread(folder)
     assert count() == 1
+
+
+def test_code_that_was_written_since_it_was_imported_is_not_kept(folder, monkeypatch):
+    monkeypatch.setattr(programs, "_IMPORTED", 0.0)
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    assert np.isfinite(flow(problem, pretrained(problem)).up).all() and not kept(folder)
+
+
+def test_what_jax_alone_can_heed_is_left_to_it(folder):
+    """Numbers that are to be looked at on the way, and another device."""
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    with jax.debug_nans(True):
+        assert np.isfinite(random_overlaps(problem, jax.random.key(3)).cross).all()
+    with jax.default_device(jax.devices()[0]):
+        assert np.isfinite(random_overlaps(problem, jax.random.key(3)).cross).all()
+    assert not kept(folder)
+
+
+def test_programs_can_be_forgotten(folder):
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    random_overlaps(problem, jax.random.key(3))
+    assert programs._store is not None and programs._store.loaded
+    programs.forget()
+    assert not programs._store.loaded and kept(folder)
+
+
+def test_threads_share_a_program_and_leave_jax_as_it_was(folder):
+    problems = [Problem.single_index(link, strength=0.4) for link in ("erf", "erf(x)", "erf", "He1")]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        changes = list(pool.map(lambda problem: flow(problem, pretrained(problem)), problems))
+    same(changes[0], changes[2])
+    assert len(kept(folder, "flow")) == 3 and jax.config.jax_enable_compilation_cache
 
 
 def test_code_above_a_program_does_not_decide():
@@ -128,6 +161,27 @@ def test_what_is_traced_stays_traced(folder):
     value, slope = jax.value_and_grad(change)(start.up)
     np.testing.assert_allclose(jax.jit(jax.vmap(change))(start.up[None])[0], value, rtol=1e-12)
     assert np.isfinite(slope).all() and kept(folder) == files
+
+
+def test_a_link_function_that_is_averaged_otherwise_is_another(folder):
+    """What it is called and computes is not all of it."""
+    usual = activation("tanh")
+    kinked = Activation("tanh", usual.function, kinks=(0.0, 2.0))
+    assert usual.known and not kinked.known
+    for link, files in ((usual, 1), (kinked, 2)):
+        problem = Problem.single_index(link, strength=0.4)
+        flow(problem, pretrained(problem))
+        assert len(kept(folder, "flow")) == files
+
+
+def test_functions_of_other_modules_are_compiled_as_always(folder):
+    """Nothing is known of their code."""
+
+    def twice(x):
+        return 2 * x
+
+    assert program(twice)(jnp.ones(1)).item() == 2.0 and program(jnp.sin)(jnp.zeros(1)).item() == 0.0
+    assert not kept(folder)
 
 
 @pytest.mark.parametrize("broken", [b"", b"no program", None], ids=["empty", "nonsense", "half"])
@@ -187,10 +241,12 @@ def test_what_has_not_been_used_for_longest_makes_room(bounded):
     assert programs_left == marks and "jit_f-2" in marks and "jit_f-1" not in marks
 
 
-def test_another_process_reads_them(tmp_path):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_another_process_reads_them(tmp_path, devices):
     """Of a program that calls LAPACK, which that process has not been told of; it says the same and writes nothing."""
     words = f"""
         import jax
+        jax.config.update("jax_num_cpu_devices", {devices})
         from odes import Problem, programs, random_overlaps
         programs.keep({str(tmp_path)!r})
         print(random_overlaps(Problem.single_index("erf", strength=0.4, alignment=0.6), jax.random.key(3)).cross.tolist())
@@ -200,6 +256,17 @@ def test_another_process_reads_them(tmp_path):
         (subprocess.run(command, capture_output=True, text=True, check=True).stdout, kept(tmp_path)) for _ in range(2)
     )
     assert first == second and len(first[1]) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of the size of files")
+def test_a_full_disk_is_no_error(bounded, monkeypatch):
+    """Neither where the use of a program is noted, nor where one is to be written."""
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    right = random_overlaps(problem, jax.random.key(3))
+    reread(bounded)
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    same(random_overlaps(problem, jax.random.key(3)), right)
+    assert np.isfinite(flow(problem, right).up).all() and not kept(bounded, "flow")
 
 
 def test_methods_are_programs_of_their_instance(folder):

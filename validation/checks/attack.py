@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from odes import programs
 from odes.gaussian import has_closed_form
 from theory import Validity, escape_law, fine_tuning
 from validation.checks import CHECKS
@@ -65,6 +66,7 @@ class Trial:
         """What the theory says of the setting, and what the chain does; an error of the program is a check that disagrees."""
         if self.number % ALIKE == 0:  # before there is no memory left for compiled programs
             jax.clear_caches()
+            programs.forget()
         setting = drawn(self.seed, self.number) if self.setting is None else self.setting
         try:
             return self._attempt(setting)

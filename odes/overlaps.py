@@ -106,6 +106,7 @@ def with_own_readout(problem: Problem, overlaps: Overlaps) -> Overlaps:
     return dataclasses.replace(overlaps, readout=jnp.broadcast_to(problem.readout, (*batch, problem.units[0])))
 
 
+@program
 def target_overlaps(problem: Problem, overlaps: Overlaps) -> Float[Array, "*batch K P"]:
     r"""$WT^T = (A\Gamma + \kappa UX)\tilde B^T$ of the whole student with what it learns, at one or many overlaps."""
     start = problem.frozen @ problem.frame_gram @ problem.target.T

@@ -256,7 +256,7 @@ def _compiled_anew() -> Iterator[None]:
 @functools.cache
 def _find_lapack() -> None:
     """JAX looks for LAPACK when it translates the first program that calls it, without which a program that was read calls nothing."""
-    jax.jit(jnp.linalg.eigvalsh).lower(jnp.ones((1, 1)))
+    jax.jit(jax.lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 def _surroundings() -> bytes:

@@ -3,6 +3,7 @@
 Compilation takes most of the time of most tests: XLA leaves out its costly optimisations but for those of `validation`, the explorer's
 apart, which simulate long (without them up to seven times as long), and compare runs to the last bit, of which unoptimised loops over
 seeds are no longer independent. As many tests run side by side as there are cores, so that a program compiles on one.
+Even the smallest programs are read from disk sooner than they are compiled, as often as tests need the same.
 """
 
 import gc

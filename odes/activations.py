@@ -140,10 +140,9 @@ class Activation(Shown):
     def known(self) -> bool:
         """Whether the name alone says what f is, as [`activation`][] reads it, and how it is averaged."""
         try:
-            named = activation(self.name)
+            return bool(activation(self.name) == self)
         except ArgumentError:
             return False
-        return all(getattr(named, field.name) == getattr(self, field.name) for field in dataclasses.fields(self)[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A link function with a name is pickled as its name; one of your own by its function, which must be importable."""

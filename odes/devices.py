@@ -185,7 +185,7 @@ def _cut(x: Any, rows: int, devices: tuple[Any, ...]) -> Any:
 def _run(
     function: Callable[..., Any], arguments: tuple[Any, ...], split: Any, devices: tuple[Any, ...], mapped: bool
 ) -> Any:
-    """The function of rows whose number is a multiple of the devices'."""
+    """The function of rows whose number is a multiple of the devices'; none are named where there is one, so that it can be kept."""
     cut, common = eqx.partition(arguments, split)
     code, fixed = eqx.partition((function, common), eqx.is_array)
 

@@ -18,7 +18,7 @@ class _Pickler(pickle.Pickler):
 
         That makes modules which Equinox keeps for ever, as some whose initialisation has not come to its end, and keys with an algorithm
         that is equal to JAX's own one but not the same object, of which JAX compiles a step that takes 1.6 times as long.
-        Compiled functions are named as those that they were made of.
+        Compiled functions are found by their names, as functions are.
         """
         if callable(obj) and named(obj):
             return obj.__qualname__

@@ -110,13 +110,15 @@ class _Store:
         except (pickle.PicklingError, AttributeError, TypeError, ValueError, RecursionError):
             return None
         with self._making:
-            if key not in self.loaded:
+            made = self.loaded.get(key)
+            if made is None:
                 if not _as_imported():
                     return None
                 digest = hashlib.sha256(self.surroundings + _code(key) + key).hexdigest()
                 file = self.folder / f"program-{function.function.__name__.strip('_')}-{digest}-cache"
-                self.loaded[key] = _read(file) or _made(file, function.function, static, arrays, structure)
-        return functools.partial(self.loaded[key], arrays)
+                made = _read(file) or _made(file, function.function, static, arrays, structure)
+                self.loaded[key] = made
+        return functools.partial(made, arrays)
 
 
 _store: _Store | None = None
@@ -274,9 +276,9 @@ def _surroundings() -> bytes:
 
 def _code(key: bytes) -> bytes:
     """What is traced for a program: the code of our packages that its key names, and of those that they import."""
-    digest, named = hashlib.sha256(), [name.encode() in key for name in _LAYERS]
+    digest, there = hashlib.sha256(), [name.encode() in key for name in _LAYERS]
     for number, name in enumerate(_LAYERS):
-        if any(named[number:]):
+        if any(there[number:]):
             digest.update(_content(name))
     return digest.digest()
 
@@ -289,6 +291,7 @@ def _content(package: str) -> bytes:
     return digest.digest()
 
 
+@functools.cache
 def _files(package: str) -> list[tuple[str, Path]]:
     """The files of a package of ours, by their names in it."""
     found = importlib.util.find_spec(package)

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from odes import Activation, Adapter, Escape, Problem, activation, flow, pretrained, programs, random_overlaps, solve
+from odes.pickles import packed
 from odes.programs import program
+from tests.helpers import same_bits
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def run(problem):
 
 
 def same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a, b)
+    """The same numbers to the last bit, in the same objects."""
+    same_bits(one, other)
     assert jax.tree.structure(one) == jax.tree.structure(other)
 
 
@@ -130,6 +132,13 @@ def test_threads_share_a_program_and_leave_jax_as_it_was(folder):
         changes = list(pool.map(lambda problem: flow(problem, pretrained(problem)), problems))
     same(changes[0], changes[2])
     assert len(kept(folder, "flow")) == 3 and jax.config.jax_enable_compilation_cache
+
+
+def test_equal_arguments_are_one_program_be_they_the_same_object_or_two():
+    """What another program gave is another object after that has been read."""
+    one, other = activation("erf"), activation("erf")
+    same_one, two = (packed(pair, of=("odes",)) for pair in ((one, one), (one, other)))
+    assert one is not other and same_one == two != packed((one, activation("erf(x)")), of=("odes",))
 
 
 def test_code_above_a_program_does_not_decide():
@@ -258,7 +267,6 @@ def test_another_process_reads_them(tmp_path, devices):
     assert first == second and len(first[1]) == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of the size of files")
 def test_a_full_disk_is_no_error(bounded, monkeypatch):
     """Neither where the use of a program is noted, nor where one is to be written."""
     problem = Problem.single_index("erf", strength=0.4, alignment=0.6)

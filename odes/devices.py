@@ -181,7 +181,7 @@ def _cut(x: Any, rows: int, devices: tuple[Any, ...]) -> Any:
     return (jax.device_put(x, devices[0]) if concrete(x) else x)[:rows]
 
 
-@program
+@functools.partial(program, long=True)
 def _run(
     function: Callable[..., Any], arguments: tuple[Any, ...], split: Any, devices: tuple[Any, ...], mapped: bool
 ) -> Any:

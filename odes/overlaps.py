@@ -205,28 +205,34 @@ def random_overlaps(problem: Problem, key: PRNGKeyArray, *, up: ArrayLike = 0.0,
     shapes = [(problem.units[0], problem.adapter.rank)[n:] for n in range(3)]
     require("up", up, "one number, (r,) or (K, r)", lambda x: np.shape(x) in shapes)
     require("length", length, "positive and finite", positive)
-    overlaps, freedom = _drawn(problem, key, real_array(up), real_array(length))
+    units, rank = problem.units[0], problem.adapter.rank
+    rows, freedom = _drawn(problem.frame_gram, problem.sgd.dimension, key, real_array(length), rank=rank)
+    overlaps = Overlaps(jnp.broadcast_to(real_array(up), (units, rank)), *rows)
     if concrete(freedom):
         dimension = np.asarray(problem.sgd.dimension)
-        least = int(dimension - np.asarray(freedom)) + problem.adapter.rank
+        least = int(dimension - np.asarray(freedom)) + rank
         require("dimension", dimension, f"at least {least}, the number of directions", lambda x: x >= least)
     return overlaps
 
 
 @program
 def _drawn(
-    problem: Problem, key: PRNGKeyArray, up: Float[Array, "*u"], length: Float[Array, "*r"]
-) -> tuple[Overlaps, Float[Array, ""]]:
-    """A random start, and the number of dimensions outside span F."""
-    rank, dtype = problem.adapter.rank, problem.frame_gram.dtype
-    root, spans = gram_root(problem.frame_gram)
-    freedom = problem.sgd.dimension - jnp.sum(spans, dtype=dtype)
+    gram: Float[Array, "f f"],
+    dimension: Float[Array, ""],
+    key: PRNGKeyArray,
+    length: Float[Array, "*r"],
+    *,
+    rank: int,
+) -> tuple[tuple[Float[Array, "r f"], Float[Array, "r r"]], Float[Array, ""]]:
+    """X and R of a random start, and the number of dimensions outside span F; the same program for all link functions."""
+    root, spans = gram_root(gram)
+    freedom = dimension - jnp.sum(spans, dtype=gram.dtype)
     inside_key, below_key, diagonal_key = jax.random.split(key, 3)
-    inside = jax.random.normal(inside_key, (rank, problem.frame_size), dtype) * spans.astype(dtype)[None]
-    below = jnp.tril(jax.random.normal(below_key, (rank, rank), dtype), -1)
-    beside = jnp.sqrt(jax.random.chisquare(diagonal_key, freedom - jnp.arange(rank, dtype=dtype), dtype=dtype))
-    cross, gram = rows_of_length(inside, root, below + diagonal_matrix(beside), length)
-    return Overlaps(jnp.broadcast_to(up, (problem.units[0], rank)), cross, gram), freedom
+    inside = jax.random.normal(inside_key, (rank, len(gram)), gram.dtype) * spans.astype(gram.dtype)[None]
+    below = jnp.tril(jax.random.normal(below_key, (rank, rank), gram.dtype), -1)
+    freedoms = freedom - jnp.arange(rank, dtype=gram.dtype)
+    beside = jnp.sqrt(jax.random.chisquare(diagonal_key, freedoms, dtype=gram.dtype))
+    return rows_of_length(inside, root, below + diagonal_matrix(beside), length), freedom
 
 
 def rows_of_length(

@@ -50,6 +50,9 @@ _UNKEPT = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_default_d
 _ENVIRONMENT = ("JAX_", "XLA_", "EQX_", "PJRT_")
 """What of JAX's configuration may decide about a program, what of it JAX alone can heed, and how variables begin that say more of it."""
 
+LONG = "SEARCHPHASE_LONG_PROGRAMS"
+"""The environment variable with XLA's flags for programs that run long."""
+
 _WORTH = 0.05
 """Programs that are made in less time, in seconds, are not kept."""
 
@@ -60,19 +63,32 @@ class program(Generic[_P, _T]):
     Once [`keep`][] has named a folder its programs are read from there, and written where they are missing. Arguments that are being
     traced, arrays that are not where JAX puts them by itself, and functions that no package knows by a name, such as a link function
     of the user's own, are compiled as always.
+
+    `long`: it runs for longer than its compilation takes, as loops over many steps do; the environment variable
+    SEARCHPHASE_LONG_PROGRAMS may hold flags of XLA for such programs alone, written as in XLA_FLAGS.
     """
 
-    def __init__(self, function: Callable[_P, _T]):
+    def __init__(self, function: Callable[_P, _T], *, long: bool = False):
         functools.update_wrapper(self, function)
-        self.function = function
+        self.function, self.long = function, long
         self.compiled = eqx.filter_jit(function)
+        jitted: Any = eqx.filter_jit  # hands what it does not know to jax.jit
+        self._with_options = functools.cache(lambda options: jitted(function, compiler_options=dict(options)))
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         kept = None if _store is None else _store.program(self, args, kwargs)
-        return self.compiled(*args, **kwargs) if kept is None else kept()
+        if kept is not None:
+            return kept()
+        alone = bool(self.options) and not _traced(args, kwargs)  # a part of another program is compiled as that is
+        return (self._with_options(self.options) if alone else self.compiled)(*args, **kwargs)
+
+    @property
+    def options(self) -> tuple[tuple[str, Any], ...]:
+        """XLA's options for its programs, beside those of all."""
+        return _flags(os.environ.get(LONG, "")) if self.long else ()
 
 
 class _Program:
@@ -116,7 +132,7 @@ class _Store:
                     return None
                 digest = hashlib.sha256(self.surroundings + _code(key) + key).hexdigest()
                 file = self.folder / f"program-{function.function.__name__.strip('_')}-{digest}-cache"
-                made = _read(file) or _made(file, function.function, static, arrays, structure)
+                made = _read(file) or _made(file, function, static, arrays, structure)
                 self.loaded[key] = made
         return functools.partial(made, arrays)
 
@@ -155,6 +171,24 @@ def forget() -> None:
         _store.loaded.clear()
 
 
+@functools.cache
+def _flags(words: str) -> tuple[tuple[str, bool | int | str], ...]:
+    """Flags of XLA as options of a compilation.
+
+    >>> _flags("--xla_cpu_use_fusion_emitters=true --xla_backend_optimization_level=3")
+    (('xla_cpu_use_fusion_emitters', True), ('xla_backend_optimization_level', 3))
+    """
+    values: dict[str, bool] = {"true": True, "false": False}
+    pairs = (word.removeprefix("--").partition("=")[::2] for word in words.split())
+    return tuple((name, int(value) if value.isdigit() else values.get(value, value)) for name, value in pairs)
+
+
+def _traced(*arguments: Any) -> bool:
+    """Whether a function of these arguments is called to be traced, be it with numbers that are known."""
+    tracers = (isinstance(x, jax.core.Tracer) for x in (jnp.zeros(()), *jax.tree.leaves(arguments)))
+    return any(tracers)
+
+
 def _ordinary(array: Any) -> bool:
     """Whether an array has numbers, and is where JAX puts arrays by itself."""
     if isinstance(array, jax.core.Tracer):
@@ -170,7 +204,7 @@ def _key(function: program, static: Any, dynamic: Any) -> bytes:
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False)), dynamic)
     config = [configured(name) for name in _CONFIG]
     name = (function.function.__module__, function.function.__qualname__)
-    return packed((name, static, shapes, config), of=(*_LAYERS, *_LIBRARIES))
+    return packed((name, static, shapes, config, function.options), of=(*_LAYERS, *_LIBRARIES))
 
 
 def _read(file: Path) -> _Program | None:
@@ -189,22 +223,22 @@ def _read(file: Path) -> _Program | None:
     return made
 
 
-def _made(file: Path, function: Callable[..., Any], static: Any, arrays: list[Any], structure: Any) -> _Program:
+def _made(file: Path, function: program, static: Any, arrays: list[Any], structure: Any) -> _Program:
     """Compiles the program, and writes it to the file unless it is small, calls back into Python or cannot be written."""
     order, rest = None, None
 
     def flat(*arrays: Any) -> list[Any]:
         nonlocal order, rest
         args, kwargs = eqx.combine(jax.tree.unflatten(structure, arrays), static)
-        dynamic, rest = eqx.partition(function(*args, **kwargs), eqx.is_array)
+        dynamic, rest = eqx.partition(function.function(*args, **kwargs), eqx.is_array)
         results, to = jax.tree.flatten(dynamic)
         order = jax.tree.unflatten(to, range(len(results)))
         return results
 
-    flat.__name__ = function.__name__
+    flat.__name__ = function.function.__name__
     began = time.perf_counter()
     with _compiled_anew():
-        executable = jax.jit(flat).lower(*arrays).compile()
+        executable = jax.jit(flat, compiler_options=dict(function.options)).lower(*arrays).compile()
     if time.perf_counter() - began > _WORTH:
         with contextlib.suppress(Exception):  # as JAX does with programs that it cannot keep
             content = packed((serialize_executable.serialize(executable), order, rest))

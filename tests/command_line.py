@@ -4,8 +4,10 @@ import os
 
 from validation.cli.main import main
 
-ON_ITS_OWN = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-"""The environment of a process that may die while it writes: a file cut short would stay in the cache of compiled programs."""
+
+def on_its_own():
+    """The environment of a process that may die while it writes: a file cut short would stay in the cache of compiled programs."""
+    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def run(capsys, *words):

@@ -123,7 +123,7 @@ def values(keys):
 
 
 if __name__ == "__main__":
-    set_up(hurry=True)
+    set_up()
     assert jax.device_count() == 4
     keys = jax.random.split(jax.random.key(0), 16)
     print(json.dumps(gradient(keys) if sys.argv[1:] == ["gradient"] else values(keys)))

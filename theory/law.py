@@ -207,7 +207,8 @@ def _law(
     mean_error = over.error(count)
     std_error = safe_sqrt((share @ (rest**2 - variance) ** 2 / 4 + slope**2 * spread * variance) / count) / std
     order = jnp.argsort(times)
-    crossing = jax.tree.map(lambda x: x[order[number // 2]], runs.final)
+    middle = order[jax.lax.div(number, 2)]
+    crossing = jax.tree.map(lambda x: x[middle], runs.final)
     unknown = jnp.sum(runs.result == diffrax.RESULTS.max_steps_reached).astype(count.dtype)
     # where large steps trap some starts, noise decides how many
     enough = escaped.size * (1.0 if iterated else _ESCAPING)

@@ -228,27 +228,23 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
 
     change, linear = jax.linearize(functools.partial(mean_change, problem), crossing)
     slope, bend = jax.linearize(jax.grad(margin), crossing)
-    velocity, acceleration = _dot(slope, change), _dot(bend(change), change) + _dot(slope, linear(change))
-
-    def variance(slope: Overlaps) -> tuple[Array, Array]:
-        """Of the fluctuations along a gradient, and the rate at which they are forgotten."""
-        kick = diffusion(problem, crossing, slope)
-        size = _dot(slope, kick)
-        noisy = size > 0
-        forgotten = jnp.where(noisy, -_dot(slope, linear(kick)) / jnp.where(noisy, size, 1), 0)
-        decay = jnp.maximum(forgotten, 0)
-        both = (2 - sgd.learning_rate * decay) * decay + 2 * phase.rate
-        return jnp.where(both > 0, size / jnp.where(both > 0, both, 1), jnp.inf), decay + phase.rate
-
     still = jax.tree.map(jnp.zeros_like, crossing)
     each = jnp.eye(crossing.up.size, dtype=slope.up.dtype).reshape(-1, *crossing.up.shape)
     of_up = jax.vmap(lambda up: eqx.tree_at(lambda o: o.up, still, up))(each)
-    bent = jax.vmap(lambda up: _dot(up, bend(up)))(of_up)
-    squares, rates = jax.vmap(variance)(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), slope, of_up))
-    deviation, rate, length = safe_sqrt(squares[0]), rates[0], jnp.sum(crossing.up**2)
+    slopes = _above(slope, of_up)
+    kicks = jax.vmap(functools.partial(diffusion, problem, crossing))(slopes)
+    bent = jax.vmap(lambda along: _dot(along, bend(along)))(_above(change, of_up))
+    pushed = jax.vmap(lambda slope, along: _dot(slope, linear(along)))(_above(slope, slopes), _above(change, kicks))
+    velocity, acceleration = _dot(slope, change), bent[0] + pushed[0]
+    sizes = jax.vmap(_dot)(slopes, kicks)
+    noisy = sizes > 0
+    decays = jnp.maximum(jnp.where(noisy, -pushed[1:] / jnp.where(noisy, sizes, 1), 0), 0)
+    both = (2 - sgd.learning_rate * decays) * decays + 2 * phase.rate
+    squares = jnp.where(both > 0, sizes / jnp.where(both > 0, both, 1), jnp.inf)
+    deviation, rate, length = safe_sqrt(squares[0]), decays[0] + phase.rate, jnp.sum(crossing.up**2)
     root = jnp.sqrt(jnp.maximum(velocity**2 + 2 * acceleration * deviation, 0))
     last = jnp.where(deviation == 0, 0, 2 * deviation / (jnp.abs(velocity) + root))
-    bending = squares[1:] @ bent
+    bending = squares[1:] @ bent[1:]
     shrinking = jnp.vdot(crossing.up, noise_at(problem, crossing) @ crossing.up)
     outlying = sgd.noise_scale * jnp.max(kurtosis_at(problem, crossing)) / sgd.dimension
     tail = sgd.noise_scale * adapter.kappa**2 * shrinking * outlying / 2
@@ -259,6 +255,10 @@ def fluctuations(problem: Problem, escape: Escape, phase: SearchPhase, crossing:
         tail=tail if adapter.normalized else jnp.zeros_like(tail),
         outlying=outlying,
     )
+
+
+def _above(first: Overlaps, others: Overlaps) -> Overlaps:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, others)
 
 
 def _dot(a: Overlaps, b: Overlaps) -> Array:

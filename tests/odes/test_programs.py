@@ -14,7 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odes import Activation, Adapter, Escape, Problem, activation, flow, pretrained, programs, random_overlaps, solve
+from odes import (
+    Activation,
+    Adapter,
+    Escape,
+    Problem,
+    activation,
+    flow,
+    pretrained,
+    programs,
+    random_overlaps,
+    solve,
+    spread,
+)
 from odes.pickles import packed
 from odes.programs import program
 from tests.helpers import same_bits
@@ -191,6 +203,44 @@ def test_functions_of_other_modules_are_compiled_as_always(folder):
 
     assert program(twice)(jnp.ones(1)).item() == 2.0 and program(jnp.sin)(jnp.zeros(1)).item() == 0.0
     assert not kept(folder)
+
+
+def test_programs_that_run_long_have_flags_of_their_own(monkeypatch):
+    """XLA refuses a flag that it does not know; as a part of another program they are compiled as that is."""
+
+    def twice(x):
+        return 2 * x
+
+    quick, long, x = program(twice), program(twice, long=True), jnp.ones(())
+    monkeypatch.setenv("SEARCHPHASE_LONG_PROGRAMS", "--xla_no_such_flag=true")
+    assert quick(x) == 2.0
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_flag"):
+        long(x)
+    assert jax.jit(lambda: long(1.0))() == jax.jit(long)(x) == jax.grad(long)(x) == 2.0
+    monkeypatch.setenv("SEARCHPHASE_LONG_PROGRAMS", "--xla_backend_optimization_level=1")
+    assert long(x) == 2.0
+
+
+def test_flags_of_programs_that_run_long_decide_about_these(folder, monkeypatch):
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    start = pretrained(problem)
+    rows, change = jax.tree.map(lambda x: x[None], start), spread(flow, in_axes=(None, 0))
+
+    def count():
+        before = kept(folder)
+        flow(problem, start)
+        change(problem, rows)
+        return sorted(name.split("-")[1] for name in kept(folder) - before)
+
+    monkeypatch.setenv("SEARCHPHASE_LONG_PROGRAMS", "")
+    assert count() == ["flow", "run"]
+    monkeypatch.setenv("SEARCHPHASE_LONG_PROGRAMS", "--xla_backend_optimization_level=2")
+    reread(folder)
+    assert count() == ["run"]
+    with pytest.MonkeyPatch.context() as wrong:
+        wrong.setenv("SEARCHPHASE_LONG_PROGRAMS", "--xla_no_such_flag=1")
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_flag"):
+            count()
 
 
 @pytest.mark.parametrize("broken", [b"", b"no program", None], ids=["empty", "nonsense", "half"])

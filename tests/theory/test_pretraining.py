@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import theory.lanes
 from odes import SGD, Adapter, Escape, Family, Transfer, gradient_at, pretrained, solve
 from tests.helpers import at, close
 from theory import Validity, checkpoints, fine_tuning
@@ -134,7 +135,15 @@ def committee_pretrained(batch_size):
 
 
 @pytest.fixture(scope="module")
-def committees():
+def few_lanes():
+    """No more checkpoints of committees are computed at a time than are asked for."""
+    with pytest.MonkeyPatch.context() as fewer:
+        fewer.setattr(theory.lanes, "_ON_CPU", 3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def committees(few_lanes):
     """On the symmetric plateau, while units part, and when the source is learnt."""
     return checkpoints(committee_pretrained(2e5), [20.0, 150.0, 400.0])
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.command_line import ON_ITS_OWN, assert_refused
+from tests.command_line import assert_refused, on_its_own
 
 BAD = [
     ("escape --strength 0", "--strength must be positive and finite, but is 0"),
@@ -293,7 +293,7 @@ def answers(tmp_path_factory):
     script.write_text(_TRIED)
     words = json.dumps([line for line, _ in WRONG])
     ran = subprocess.run(
-        [sys.executable, str(script)], input=words, capture_output=True, text=True, env=ON_ITS_OWN, check=True
+        [sys.executable, str(script)], input=words, capture_output=True, text=True, env=on_its_own(), check=True
     )
     return dict(zip([line for line, _ in WRONG], map(json.loads, ran.stdout.splitlines()), strict=True))
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from odes import read_dataset
-from tests.command_line import ON_ITS_OWN
+from tests.command_line import on_its_own
 from tests.validation.jobs_to_do import Squared, Troubled
 from validation.jobs.engine import carry_out, in_order
 from validation.jobs.executors import cluster
@@ -26,7 +26,7 @@ FEW_FAILURES = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
 def scheduler(tmp_path_factory):
     """The address of a scheduler with two workers, each of one thread and at most 1.5 GiB of memory."""
     folder = tmp_path_factory.mktemp("cluster")
-    environment = ON_ITS_OWN | FEW_FAILURES | {"PYTHONPATH": os.getcwd()}
+    environment = on_its_own() | FEW_FAILURES | {"PYTHONPATH": os.getcwd()}
 
     def start(*words):
         name, words = (
@@ -96,7 +96,7 @@ def test_nothing_is_lost_when_a_worker_and_then_the_client_are_killed(scheduler,
     address, workers = scheduler
     words = [*SWEEP, "--t1", "60"]
     command = [sys.executable, "-m", "validation", *words, "--scheduler", address, "--output", "run.nc"]
-    environment = ON_ITS_OWN | {"PYTHONPATH": os.getcwd()}
+    environment = on_its_own() | {"PYTHONPATH": os.getcwd()}
     client = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     folder = tmp_path / "run.nc.parts"
 

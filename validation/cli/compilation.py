@@ -74,7 +74,18 @@ def hurried(flags: str) -> str:
     return " ".join([flags, *(f"--{name}={value}" for name, value in quick.items() if name not in flags)]).strip()
 
 
-def set_up(*, hurry: bool = False, device: str | None = None, alone: bool = False) -> None:
+def unhurried(flags: str) -> str:
+    """What undoes [`hurried`][] for some programs.
+
+    >>> unhurried("--xla_cpu_use_fusion_emitters=true")
+    '--xla_backend_optimization_level=3'
+    """
+    usual = {_SWITCH: "true"} if _has_switch() else {}
+    usual[_LEVEL] = "3"
+    return " ".join(f"--{name}={value}" for name, value in usual.items() if name not in flags)
+
+
+def set_up(*, loops: bool = False, device: str | None = None, alone: bool = False) -> None:
     """Switches on double precision and keeps compiled programs in [`cache_folder`][], if that can be written.
 
     `device` "cpu" keeps JAX to the CPU, "gpu" lets it take the best device that it finds whatever $JAX_PLATFORMS says (for this process and
@@ -84,13 +95,14 @@ def set_up(*, hurry: bool = False, device: str | None = None, alone: bool = Fals
     A step of the chain takes as long with two, and more of the processor's time; and sums over 1e5 dimensions of direct SGD, which
     the threads would share, have the same last bits however many cores there are.
 
-    In a `hurry` XLA compiles them in half the time, to run half as long again (for this process and those that it starts).
+    XLA compiles in a hurry, in half the time, programs that run half as long again (here and in the processes that this one starts);
+    where the time is in `loops` these alone are compiled with care ([`odes.programs.program`][]). What the environment says holds.
     JAX can keep a program only if it does not call back into Python, which Equinox's checks of values do unless they
     answer with NaN: Equinox reads this from the environment when it is imported. What the environment says of JAX's cache holds.
     """
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    if hurry:
-        os.environ["XLA_FLAGS"] = hurried(os.environ.get("XLA_FLAGS", ""))
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = hurried(flags)
     if alone:
         os.environ.setdefault("PJRT_NPROC", "1")
     os.environ.setdefault("EQX_ON_ERROR", "nan")
@@ -98,6 +110,10 @@ def set_up(*, hurry: bool = False, device: str | None = None, alone: bool = Fals
         os.environ["JAX_PLATFORMS"] = DEVICES[device]
     import jax
 
+    from odes.programs import LONG
+
+    if loops:
+        os.environ.setdefault(LONG, unhurried(flags))
     if device is not None:  # where JAX was imported before
         jax.config.update("jax_platforms", DEVICES[device])
     jax.config.update("jax_enable_x64", True)

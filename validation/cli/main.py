@@ -77,7 +77,7 @@ def asked_device(args: Sequence[str]) -> str | None:
 
 def _run(args: list[str], name: str | None, *, own_process: bool) -> int:
     device = asked_device(args)
-    set_up(hurry=name not in _LOOPS, device=device, alone=name in _SIMULATIONS)
+    set_up(loops=name in _LOOPS, device=device, alone=name in _SIMULATIONS)
     import jax
 
     from odes import programs

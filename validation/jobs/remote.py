@@ -10,7 +10,14 @@ import sys
 import traceback
 from typing import Any
 
-_ENVIRONMENT = ("EQX_ON_ERROR", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_PLATFORMS", "PJRT_NPROC", "XLA_FLAGS")
+_ENVIRONMENT = (
+    "EQX_ON_ERROR",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+    "JAX_PLATFORMS",
+    "PJRT_NPROC",
+    "SEARCHPHASE_LONG_PROGRAMS",
+    "XLA_FLAGS",
+)
 _CONFIG = (
     "jax_enable_x64",
     "jax_compilation_cache_dir",

@@ -24,12 +24,12 @@ def test_a_process_that_computes_alone_has_one_thread_unless_told_otherwise(sett
     """Those that work for it have as many: it is part of their surroundings."""
     settings.setenv("PJRT_NPROC", "")  # whatever it was is what it will be again
     settings.delenv("PJRT_NPROC")
-    set_up(hurry=True)
+    set_up()
     assert "PJRT_NPROC" not in os.environ
-    set_up(hurry=True, alone=True)
+    set_up(alone=True)
     assert Surroundings.here().environment["PJRT_NPROC"] == "1"
     settings.setenv("PJRT_NPROC", "3")
-    set_up(hurry=True, alone=True)
+    set_up(alone=True)
     assert os.environ["PJRT_NPROC"] == "3"
 
 
@@ -45,7 +45,7 @@ def test_a_folder_that_the_environment_names_keeps_what_it_has(settings, tmp_pat
     """JAX notes no times of use in a folder without a bound."""
     settings.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     file = old_program(tmp_path, "jit_f-12")
-    set_up(hurry=True)
+    set_up()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path) and file.exists()
 
 
@@ -56,6 +56,6 @@ def test_programs_without_a_time_of_use_leave_the_user_s_own_folder(settings, tm
     folder.mkdir(parents=True)
     lost, used = old_program(folder, "jit_f-12"), old_program(folder, "jit_f-13")
     (folder / "jit_f-13-atime").write_bytes(bytes(8))
-    set_up(hurry=True)
+    set_up()
     assert jax.config.jax_compilation_cache_dir == str(folder) and used.exists() and not lost.exists()
     assert jax.config.jax_compilation_cache_max_size == 2**30

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from odes import read_dataset
-from tests.command_line import ON_ITS_OWN, run
+from tests.command_line import on_its_own, run
 from validation.figures.effort import QUICK
 from validation.figures.figure import Figure
 from validation.figures.registry import all_figures
 
 CHEAP = "bias"
+
+pytestmark = pytest.mark.carefully
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path):
     """Files may not grow beyond a block: writing fails as it does on a full disk."""
     code = "import resource, sys, validation.cli.main as cli; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); sys.exit(cli.main())"
     arguments = ["figures", CHEAP, "--quick", "--folder", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=ON_ITS_OWN)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=on_its_own())
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.splitlines()[-1].startswith("searchphase figures: ") and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

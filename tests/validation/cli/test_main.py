@@ -16,7 +16,7 @@ import xarray
 
 import searchphase
 from odes import read_dataset
-from tests.command_line import ON_ITS_OWN, assert_refused, run
+from tests.command_line import assert_refused, on_its_own, run
 from validation.cli.commands import COMMANDS
 
 
@@ -52,7 +52,7 @@ def test_the_device_acts_before_jax_starts():
     words = [sys.executable, "-m", "validation", "escape", "--activation", "linear", "--json", "--device"]
     there = jax.default_backend() == "gpu"
     for device, platforms, code in (("cpu", "nonsense", 0), ("gpu", "cpu", 0 if there else 2)):
-        environment = ON_ITS_OWN | {"JAX_PLATFORMS": platforms}
+        environment = on_its_own() | {"JAX_PLATFORMS": platforms}
         done = subprocess.run([*words, device], capture_output=True, text=True, env=environment)
         assert done.returncode == code, done.stderr
         if code:
@@ -72,7 +72,7 @@ def test_every_command_that_computes_takes_a_device(capsys):
 
 def test_a_closed_pipe_is_silent():
     words = f"{sys.executable} -m validation escape --activation linear --strength 0.1:0.9:400 | head -1"
-    done = subprocess.run(words, shell=True, capture_output=True, text=True, env=ON_ITS_OWN)
+    done = subprocess.run(words, shell=True, capture_output=True, text=True, env=on_its_own())
     assert done.stderr == "" and done.stdout.count("\n") == 1
 
 
@@ -86,7 +86,7 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path):
     script = f"{heeding}; from validation.cli.main import main; raise SystemExit(main())"
     command = [sys.executable, "-c", script, *words.split()]
     paths = os.environ.get("PYTHONPATH", "")
-    environment = ON_ITS_OWN | {"PYTHONPATH": f"{os.getcwd()}:{paths}"}
+    environment = on_its_own() | {"PYTHONPATH": f"{os.getcwd()}:{paths}"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "run.nc.parts").glob("point-0-seeds-0-to-0.*")):
         assert process.poll() is None
@@ -100,7 +100,7 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path):
 
 def test_runs_as_a_module():
     words = [sys.executable, "-m", "validation", "escape", "--activation", "linear", "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, env=ON_ITS_OWN)
+    done = subprocess.run(words, capture_output=True, text=True, env=on_its_own())
     assert done.returncode == 0 and abs(json.loads(done.stdout)["points"][0]["tau"] - 4.828427125) < 1e-8
 
 

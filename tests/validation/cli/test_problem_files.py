@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import theory.lanes
 import validation.cli.commands.escape
 from odes import Problem, load, read_dataset, read_problem
 from tests.command_line import assert_refused, run
@@ -31,6 +32,7 @@ def test_solve_speaks_of_units(capsys, tmp_path):
     assert out.split()[:8] == ["t", "loss", "Q1,1", "Q2,2", "M1,1", "M1,2", "M2,1", "M2,2"]
 
 
+@pytest.mark.carefully
 def test_simulate_goes_on_with_readouts(capsys, tmp_path):
     """Readouts are printed, drawn, stored and resumed."""
     output, plot = tmp_path / "run.nc", tmp_path / "run.png"
@@ -119,8 +121,9 @@ def test_what_a_file_leaves_no_room_for(capsys, words, message):
     assert_refused(capsys, words.format(**files).split(), message)
 
 
-def test_pretraining_from_a_file(capsys):
+def test_pretraining_from_a_file(capsys, monkeypatch):
     """One checkpoint, random weights: halving their loss takes two times in one, and the means are known."""
+    monkeypatch.setattr(theory.lanes, "_ON_CPU", 1)
     words = f"checkpoints --problem {EXAMPLES / 'pretraining.toml'} --pretraining-time 0 --goal 0.3 --json"
     code, out, _ = run(capsys, *words.split())
     first, second = json.loads(out)["cases"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from odes import Escape, load, read_dataset
-from tests.command_line import ON_ITS_OWN, assert_refused, run
+from tests.command_line import assert_refused, on_its_own, run
 from tests.helpers import same_bits
 from tests.problems import single
 from validation.jobs.parts import Parts
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(capsys, tmp_path):
     killed, whole, parts = tmp_path / "killed.nc", tmp_path / "whole.nc", tmp_path / "killed.nc.parts"
     process = subprocess.Popen(
         [sys.executable, "-m", "validation", *words, "--output", str(killed)],
-        env=ON_ITS_OWN,
+        env=on_its_own(),
         stdout=subprocess.DEVNULL,
     )
     while len(list(parts.glob("point-*"))) < 2:

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.browsers import WIDTHS
-from tests.command_line import ON_ITS_OWN, assert_refused, run
+from tests.command_line import assert_refused, on_its_own, run
 from validation.explore.server import answered
 from validation.explore.settings import Settings
 
@@ -80,7 +80,7 @@ def test_pages_of_other_hosts_get_no_answer(address):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_it_with_one_line():
-    process, address = started(**ON_ITS_OWN)
+    process, address = started(**on_its_own())
     with urlopen(address) as answer:
         assert b"searchphase" in answer.read()
     asked = threading.Thread(target=ask, args=[f"{address}numbers/law"])

@@ -15,6 +15,8 @@ from validation.figures.figure import Figure
 from validation.figures.registry import all_figures
 from validation.figures.work import Work
 
+pytestmark = pytest.mark.carefully
+
 HE3_AT_HALF = 2 / (np.hypot(2.8125, 2 * 3.09375) - 2.8125)
 """tau of He3, aligned at q = mu^2 = 1/4: D = 45 q^2 - 36 q + 9, sqrt(G) = 9 mu (4 mu^2 + 2 mu - 1 - 5 mu^4)."""
 

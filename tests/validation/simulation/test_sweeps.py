@@ -17,7 +17,7 @@ import pytest
 from odes import load
 from odes.arguments import ArgumentError
 from odes.pickles import packed
-from tests.command_line import ON_ITS_OWN
+from tests.command_line import on_its_own
 from tests.helpers import same_bits
 from tests.problems import single
 from validation.jobs.parts import Parts
@@ -134,7 +134,7 @@ def test_the_memory_of_a_command_does_not_grow_with_its_points(tmp_path):
         ]
         code = "import resource, sys\nfrom validation.cli.main import main\nmain(sys.argv[1:])\n"
         code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=ON_ITS_OWN)
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=on_its_own())
         assert done.returncode == 0, done.stderr
         return int(done.stderr.splitlines()[-1]) / 2**10
 

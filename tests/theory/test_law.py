@@ -78,7 +78,7 @@ FREE_AND_NOISY = dict(theta=20.0, normalized=False, noise=0.1, alignment=0.7)
 @pytest.mark.parametrize(
     "problem, doubt",
     [
-        (single("relu", strength=0.001, d=1e3, theta=0.4), "SGD noise feeds the start"),
+        (single("relu", strength=0.001, d=1e3, theta=0.4, eta=5e-4), "SGD noise feeds the start"),
         (single(strength=1.0), "gradient vanishes"),
         (single(lr_ratio=0.0), "not trained"),
         (single("He3", strength=0.6, theta=0.4, eta=0.01), "does not escape"),
@@ -161,7 +161,7 @@ def test_a_goal_that_w0_meets_takes_no_time():
 
 
 def test_the_law_does_not_depend_on_how_the_frame_is_written():
-    """Rows exchanged, and a target direction of length 2 with half its coefficient."""
+    """Rows exchanged, and a target direction of length 2 with half its coefficient; the goal is read off both."""
     problem = single(strength=0.6, alignment=0.5, rank=4)
     gram, double = np.asarray(problem.frame_gram), np.diag([2.0, 1.0])
     parts = {"adapter": problem.adapter, "sgd": problem.sgd}
@@ -181,10 +181,9 @@ def test_the_law_does_not_depend_on_how_the_frame_is_written():
         target=[[0.5, 0.0]],
         **parts,
     )
-    for goal in (Escape(), Escape("overlap", 0.3)):
-        laws = [escape_law(some, goal) for some in (problem, exchanged, stretched)]
-        for law in laws[1:]:
-            np.testing.assert_allclose([law.mean, law.std], [laws[0].mean, laws[0].std], rtol=1e-6)
+    laws = [escape_law(some, Escape("overlap", 0.3)) for some in (problem, exchanged, stretched)]
+    for law in laws[1:]:
+        np.testing.assert_allclose([law.mean, law.std], [laws[0].mean, laws[0].std], rtol=1e-6)
 
 
 def test_overlap_is_measured_in_units_of_the_target():

@@ -67,9 +67,9 @@ class Remedy:
     """A way of training, with the settings of least samples.
 
     `words` say what it is and `settings` which values were chosen; `edge` names those that lie on the edge of what was searched. The
-    last of its `stages` ends when the goal is reached according to theory, its duration is NaN where that is never; `start` are
-    the overlaps at the start where these are given (weights that are trained themselves start at w0). `doubt` is why the time is
-    not a mean over starts and noise, in words, empty where it is.
+    last of its `stages` ends when the goal is reached according to theory; `start` are the overlaps at the start where these are given
+    (weights that are trained themselves start at w0). `doubt` is why the time is not a mean over starts and noise, in words, empty
+    where it is. Where no settings will do the duration of the last stage is NaN, there are no `settings`, and `doubt` says why.
     """
 
     name: str
@@ -194,10 +194,13 @@ def remedies(
             return (_tuned(name, with_noise_scale(change(numbers), numbers[-1]), goal, _MOST_STEPS),)
 
         chosen, best = _searched(stages, ([*box[0], low], [*box[1], high]), 24 - 12 * bool(symbol), first)
+        if not np.isfinite(float(samples(best))):
+            lowest = real_array([*box[0], low])
+            return Remedy(name, words, {}, best, doubt=_refusal(with_noise_scale(change(lowest), lowest[-1]), goal))
         settings = {symbol: float(chosen[0])} if symbol else {}
         settings |= {"noise_scale": float(chosen[-1])}
         ends = zip(settings, [*box[0], low], [*box[1], high], strict=True)
-        lasts = float(samples(best)) > 0  # no place is best where the goal is met already, or never
+        lasts = float(samples(best)) > 0  # no place is best where the goal is met already
         edge = tuple(key for key, *pair in ends if lasts and np.isclose(settings[key], pair, rtol=1e-6).any())
         return Remedy(name, words, settings, best, edge=edge, doubt=_doubt(best[-1], goal))
 
@@ -205,7 +208,7 @@ def remedies(
         plain = searched("noise scale", "best batch size", lambda _: problem)
         if "noise" in ways:
             yield plain
-    theta = plain.settings["noise_scale"]
+    theta = plain.settings.get("noise_scale", unit)
     if "rank" in ways:
         for rank in (factor * problem.adapter.rank for factor in _RANKS):
             yield searched(
@@ -240,6 +243,13 @@ def _doubt(stage: Stage, goal: Escape) -> str:
     if not (problem.is_single_index and every_row_alike and np.isfinite(float(stage.duration))):
         return ""
     return escape_law(problem, goal).doubt
+
+
+def _refusal(problem: Problem, goal: Escape) -> str:
+    """Why fine-tuning takes no mean time at the smallest noise scale that is searched, hence at none."""
+    options = {"normals": _few(problem), "adjoint": diffrax.ForwardMode(), "max_steps": _MOST_STEPS}
+    tuning = eqx.filter_jit(lambda some: fine_tuning(some, goal, **options))(problem)
+    return Validity(int(tuning.validity)).meaning or "the batches that it takes have less than one sample"
 
 
 def _few(problem: Problem) -> Array:
@@ -284,7 +294,14 @@ def _full(problem: Problem, goal: Escape) -> Remedy:
     unit = float(steepness / noise)
     chosen, best = _searched(stages, ([1e-3 * unit], [1e2 * unit]), 24)
     words = "train the weights themselves, no adapter"
-    return Remedy("full weights", words, {"noise_scale": float(chosen[0])}, best, start)
+    return _reached(Remedy("full weights", words, {"noise_scale": float(chosen[0])}, best, start))
+
+
+def _reached(remedy: Remedy) -> Remedy:
+    """The remedy, without settings where none of those that were searched reaches the goal."""
+    if np.isfinite(remedy.samples):
+        return remedy
+    return dataclasses.replace(remedy, settings={}, doubt="the goal is not reached")
 
 
 def _squared(teacher: Activation) -> Activation | None:
@@ -332,4 +349,4 @@ def _curriculum(problem: Problem, squares: Activation, goal: Escape, slowest: fl
     settings = {"first_time": chosen[0], "first_noise_scale": chosen[1], "noise_scale": chosen[2]}
     words = "squared labels first, then " + ("U restarted" if restart else "go on")
     name = "curriculum, U restarted" if restart else "curriculum"
-    return Remedy(name, words, jax.tree.map(float, settings), best)
+    return _reached(Remedy(name, words, jax.tree.map(float, settings), best))

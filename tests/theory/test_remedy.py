@@ -8,7 +8,7 @@ import pytest
 from scipy import optimize
 
 from odes import SGD, Escape, Problem
-from theory import fine_tuning, remedies
+from theory import Validity, fine_tuning, remedies
 from theory.remedy import cheapest, with_noise_scale
 
 
@@ -50,3 +50,13 @@ def test_no_noise_scale_is_at_an_edge_where_the_goal_is_met():
     problem = Problem.single_index("erf", strength=0.9, sgd=SGD(dimension=1e3))
     (_, best) = remedies(problem, Escape("absolute", 1.0), ways=["noise"])
     assert best.samples == 0 and best.edge == ()
+
+
+@pytest.mark.slow
+def test_what_takes_no_mean_time_has_no_settings_but_a_reason():
+    """A plateau comes first at every noise scale; weights that are trained themselves have none."""
+    problem = Problem.single_index("He2", strength=0.5, alignment=0.3, sgd=SGD(dimension=200, learning_rate=0.05))
+    given, *found, whole = remedies(problem, ways=["noise", "lr-ratio", "full"])
+    assert [remedy.settings for remedy in found] == [{}, {}] and np.isnan([remedy.samples for remedy in found]).all()
+    assert {remedy.doubt for remedy in (given, *found)} == {Validity.plateau.meaning}
+    assert whole.settings and not whole.doubt and whole.samples > 0

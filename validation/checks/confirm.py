@@ -195,8 +195,7 @@ def remedy_checks(case: Case) -> Iterator[Result]:
     seeds = min(case.effort.trajectory_seeds, _FEWEST_SEEDS)
     for remedy in remedies(case.theory, case.escape, ways=("noise", "scale")):
         if remedy.doubt or not remedy.samples > 0:
-            reason = remedy.doubt or ("w0 meets the goal" if remedy.samples == 0 else "the goal is not reached")
-            yield Note(case.name, f"remedies: {remedy.name}: {reason}")
+            yield Note(case.name, f"remedies: {remedy.name}: {remedy.doubt or 'w0 meets the goal'}")
             continue
         if not _short(remedy):
             yield Note(case.name, f"remedies: {remedy.name}: more than {_MOST_REMEDY_STEPS} steps")

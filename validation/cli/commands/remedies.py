@@ -64,11 +64,11 @@ class Remedies(ResumeOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileO
         print(table([{name: row[name] for name in row if name not in _WORDS} for row in result]))
         for row in result:
             chosen = ", ".join(f"{name} {value:.4g}" for name, value in row["settings"].items())
-            print(f"{row['remedy']}: {row['words']} ({chosen})")
+            print(f"{row['remedy']}: {row['words']}{f' ({chosen})' if chosen else ''}")
             if row["edge"]:
                 print(f"  on the edge of what was searched: {', '.join(row['edge'])}")
             if row["doubt"]:
-                print(f"  not a mean time: {row['doubt']}")
+                print(f"  {'not a' if row['settings'] else 'no'} mean time: {row['doubt']}")
 
     def rows(self, result: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return result
@@ -91,7 +91,7 @@ class Remedies(ResumeOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileO
         figure, ax = plt.subplots(figsize=(4.2, 0.28 * len(shown) + 0.9))
         places = np.arange(len(shown))
         ax.barh(places, [row["samples"] for row in shown], color="0.75")
-        if "chain_samples" in shown[0]:
+        if "chain_samples" in result[0]:
             means, errors = ([row[name] for row in shown] for name in ("chain_samples", "standard_error"))
             ax.errorbar(means, places, xerr=errors, fmt="o", markersize=3, label="chain")
             ax.legend()
@@ -125,13 +125,14 @@ def describe(remedy: Remedy, found: list[Remedy]) -> dict[str, Any]:
     """What theory says of a remedy; `gain` is by how much fewer samples it takes than the training as given."""
     given = next(other.samples for other in found if other.name == "as given")
     sgd = remedy.stages[-1].problem.sgd
+    rate, batch = (float(x) if remedy.settings else np.nan for x in (sgd.learning_rate, sgd.batch_size))
     return {
         "remedy": remedy.name,
         "samples": remedy.samples,
         "gain": given / remedy.samples if remedy.samples else np.nan,
         "time": remedy.time,
-        "learning_rate": float(sgd.learning_rate),
-        "batch_size": float(sgd.batch_size),
+        "learning_rate": rate,
+        "batch_size": batch,
         "words": remedy.words,
         "settings": remedy.settings,
         "edge": list(remedy.edge),

@@ -83,14 +83,24 @@ def sweep_axis(ax: Any, against: str) -> None:
 
 def log_height(ax: Any) -> None:
     """Makes the vertical axis logarithmic, with numbers also where it spans less than a decade."""
+    ax.set_yscale("log")
+    _numbered(ax.yaxis)
+
+
+def log_width(ax: Any) -> None:
+    """Makes the horizontal axis logarithmic, with numbers also where it spans less than a decade."""
+    ax.set_xscale("log")
+    _numbered(ax.xaxis)
+
+
+def _numbered(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
+    low, high = axis.get_view_interval()
     if high < 10 * low:
-        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        ax.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
-        ax.yaxis.set_minor_locator(NullLocator())
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
+        axis.set_minor_locator(NullLocator())
 
 
 def time_axis(ax: Any, first: float, last: float) -> None:

@@ -14,6 +14,7 @@ from validation.checks.confirm import RemedyJob
 from validation.cli.options import ConfirmOptions, EscapeOptions, FileOptions, ModelOptions
 from validation.cli.report import table
 from validation.cli.work import ResumeOptions
+from validation.figures.style import log_width
 from validation.jobs.engine import Advanced, all_results, carry_out
 
 _WORDS = ("words", "settings", "edge", "doubt")
@@ -96,7 +97,8 @@ class Remedies(ResumeOptions, EscapeOptions, ConfirmOptions, ModelOptions, FileO
             ax.errorbar(means, places, xerr=errors, fmt="o", markersize=3, label="chain")
             ax.legend()
         names = [row["remedy"] for row in shown]
-        ax.set(xscale="log", xlabel="samples per dimension $n/d$", yticks=places, yticklabels=names)
+        log_width(ax)
+        ax.set(xlabel="samples per dimension $n/d$", yticks=places, yticklabels=names)
         ax.invert_yaxis()
         return figure
 

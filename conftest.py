@@ -59,8 +59,10 @@ def _programs():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """How programs are compiled, here and in the processes that the test starts."""
-    quickly = item.get_closest_marker("carefully") is None
-    jax.config.update("jax_disable_most_optimizations", quickly)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))
+    quickly = str(int(item.get_closest_marker("carefully") is None))
+    if quickly != os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
+        jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", quickly == "1")
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = quickly
     parts = item.path.relative_to(item.config.rootpath).parts
     os.environ["SEARCHPHASE_LONG_PROGRAMS"] = _CAREFULLY if "validation" in parts else ""

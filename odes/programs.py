@@ -32,6 +32,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from odes.pickles import named, packed, unpacked
 from odes.storage import write_whole
 
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # JAX before 0.10
+    from jax.core import get_opaque_trace_state  # pyright: ignore[reportAttributeAccessIssue]
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -65,15 +70,13 @@ class program(Generic[_P, _T]):
     of the user's own, are compiled as always.
 
     `long`: it runs for longer than its compilation takes, as loops over many steps do; the environment variable
-    SEARCHPHASE_LONG_PROGRAMS may hold flags of XLA for such programs alone, written as in XLA_FLAGS.
+    SEARCHPHASE_LONG_PROGRAMS may hold flags of XLA for such programs alone, written as in XLA_FLAGS, switches as true or false.
     """
 
     def __init__(self, function: Callable[_P, _T], *, long: bool = False):
         functools.update_wrapper(self, function)
         self.function, self.long = function, long
         self.compiled = eqx.filter_jit(function)
-        jitted: Any = eqx.filter_jit  # hands what it does not know to jax.jit
-        self._with_options = functools.cache(lambda options: jitted(function, compiler_options=dict(options)))
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -82,8 +85,13 @@ class program(Generic[_P, _T]):
         kept = None if _store is None else _store.program(self, args, kwargs)
         if kept is not None:
             return kept()
-        alone = bool(self.options) and not _traced(args, kwargs)  # a part of another program is compiled as that is
-        return (self._with_options(self.options) if alone else self.compiled)(*args, **kwargs)
+        alone = get_opaque_trace_state() == _NO_TRACE  # a part of another program is compiled as that is
+        compiled = _with_options(self.function, self.options) if self.options and alone else self.compiled
+        return compiled(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A pickle of it is its name, if its module knows it by that."""
+        return self.function.__qualname__ if named(self) else super().__reduce_ex__(protocol)
 
     @property
     def options(self) -> tuple[tuple[str, Any], ...]:
@@ -178,15 +186,16 @@ def _flags(words: str) -> tuple[tuple[str, bool | int | str], ...]:
     >>> _flags("--xla_cpu_use_fusion_emitters=true --xla_backend_optimization_level=3")
     (('xla_cpu_use_fusion_emitters', True), ('xla_backend_optimization_level', 3))
     """
-    values: dict[str, bool] = {"true": True, "false": False}
+    values: dict[str, bool] = {"true": True, "false": False, "": True}
     pairs = (word.removeprefix("--").partition("=")[::2] for word in words.split())
-    return tuple((name, int(value) if value.isdigit() else values.get(value, value)) for name, value in pairs)
+    return tuple((name, int(value) if value.isdecimal() else values.get(value, value)) for name, value in pairs)
 
 
-def _traced(*arguments: Any) -> bool:
-    """Whether a function of these arguments is called to be traced, be it with numbers that are known."""
-    tracers = (isinstance(x, jax.core.Tracer) for x in (jnp.zeros(()), *jax.tree.leaves(arguments)))
-    return any(tracers)
+@functools.cache
+def _with_options(function: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """The compiled function, with options of XLA."""
+    jitted: Any = eqx.filter_jit  # hands what it does not know to jax.jit
+    return jitted(function, compiler_options=dict(options))
 
 
 def _ordinary(array: Any) -> bool:
@@ -334,6 +343,7 @@ def _files(package: str) -> list[tuple[str, Path]]:
 
 
 _IMPORTED = time.time()
+_NO_TRACE = get_opaque_trace_state()
 
 
 def _as_imported() -> bool:

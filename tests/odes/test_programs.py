@@ -217,8 +217,20 @@ def test_programs_that_run_long_have_flags_of_their_own(monkeypatch):
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_flag"):
         long(x)
     assert jax.jit(lambda: long(1.0))() == jax.jit(long)(x) == jax.grad(long)(x) == 2.0
-    monkeypatch.setenv("SEARCHPHASE_LONG_PROGRAMS", "--xla_backend_optimization_level=1")
+    inside = jax.grad(lambda a: long(spread(lambda x: a * x)(jnp.arange(3.0)).sum()))
+    assert inside(1.0) == jax.vmap(inside)(jnp.ones(2))[1] == 6.0
+    monkeypatch.setenv(
+        "SEARCHPHASE_LONG_PROGRAMS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes"
+    )
     assert long(x) == 2.0
+
+
+def test_programs_can_be_sent_to_another_process():
+    """As Dask does, within functions that call them."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    there = cloudpickle.loads(cloudpickle.dumps(lambda at: flow(problem, at)))
+    same(there(pretrained(problem)), flow(problem, pretrained(problem)))
 
 
 def test_flags_of_programs_that_run_long_decide_about_these(folder, monkeypatch):

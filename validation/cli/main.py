@@ -98,7 +98,7 @@ def _run(args: list[str], name: str | None, *, own_process: bool) -> int:
         return _CLOSED
     except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"too large for this machine: {reason}"
+        message = reason if reason.startswith("INVALID_ARGUMENT") else f"too large for this machine: {reason}"
     except JobsFailed as error:
         unfinished = getattr(chosen, "unfinished", said)
         message, code = unfinished(error.failures), 1

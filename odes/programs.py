@@ -85,9 +85,10 @@ class program(Generic[_P, _T]):
         kept = None if _store is None else _store.program(self, args, kwargs)
         if kept is not None:
             return kept()
-        alone = get_opaque_trace_state() == _NO_TRACE  # a part of another program is compiled as that is
-        compiled = _with_options(self.function, self.options) if self.options and alone else self.compiled
-        return compiled(*args, **kwargs)
+        options = self.options
+        if options and get_opaque_trace_state() == _NO_TRACE:  # a part of another program is compiled as that is
+            return _with_options(self.function, options)(*args, **kwargs)
+        return self.compiled(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A pickle of it is its name, if its module knows it by that."""

@@ -29,7 +29,7 @@ from theory.passages import passage
 from theory.search import noise_unit, search_phase, unstable_mode
 from theory.starts import start_normals, typical_amplitude, typical_start
 from theory.trust import Validity
-from theory.tuning import fine_tuning, stable_step
+from theory.tuning import FineTuning, fine_tuning, stable_step
 
 _ROUNDS = 4
 _STABLE = 0.2
@@ -191,7 +191,7 @@ def remedies(
         """The best of some adapters, whose noise scale is the last number, after the one named by `symbol`."""
 
         def stages(numbers: Array) -> Stages:
-            return (_tuned(name, with_noise_scale(change(numbers), numbers[-1]), goal, _MOST_STEPS),)
+            return (_tuned(name, with_noise_scale(change(numbers), numbers[-1]), goal),)
 
         chosen, best = _searched(stages, ([*box[0], low], [*box[1], high]), 24 - 12 * bool(symbol), first)
         if not np.isfinite(float(samples(best))):
@@ -229,9 +229,9 @@ def remedies(
             yield _curriculum(problem, squares, goal, plain.time, restart)
 
 
-def _tuned(name: str, problem: Problem, goal: Escape, max_steps: int) -> Stage:
+def _tuned(name: str, problem: Problem, goal: Escape) -> Stage:
     """Fine-tuning to the goal, as long as theory says that it takes; never where that cannot be trusted or a batch is below one sample."""
-    tuning = fine_tuning(problem, goal, normals=_few(problem), adjoint=diffrax.ForwardMode(), max_steps=max_steps)
+    tuning = _looked_at(problem, goal)
     sound = tuning.trusted & (problem.sgd.batch_size >= 1)
     return _lasting(Stage(name, problem, 0.0), jnp.where(sound, tuning.time, jnp.nan))
 
@@ -247,14 +247,14 @@ def _doubt(stage: Stage, goal: Escape) -> str:
 
 def _refusal(problem: Problem, goal: Escape) -> str:
     """Why fine-tuning takes no mean time at the smallest noise scale that is searched, hence at none."""
-    options = {"normals": _few(problem), "adjoint": diffrax.ForwardMode(), "max_steps": _MOST_STEPS}
-    tuning = eqx.filter_jit(lambda some: fine_tuning(some, goal, **options))(problem)
+    tuning = _looked_at(problem, goal)
     return Validity(int(tuning.validity)).meaning or "the batches that it takes have less than one sample"
 
 
-def _few(problem: Problem) -> Array:
-    """The standard normals of few random starts of several units: a search follows all of them at many settings."""
-    return real_array(start_normals(_STARTS, problem.adapter.rank, problem.frame_size, problem.units[0]))
+def _looked_at(problem: Problem, goal: Escape) -> FineTuning:
+    """Fine-tuning, of several units from few random starts: a search follows all of them at many settings."""
+    normals = real_array(start_normals(_STARTS, problem.adapter.rank, problem.frame_size, problem.units[0]))
+    return fine_tuning(problem, goal, normals=normals, adjoint=diffrax.ForwardMode(), max_steps=_MOST_STEPS)
 
 
 def _lasting(stage: Stage, time: Array) -> Stage:
@@ -263,8 +263,7 @@ def _lasting(stage: Stage, time: Array) -> Stage:
 
 
 def _as_given(problem: Problem, goal: Escape) -> Remedy:
-    options = {"adjoint": diffrax.ForwardMode(), "max_steps": _PATIENT}
-    tuning = eqx.filter_jit(lambda some: fine_tuning(some, goal, **options))(problem)
+    tuning = fine_tuning(problem, goal, adjoint=diffrax.ForwardMode(), max_steps=_PATIENT)
     stage, settings = (
         _lasting(Stage("as given", problem, 0.0), tuning.time),
         {"noise_scale": problem.sgd.noise_scale.item()},

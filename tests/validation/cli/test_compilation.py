@@ -33,6 +33,25 @@ def test_a_process_that_computes_alone_has_one_thread_unless_told_otherwise(sett
     assert os.environ["PJRT_NPROC"] == "3"
 
 
+def test_loops_alone_are_compiled_with_care(settings):
+    """Here and in the processes that work for this one; what the user says of either holds."""
+    settings.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
+    settings.setenv("SEARCHPHASE_LONG_PROGRAMS", "")
+    settings.delenv("SEARCHPHASE_LONG_PROGRAMS")
+    set_up()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags == ["--xla_cpu_use_fusion_emitters=true", "--xla_backend_optimization_level=2"]
+    assert "SEARCHPHASE_LONG_PROGRAMS" not in os.environ
+    settings.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
+    set_up(loops=True)
+    assert os.environ["XLA_FLAGS"].split() == flags
+    there = Surroundings.here().environment
+    assert there["SEARCHPHASE_LONG_PROGRAMS"] == "--xla_backend_optimization_level=3"
+    settings.setenv("SEARCHPHASE_LONG_PROGRAMS", "--xla_backend_optimization_level=1")
+    set_up(loops=True)
+    assert os.environ["SEARCHPHASE_LONG_PROGRAMS"] == "--xla_backend_optimization_level=1"
+
+
 def old_program(folder, name):
     """A program that JAX has kept long ago."""
     file = folder / f"{name}-cache"

@@ -10,10 +10,10 @@ import numpy as np
 from jax.scipy.special import gammaincc
 from jaxtyping import Array, Bool, Float, Int
 
-from odes import Escape, Problem, Solution, in_closed_form, pretrained
+from odes import Escape, Overlaps, Problem, Solution, in_closed_form, pretrained
 from odes.arguments import ArrayLike, concrete, real_array, require
 from odes.gaussian import has_closed_form
-from odes.programs import program
+from odes.programs import ahead, program
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 from theory.averages import controlled_mean
@@ -151,10 +151,9 @@ def escape_law(
         starts = min(max(_ROWS // rank, _FEWEST), _MOST) // _dearer(problem)
     require("starts", starts, "at least 2", lambda n: n >= 2)
     normals = real_array(start_normals(starts, rank, problem.frame_size, problem.units[0]))
-    modes = escape_modes(problem)
-    fast = _too_fast(problem, modes)
-    iterated = concrete(fast) and bool(fast)
-    return _law(problem, modes, fast, Escape() if escape is None else escape, normals, adjoint, iterated)
+    options = (problem, Escape() if escape is None else escape, normals, adjoint)
+    ahead(lambda: _law(*options))
+    return _law(*options)
 
 
 @program
@@ -167,31 +166,61 @@ def _dearer(problem: Problem) -> int:
     return 1 if has_closed_form(problem.student, problem.teacher) else _DEARER
 
 
-@program
+class _Runs(eqx.Module):
+    """Runs from random starts: their escape times, when they ended and where, whether the integrator was given up, and the logarithms of
+    their starts' amplitudes."""
+
+    escape_time: Float[Array, " n"]
+    t_final: Float[Array, " n"]
+    final: Overlaps
+    given_up: Bool[Array, " n"]
+    logs: Float[Array, " n"]
+
+
 def _law(
+    problem: Problem, escape: Escape, normals: Float[Array, "n r k"], adjoint: diffrax.AbstractAdjoint | None
+) -> EscapeLaw:
+    """The law, by two programs: the runs are compiled while what follows from them is traced."""
+    modes = escape_modes(problem)
+    fast = _too_fast(problem, modes)
+    iterated = concrete(fast) and bool(fast)
+    runs = _runs(problem, modes, escape, normals, adjoint, iterated)
+    return _law_of(runs, problem, modes, fast, escape, iterated)
+
+
+@program
+def _runs(
     problem: Problem,
     modes: EscapeModes,
-    fast: Bool[Array, ""],
     escape: Escape,
     normals: Float[Array, "n r k"],
     adjoint: diffrax.AbstractAdjoint | None,
     iterated: bool,
+) -> _Runs:
+    phase = leading_phase(modes)
+    moving, already = moves(problem, phase), met(problem, escape)
+    horizon = jnp.where(already, 1.0, patience(phase, modes))  # no run counts where w0 meets the goal
+
+    def run(numbers: Array) -> _Runs:
+        drawn, amplitude = random_start(problem, modes, numbers)
+        start = jax.tree.map(lambda a, b: jnp.where(moving, a, b), drawn, pretrained(problem))
+        options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS // _dearer(problem)}
+        found = passage(problem, start, escape, horizon, iterated=iterated, **options)
+        given_up = found.result == diffrax.RESULTS.max_steps_reached
+        return _Runs(found.escape_time, found.t_final, found.final, given_up, jnp.log(amplitude))
+
+    return jax.vmap(run)(normals)
+
+
+@program
+def _law_of(
+    runs: _Runs, problem: Problem, modes: EscapeModes, fast: Bool[Array, ""], escape: Escape, iterated: bool
 ) -> EscapeLaw:
     from scipy import special
 
     phase, mode = leading_phase(modes), unstable_mode(problem, modes)
-    moving, already = moves(problem, phase), met(problem, escape)
-    horizon = jnp.where(already, 1.0, patience(phase, modes))  # no run counts where w0 meets the goal
-    rank, lag = problem.adapter.rank, jnp.zeros(()) if iterated else mode.lag
-
-    def run(numbers: Array) -> tuple[Solution, Array]:
-        drawn, amplitude = random_start(problem, modes, numbers)
-        start = jax.tree.map(lambda a, b: jnp.where(moving, a, b), drawn, pretrained(problem))
-        options = {"rtol": 1e-7, "atol": 1e-12, "adjoint": adjoint, "max_steps": _MOST_STEPS // _dearer(problem)}
-        return passage(problem, start, escape, horizon, iterated=iterated, **options), amplitude
-
-    runs, amplitudes = jax.vmap(run)(normals)
-    logs = jnp.log(amplitudes)
+    already = met(problem, escape)
+    rank, lag, logs = problem.adapter.rank, jnp.zeros(()) if iterated else mode.lag, runs.logs
     # The derivative of an escape time that is NaN is NaN, and would make all derivatives NaN.
     found = jax.lax.stop_gradient(runs.escape_time)
     escaped = jnp.isfinite(found)
@@ -209,7 +238,7 @@ def _law(
     order = jnp.argsort(times)
     middle = order[jax.lax.div(number, 2)]
     crossing = jax.tree.map(lambda x: x[middle], runs.final)
-    unknown = jnp.sum(runs.result == diffrax.RESULTS.max_steps_reached).astype(count.dtype)
+    unknown = jnp.sum(runs.given_up).astype(count.dtype)
     # where large steps trap some starts, noise decides how many
     enough = escaped.size * (1.0 if iterated else _ESCAPING)
     reached = count >= enough

@@ -25,7 +25,7 @@ from odes import (
 )
 from odes.arguments import ArrayLike, real_array
 from odes.diagonals import diagonal
-from odes.programs import program
+from odes.programs import ahead, program
 from odes.quadrature import safe_sqrt
 from odes.shown import Shown
 from theory.lanes import in_lanes
@@ -119,10 +119,29 @@ def checkpoints(
     or more, $\theta_s\int_0^T\max_kN_{kk}dt$ in units of the rows' squared length over d, the time is not trusted either.
     """
     grid = np.asarray(times, jnp.result_type(float))
+    begin(transfer, grid.size, goal, end=float(grid.max()), start=start)
     run = pretrained_until(transfer, float(grid.max()), start=start)
     return tuned_from(
         transfer, run, grid, goal, others=None if start is not None else random_pretrainings(transfer, run)
     )
+
+
+def begin(
+    transfer: Transfer,
+    n: int,
+    goal: Escape | None = None,
+    *,
+    end: float | None = None,
+    start: Overlaps | None = None,
+) -> None:
+    """Begins to compile what fine-tuning from n [`checkpoints`][] needs ([`odes.programs.ahead`][]), of a pretraining until `end`.
+
+    Unless that is given it is a tenth of the longest: then, and if the end turns out to be another, what was begun is right as long as
+    both are iterated or neither is.
+    """
+    end = _longest(transfer) / 10 if end is None else end
+    grid = np.linspace(0, end, n)
+    ahead(lambda: tuned_from(transfer, pretrained_until(transfer, end, start=start), grid, goal))
 
 
 def pretrained_until(
@@ -138,7 +157,7 @@ def pretrained_until(
     """
     rate = float(transfer.pretraining_sgd.learning_rate)
     if end is None:
-        end = _HORIZON / float(self_moments(transfer.student, 1.0).cross)
+        end = _longest(transfer)
     else:
         end, fraction = (end if end > 0 else 1.0) + rate, _NEVER  # to the end of a step, at last
     alone, rows = _weights_alone(transfer), transfer.units + 1
@@ -146,6 +165,11 @@ def pretrained_until(
         start = Overlaps(start.up[:, :rows], start.cross[:rows], start.down_gram[:rows, :rows])
     begin = _starts(alone) if start is None else jax.tree.map(lambda x: x[None], start)
     return _pretrained(alone, begin, jnp.asarray(end), jnp.asarray(fraction), iterated=end <= _MOST_STEPS * rate)
+
+
+def _longest(transfer: Transfer) -> float:
+    """How long pretraining goes on at most where no end is given."""
+    return _HORIZON / float(self_moments(transfer.student, 1.0).cross)
 
 
 def one_of_each(transfer: Transfer) -> bool:

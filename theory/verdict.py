@@ -9,7 +9,7 @@ import numpy as np
 from odes import Escape, Transfer
 from odes.arguments import ArrayLike, require
 from theory.meanings import Meaning
-from theory.pretraining import Checkpoints, one_of_each, pretrained_until, random_pretrainings, tuned_from
+from theory.pretraining import Checkpoints, begin, one_of_each, pretrained_until, random_pretrainings, tuned_from
 
 _MATTERS = 0.01
 """Changes of the cost below 1 % do not count."""
@@ -88,6 +88,7 @@ def judge(
     grid = np.asarray(times, float)
     require("times", grid, "at least one number", lambda x: x.ndim == 1 and x.size >= 1)
     require("times", grid, "increasing, from 0 or later", lambda x: x[0] >= 0 and bool(np.all(np.diff(x) > 0)))
+    begin(transfer, grid.size, goal, end=float(grid[-1]))
     run = pretrained_until(transfer, float(grid[-1]))
     others = random_pretrainings(transfer, run)
 

@@ -27,6 +27,7 @@ from odes import (
     solve,
     spread,
 )
+from odes import kept as kept_files
 from odes.pickles import packed
 from odes.programs import program
 from tests.helpers import same_bits
@@ -35,7 +36,7 @@ from tests.helpers import same_bits
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty folder in which programs are kept, however fast they are made."""
-    monkeypatch.setattr(programs, "_WORTH", 0.0)
+    monkeypatch.setattr(kept_files, "_WORTH", 0.0)
     programs.keep(tmp_path)
     yield tmp_path
     programs.keep(None)
@@ -70,7 +71,7 @@ def test_what_is_read_gives_the_same_result_and_is_not_traced(folder, monkeypatc
     files = kept(folder)
     assert kept(folder, "solve") and kept(folder, "drawn")
     reread(folder)
-    monkeypatch.setattr(programs, "_made", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(kept_files, "_made", lambda *_: pytest.fail("compiled again"))
     read = run(problem)
     same(read, written)
     assert read.problem == written.problem and read.message == written.message and kept(folder) == files
@@ -106,7 +107,7 @@ def test_configuration_and_code_decide_too(folder, monkeypatch):
         assert count() == 1
     reread(folder)
     assert count() == 0
-    monkeypatch.setattr(programs, "_content", lambda package: package.encode())
+    monkeypatch.setattr(kept_files, "_content", lambda package: package.encode())
     reread(folder)
     assert count() == 1
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} ")
@@ -115,7 +116,7 @@ def test_configuration_and_code_decide_too(folder, monkeypatch):
 
 
 def test_code_that_was_written_since_it_was_imported_is_not_kept(folder, monkeypatch):
-    monkeypatch.setattr(programs, "_IMPORTED", 0.0)
+    monkeypatch.setattr(kept_files, "_IMPORTED", 0.0)
     problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
     assert np.isfinite(flow(problem, pretrained(problem)).up).all() and not kept(folder)
 
@@ -155,9 +156,9 @@ def test_equal_arguments_are_one_program_be_they_the_same_object_or_two():
 
 def test_code_above_a_program_does_not_decide():
     """odes knows neither theory nor validation."""
-    alone = programs._code(b"odes.integration")
-    assert programs._code(b"odes.integration theory.law") == programs._code(b"theory.law") != alone
-    assert programs._code(b"odes validation") not in (alone, programs._code(b"theory.law"))
+    alone = kept_files._code(b"odes.integration")
+    assert kept_files._code(b"odes.integration theory.law") == kept_files._code(b"theory.law") != alone
+    assert kept_files._code(b"odes validation") not in (alone, kept_files._code(b"theory.law"))
 
 
 def test_a_function_of_the_user_s_own_is_compiled_as_always(folder):

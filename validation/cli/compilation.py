@@ -85,6 +85,15 @@ def unhurried(flags: str) -> str:
     return " ".join(f"--{name}={value}" for name, value in usual.items() if name not in flags)
 
 
+def compile_barely(flags: str) -> None:
+    """From now on programs that do not run long are compiled without LLVM's optimisations, in two thirds of the time, to run three times as
+    long (here and in the processes that this one starts). What the environment says, with these `flags` of XLA for all, holds."""
+    from odes.programs import SHORT
+
+    if _LEVEL not in flags:
+        os.environ.setdefault(SHORT, f"--{_LEVEL}=0")
+
+
 def set_up(*, loops: bool = False, device: str | None = None, alone: bool = False) -> None:
     """Switches on double precision and keeps compiled programs in [`cache_folder`][], if that can be written.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from validation.cli.commands import COMMANDS, command
-from validation.cli.compilation import DEVICES, require_device, set_up
+from validation.cli.compilation import DEVICES, compile_barely, require_device, set_up
 
 _IN_FILES = {"dimension", "batch_size", "learning_rate", "label_noise", "readout_lr_ratio", "rank", "scale", "lr_ratio"}
 _IN_FILES |= {"student", "teacher"}
@@ -76,7 +76,7 @@ def asked_device(args: Sequence[str]) -> str | None:
 
 
 def _run(args: list[str], name: str | None, *, own_process: bool) -> int:
-    device = asked_device(args)
+    device, flags = asked_device(args), os.environ.get("XLA_FLAGS", "")
     set_up(loops=name in _LOOPS, device=device, alone=name in _SIMULATIONS)
     import jax
 
@@ -88,8 +88,11 @@ def _run(args: list[str], name: str | None, *, own_process: bool) -> int:
     try:
         chosen = parsed(args)
         require_device(device)
-        if own_process and programs.configured("jax_enable_compilation_cache"):
-            programs.keep(programs.configured("jax_compilation_cache_dir"))
+        if own_process:
+            if getattr(chosen, "brief", False):
+                compile_barely(flags)
+            if programs.configured("jax_enable_compilation_cache"):
+                programs.keep(programs.configured("jax_compilation_cache_dir"))
         code = chosen.run()
         sys.stdout.flush()
         return code

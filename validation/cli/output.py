@@ -62,6 +62,11 @@ class OutputOptions(DeviceOptions):
         return 1 if failures else self.exit_code(result)
 
     @property
+    def brief(self) -> bool:
+        """Whether computing takes less time than compiling what is computed, done with any care, takes."""
+        return False
+
+    @property
     def has_table(self) -> bool:
         """Whether the result is a table, which a CSV file can hold."""
         return type(self).rows is not OutputOptions.rows

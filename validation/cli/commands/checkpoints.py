@@ -11,7 +11,9 @@ import numpy as np
 
 from odes import Escape, Transfer, gradient_at
 from odes.arguments import ArgumentError
+from odes.gaussian import has_closed_form
 from theory import Validity, Verdict, judge, pretraining_times
+from theory.pretraining import begin
 from validation.checks.confirm import confirming_checkpoints
 from validation.cli.options import ConfirmOptions, EscapeOptions, TransferOptions
 from validation.cli.report import rows_of, spread_over, table
@@ -23,6 +25,10 @@ from validation.jobs.engine import Advanced, all_results, carry_out
 _SHOWN = 9
 _CLOSE = 0.3
 """Weights nearer than this to the target show how the fine-tuning time diverges."""
+
+
+_FEW = 4
+"""So many transfers are judged sooner than what judges them is compiled with care."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,12 @@ class Checkpoints(ResumeOptions, EscapeOptions, ConfirmOptions, TransferOptions)
     points: int = 32
     """Number of checkpoints in the sweep."""
 
+    @property
+    def brief(self) -> bool:
+        student, target = self.links
+        links = (target, self.link("source", student))
+        return self.problem is None and len(self.cosine) <= _FEW and all(has_closed_form(student, f) for f in links)
+
     def compute(self) -> list[Judged]:
         self.check_confirm()
         self.check_work()
@@ -90,6 +102,7 @@ class Checkpoints(ResumeOptions, EscapeOptions, ConfirmOptions, TransferOptions)
             raise ArgumentError("plot", "needs a --pretraining-time above 0")
         check("points", self.points, "at least 3", self.points >= 3)
         transfers = self.transfers(self.sgd)
+        begin(transfers[0], self.points, self.escape, end=end)
         loss = self.goal
         if loss is None:
             loss = untrained_loss(transfers[0]) / 10

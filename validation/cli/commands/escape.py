@@ -14,7 +14,10 @@ from jaxtyping import ScalarLike
 from odes import Escape as Criterion
 from odes import Family, Problem
 from odes.arguments import ArgumentError
+from odes.gaussian import has_closed_form
+from odes.programs import ahead
 from theory import (
+    EscapeLaw,
     EscapeModes,
     SearchPhase,
     critical_points,
@@ -36,6 +39,10 @@ _PLATEAU = ("up", "rate", "tau", "drift")
 _PLACE = ("strength", "alignment", "factor", "rank", "dimension")
 _MOMENTS = ("mean", "std", "mean_error", "std_error", "probability", "escaping")
 _NO_LAW = dict.fromkeys(_MOMENTS, np.nan) | {"quantiles": None, "doubt": None}
+
+
+_FEW = 8
+"""So many laws are computed sooner than they are compiled with care."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,11 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
     noise_limit: bool = False
     """Also find the largest noise scale theta = eta * d / B at which SGD still escapes (needs more time)."""
 
+    @property
+    def brief(self) -> bool:
+        laws = len(self.pretrained()) * max(len(self.rank), 1) * len(self.dim)
+        return self.problem is None and not self.noise_limit and laws <= _FEW and has_closed_form(*self.links)
+
     def compute(self) -> Found:
         escape = self.escape
         if (problem := self.stored("rank")) is not None:
@@ -70,9 +82,13 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
             raise ArgumentError("factor", "multiplies the pretrained rows of a --problem: give that, or --strength")
         check("teacher_unit", self.teacher_unit, "1, the only one", self.teacher_unit == 1)
         families, places, points = self.families(), np.asarray(self.pretrained()), []
-        for family in families:
+        problems = [[family.at(*place) for place in places.tolist()] for family in families]
+        if self.gives_law:
+            ahead(lambda: _escape_law(problems[0][0], escape))
+        ahead(lambda: self.critical(families[0], places))
+        for family, some in zip(families, problems, strict=True):
             phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
-            points += self.points([family.at(*place) for place in places.tolist()], phase, escape)
+            points += self.points(some, phase, escape)
         return Found(points, self.critical(families[0], places))
 
     def around(self, problem: Problem, escape: Criterion) -> Found:
@@ -97,6 +113,7 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         ranks = [int(rank) for rank in self.rank] or [problem.adapter.rank]
         places = [(factor, rank) for rank in ranks for factor in self.factor or (1.0,)]
         problems = [times(factor).replace(rank=rank) for factor, rank in places]
+        ahead(lambda: _escape_law(problems[0], escape))
         modes = [escape_modes(some) for some in problems]
         points = self.points(problems, jax.tree.map(lambda *x: jnp.stack(x), *map(leading_phase, modes)), escape)
         for point, some, found, (factor, _) in zip(points, problems, modes, places, strict=True):
@@ -310,9 +327,13 @@ def settled(problem: Problem) -> dict[str, float] | None:
     return {name: float(getattr(found, name)) for name in _PLATEAU} if np.isfinite(found.up) else None
 
 
+def _escape_law(problem: Problem, escape: Criterion) -> EscapeLaw:
+    return escape_law(problem, escape, adjoint=diffrax.ForwardMode())
+
+
 def law_of(problem: Problem, escape: Criterion) -> dict[str, Any]:
     """The law of the escape time: its moments, quantiles, and why it is not given where it is not."""
-    law = jax.device_get(escape_law(problem, escape, adjoint=diffrax.ForwardMode()))
+    law = jax.device_get(_escape_law(problem, escape))
     times = np.asarray(law.quantile(np.array(_QUANTILES)))
     quantiles = dict(zip(map(str, _QUANTILES), times.tolist(), strict=True))
     moments = {name: float(getattr(law, name)) for name in _MOMENTS}

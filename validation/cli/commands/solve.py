@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from odes import Solution, log_times, random_overlaps, solve
-from odes.programs import program
+from odes import Problem, Solution, log_times, random_overlaps, solve
+from odes.gaussian import has_closed_form
+from odes.programs import ahead, program
 from theory import Saddle, saddles
 from validation.cli.options import FileOptions, ModelOptions, RunOptions, SGDOptions, noise_forbids
 from validation.cli.report import print_sample, rows_of, table
@@ -33,12 +34,20 @@ class Solve(RunOptions, SGDOptions, ModelOptions, FileOptions):
     saddles: bool = False
     """Also find the saddles that the trajectory passes: their loss, the rates out of them, and how long it stays (records resolve them)."""
 
+    @property
+    def brief(self) -> bool:
+        return self.problem is None and has_closed_form(*self.links)
+
     def compute(self) -> Solution:
         self.check_start()
         problem = self.stored() or self.asked(self.sgd)
-        t1 = self.end_time(problem)
         least = 3 if self.saddles else 2
         check("records", self.records, f"at least {least}", self.records >= least)
+        ahead(lambda: columns(self.solved(problem, 1.0)))
+        return self.solved(problem, self.end_time(problem))
+
+    def solved(self, problem: Problem, t1: float) -> Solution:
+        """The solution until a time."""
         times = log_times(t1, self.records) if self.log_times else np.linspace(0, t1, self.records)
         start = random_overlaps(problem, jax.random.key(self.seed), up=self.up)
         options = {"rtol": self.rtol, "atol": self.atol, "adjoint": diffrax.ForwardMode()}

@@ -170,11 +170,11 @@ class _Runs(eqx.Module):
     """Runs from random starts: their escape times, when they ended and where, whether the integrator was given up, and the logarithms of
     their starts' amplitudes."""
 
-    escape_time: Float[Array, " n"]
-    t_final: Float[Array, " n"]
+    escape_time: Float[Array, "*n"]
+    t_final: Float[Array, "*n"]
     final: Overlaps
-    given_up: Bool[Array, " n"]
-    logs: Float[Array, " n"]
+    given_up: Bool[Array, "*n"]
+    logs: Float[Array, "*n"]
 
 
 def _law(

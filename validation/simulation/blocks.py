@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from odes import Escape, Overlaps, Problem, losses
 from odes.devices import spread_batched
 from odes.gaussian import has_closed_form
-from odes.programs import program
+from odes.programs import ahead, program
 from validation.simulation.result import references
 from validation.simulation.simulator import Simulator
 
@@ -238,6 +238,7 @@ class Course:
         `advanced` is called with every number of steps that has been taken. What a block's seeds do does not depend on
         which other blocks there are: each device has the seeds of as many.
         """
+        ahead(lambda: self.run(seeds, advanced))
         starts, keys = seed_keys(self.key, jax.device_put(seeds), self.shared_start)
         last = len(self.simulators) - 1
         blocks = seeds.size // self.size

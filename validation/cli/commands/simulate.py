@@ -73,6 +73,10 @@ class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
     """Go on with the run that stored to --output, same flags; start it if there is none, print it again if it is finished. More
     --seeds than a finished run has are added to it."""
 
+    @property
+    def brief(self) -> bool:
+        return self.plot is None  # but for its loops
+
     def compute(self) -> Seen:
         check("records", self.records, "at least 1", self.records >= 1)
         self.check_start()

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from odes import (
 )
 from odes import kept as kept_files
 from odes.pickles import packed
-from odes.programs import program
+from odes.programs import _NO_TRACE as NO_TRACE
+from odes.programs import program, trace_state
 from tests.helpers import same_bits
 
 
@@ -224,6 +226,104 @@ def test_programs_that_run_long_have_flags_of_their_own(monkeypatch):
         "SEARCHPHASE_LONG_PROGRAMS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes"
     )
     assert long(x) == 2.0
+
+
+def test_flags_of_all_other_programs_do_not_decide_about_those_that_run_long(monkeypatch):
+    quick, long, x = program(lambda x: 2 * x), program(lambda x: 2 * x, long=True), jnp.ones(())
+    monkeypatch.setenv("SEARCHPHASE_LONG_PROGRAMS", "")
+    monkeypatch.setenv("SEARCHPHASE_SHORT_PROGRAMS", "--xla_no_such_flag=true")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_flag"):
+        quick(x)
+    assert long(x) == 2.0
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The names of the functions that are traced to be kept, in order."""
+    names, usual = [], kept_files._Traced.__init__
+
+    def noted(self, asked):
+        names.append(asked.name)
+        usual(self, asked)
+
+    monkeypatch.setattr(kept_files._Traced, "__init__", noted)
+    return names
+
+
+def test_what_is_begun_is_what_is_called(folder, traced):
+    """All of it is traced at once, and nothing later; the numbers are the same."""
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    programs.ahead(lambda: run(problem))
+    begun = list(traced)
+    assert begun == ["_drawn", "_solve"]
+    result = run(problem)
+    assert traced == begun and len(kept(folder)) == 2
+    programs.keep(None)
+    same(run(problem), result)
+
+
+def test_a_look_ahead_ends_where_something_is_there(folder, traced):
+    """In memory, on disk; a program that the work needs twice is the same one."""
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    start = random_overlaps(problem, jax.random.key(3))
+    seen = []
+
+    def work():
+        seen.append(trace_state() != NO_TRACE)
+        flow(problem, flow(problem, flow(problem, start)))
+        seen.append("flow")
+        random_overlaps(problem, jax.random.key(3))
+        seen.append("start")
+
+    programs.ahead(work)
+    assert seen == [True, "flow"] and traced == ["_drawn", "flow"]
+    flow(problem, start)
+    reread(folder)
+    programs.ahead(work)
+    assert seen == [True, "flow", True] and traced == ["_drawn", "flow"]
+
+
+def test_a_look_ahead_ends_where_a_number_is_looked_at_or_something_is_wrong(folder, traced):
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+
+    def looks():
+        float(random_overlaps(problem, jax.random.key(3)).cross[0, 0])
+        flow(problem, pretrained(problem))
+
+    programs.ahead(looks)
+    programs.ahead(lambda: flow(problem, 3.0))
+    assert traced[0] == "_drawn" and not kept(folder, "flow")
+    assert np.isfinite(flow(problem, pretrained(problem)).up).all()
+
+
+def test_what_is_computed_for_many_is_not_begun_for_one(folder, traced):
+    """Functions of the work that are mapped, differentiated or compiled as a whole have other programs; looks within a look are none."""
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    start = pretrained(problem)
+
+    def work():
+        programs.ahead(lambda: flow(problem, start))
+        jax.vmap(lambda u: flow(problem, eqx.tree_at(lambda o: o.up, start, u)))(start.up[None])
+        jax.jit(functools.partial(flow, problem))(start)
+        return jax.grad(lambda u: flow(problem, eqx.tree_at(lambda o: o.up, start, u)).cross.sum())(start.up)
+
+    programs.ahead(work)
+    assert not traced
+
+
+def test_nothing_is_begun_where_nothing_is_kept():
+    programs.ahead(lambda: pytest.fail("called"))
+
+
+def test_a_program_that_cannot_be_compiled_says_so_where_it_is_called(folder, monkeypatch):
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    start = pretrained(problem)
+    with pytest.MonkeyPatch.context() as wrong:
+        wrong.setenv("SEARCHPHASE_SHORT_PROGRAMS", "--xla_no_such_flag=1")
+        programs.ahead(lambda: flow(problem, start))
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_flag"):
+            flow(problem, start)
+    assert np.isfinite(flow(problem, start).up).all() and jax.config.jax_enable_compilation_cache
 
 
 def test_programs_can_be_sent_to_another_process():

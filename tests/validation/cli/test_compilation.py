@@ -5,7 +5,8 @@ import os
 import jax
 import pytest
 
-from validation.cli.compilation import own_folder, set_up
+from validation.cli.compilation import compile_barely, own_folder, set_up
+from validation.cli.main import parsed
 from validation.jobs.remote import Surroundings
 
 KEPT = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
@@ -50,6 +51,42 @@ def test_loops_alone_are_compiled_with_care(settings):
     settings.setenv("SEARCHPHASE_LONG_PROGRAMS", "--xla_backend_optimization_level=1")
     set_up(loops=True)
     assert os.environ["SEARCHPHASE_LONG_PROGRAMS"] == "--xla_backend_optimization_level=1"
+
+
+def test_what_a_short_command_computes_is_compiled_without_optimisations(settings):
+    """Here and in the processes that work for this one; what the user says of either holds."""
+    settings.setenv("SEARCHPHASE_SHORT_PROGRAMS", "")
+    settings.delenv("SEARCHPHASE_SHORT_PROGRAMS")
+    compile_barely("--xla_backend_optimization_level=1")
+    assert "SEARCHPHASE_SHORT_PROGRAMS" not in os.environ
+    compile_barely("")
+    assert Surroundings.here().environment["SEARCHPHASE_SHORT_PROGRAMS"] == "--xla_backend_optimization_level=0"
+    settings.setenv("SEARCHPHASE_SHORT_PROGRAMS", "--xla_backend_optimization_level=1")
+    compile_barely("")
+    assert os.environ["SEARCHPHASE_SHORT_PROGRAMS"] == "--xla_backend_optimization_level=1"
+
+
+@pytest.mark.parametrize(
+    ("brief", "words"),
+    [
+        (True, "escape --dim 1000"),
+        (True, "escape --strength 0.1:0.8:8 --dim 1000"),
+        (False, "escape --strength 0.1:0.9:9 --dim 1000"),
+        (False, "escape --strength 0.1:0.5:5 --dim 1000 --rank 1 2"),
+        (False, "escape --dim 1000 --noise-limit"),
+        (False, "escape --dim 1000 --activation tanh"),
+        (False, "escape --problem examples/committee.toml"),
+        (True, "solve --activation He2"),
+        (False, "solve --teacher tanh"),
+        (True, "checkpoints --cosine 0.8"),
+        (False, "checkpoints --source tanh"),
+        (True, "simulate"),
+        (False, "simulate --plot flow.png"),
+        (False, "phase-diagram"),
+    ],
+)
+def test_commands_are_short_where_they_compute_little(brief, words):
+    assert parsed(words.split()).brief == brief
 
 
 def old_program(folder, name):

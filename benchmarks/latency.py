@@ -1,10 +1,11 @@
 """Prints the latency table: how long whole commands take, as processes of their own, with an empty compilation cache and a full one.
 
-Every command gets a new, empty folder as JAX's persistent compilation cache (`JAX_COMPILATION_CACHE_DIR`): its first run is "cold",
-the median of the runs after it is "warm". Both are also given over the time that `import jax, diffrax` takes in the same run, which
-no command can beat. "cpu" is the processors' time, which other work on the machine changes less than the time on the clock. JAX's
-other settings are left alone: unless the project says otherwise, JAX stores only what took a second or more to compile. "stored" is
-the number of compiled functions in the cache after the cold run.
+Every command gets new, empty folders as JAX's persistent compilation cache (`JAX_COMPILATION_CACHE_DIR`): the median of the first runs
+with each is "cold", that of the runs after the last of them is "warm". Both are also given over the time that `import jax, diffrax`
+takes right before, which no command can beat; so are the limits, since machines differ in speed, and one machine from hour to hour.
+"cpu" is the processors' time, which other work on the machine changes less than the time on the clock. JAX's other settings are left
+alone: unless the project says otherwise, JAX stores only what took a second or more to compile. "stored" is the number of compiled
+functions in the cache after the cold run.
 
 Every command is run once for nothing first, so that files are read and Python's bytecode is in place. Run it on an idle machine.
 """
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ assert abs(gradient) > 0, gradient
 class Job:
     """What a process does: `words` after the name of Python; `{folder}` among them is an empty folder.
 
-    `cold` and `warm` are the limits in seconds, None where there is none; `once`: warm is a single run, since it takes minutes.
+    `cold` and `warm` are the limits, in times of the import, None where there is none; `once`: each is a single run, since it takes
+    minutes.
     """
 
     what: str
@@ -67,9 +70,7 @@ def _command(words: str, cold: float | None = None, warm: float | None = None, *
     return Job(words.replace(" --folder {folder}", ""), ("-m", "validation", *words.split()), cold, warm, once)
 
 
-_HELP = _command("--help")
-_HELP_LIMIT = 1.3
-"""The help text takes at most so many times as long as the import."""
+_HELP = _command("--help", 1.3, 1.3)
 
 _JOBS = (
     _command("escape"),
@@ -99,21 +100,21 @@ def seconds(checkout: Path, words: tuple[str, ...], cache: str) -> tuple[float, 
     return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def median(checkout: Path, words: tuple[str, ...], cache: str, repeat: int) -> tuple[float, float]:
-    """The medians of several runs."""
-    wall, cpu = zip(*(seconds(checkout, words, cache) for _ in range(repeat)), strict=True)
+def medians(runs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The medians of several runs: of the time, and of the processors'."""
+    wall, cpu = zip(*runs, strict=True)
     return statistics.median(wall), statistics.median(cpu)
 
 
 def row(checkout: Path, job: Job, repeat: int, unit: float) -> dict[str, Any]:
     """One line of the table; `unit` is the time of the import."""
-    with tempfile.TemporaryDirectory() as cache:
-        cold, cold_cpu = seconds(checkout, job.words, cache)
-        stored = sum(file.name.endswith("-cache") for file in Path(cache).rglob("*"))
-        warm, warm_cpu = median(checkout, job.words, cache, 1 if job.once else repeat)
-    limits = [("cold", cold, job.cold), ("warm", warm, job.warm)]
-    if job is _HELP:
-        limits = [("cold", cold, _HELP_LIMIT * unit), ("warm", warm, _HELP_LIMIT * unit)]
+    repeat = 1 if job.once else repeat
+    with tempfile.TemporaryDirectory() as caches:
+        folders = [str(Path(caches, str(number))) for number in range(repeat)]
+        cold, cold_cpu = medians([seconds(checkout, job.words, folder) for folder in folders])
+        stored = sum(file.name.endswith("-cache") for file in Path(folders[-1]).rglob("*"))
+        warm, warm_cpu = medians([seconds(checkout, job.words, folders[-1]) for _ in range(repeat)])
+    limits = [("cold", cold / unit, job.cold), ("warm", warm / unit, job.warm)]
     missed = [name for name, took, limit in limits if limit is not None and took > limit]
     return {
         "what": job.what,
@@ -134,7 +135,9 @@ def main() -> None:
         description="Prints how long whole commands take, without and with compiled functions."
     )
     parser.add_argument("--checkout", type=Path, default=HERE, help="folder of the revision to measure (this one)")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of which a median is taken (3)")
+    parser.add_argument(
+        "--repeat", type=int, default=3, metavar="N", help="runs of which a median is taken (3), cold and warm"
+    )
     parser.add_argument("--figures", action="store_true", help="also draw all figures, twice (many minutes)")
     options = parser.parse_args()
     checkout = options.checkout.resolve()
@@ -142,9 +145,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         for job in (_HELP, *_JOBS):
             seconds(checkout, job.words, cache)
-        unit, cpu = median(checkout, ("-c", _IMPORT), cache, options.repeat)
-    jobs = [_HELP, *_JOBS, *([_FIGURES] if options.figures else [])]
-    rows = [row(checkout, job, options.repeat, unit) for job in tqdm(jobs, unit="command", disable=None)]
+        units, rows = [], []
+        for job in tqdm([_HELP, *_JOBS, *([_FIGURES] if options.figures else [])], unit="command", disable=None):
+            units.append(medians([seconds(checkout, ("-c", _IMPORT), cache) for _ in range(options.repeat)]))
+            rows.append(row(checkout, job, options.repeat, units[-1][0]))
+        unit, cpu = medians(units)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the start; jax {jax.__version__}; {checkout}\n"
     )

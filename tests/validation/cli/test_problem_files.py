@@ -32,11 +32,11 @@ def test_solve_speaks_of_units(capsys, tmp_path):
     assert out.split()[:8] == ["t", "loss", "Q1,1", "Q2,2", "M1,1", "M1,2", "M2,1", "M2,2"]
 
 
-@pytest.mark.carefully
 def test_simulate_goes_on_with_readouts(capsys, tmp_path):
-    """Readouts are printed, drawn, stored and resumed."""
-    output, plot = tmp_path / "run.nc", tmp_path / "run.png"
-    words = f"simulate --problem {READOUTS} --t1 2 --records 2 --method chain --output {output} --resume --json --block 1 --seeds"
+    """Readouts are printed, drawn, stored and resumed; of units whose averages are closed formulas, which the drawn flow takes least."""
+    file, output, plot = tmp_path / "readouts.toml", tmp_path / "run.nc", tmp_path / "run.png"
+    file.write_text(Path(READOUTS).read_text().replace("tanh", "erf"))
+    words = f"simulate --problem {file} --t1 2 --records 2 --method chain --output {output} --resume --json --block 1 --seeds"
     _, out, _ = run(capsys, *words.split(), "1")
     (one,) = json.loads(out)["points"]
     assert one["strength"] is None and one["rank"] == 2

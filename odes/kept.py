@@ -89,14 +89,11 @@ class Store:
         key = asked.key() if all(map(_ordinary, asked.arrays)) else None
         if key is None:
             return None
-        found, mine = self._entered(key)
-        if found is None:
-            return None
-        if mine:
-            with self._settling(key, found):
+        with self._entered(key) as (found, mine):
+            if mine:
                 file = self._file(asked, key)
                 found.set_result(_read(file) or _made(file, _Traced(asked)))
-        return functools.partial(found.result(), asked.arrays)
+        return None if found is None else functools.partial(found.result(), asked.arrays)
 
     def begun(
         self, function: "program", args: Any, kwargs: Any, before: "dict[bytes, _Traced]"
@@ -115,28 +112,27 @@ class Store:
         file = self._file(asked, key)
         if file.exists():
             raise IsThere
-        found, mine = self._entered(key)
-        if found is None or not mine:
-            raise IsThere
-        with self._settling(key, found):
+        with self._entered(key) as (found, mine):
+            if not mine:
+                raise IsThere
             before[key] = traced = _Traced(asked)
-
-        def compile_it() -> None:
-            with contextlib.suppress(Exception), self._settling(key, found):  # whoever waits for it is told
-                found.set_result(_made(file, traced))
-
-        self._threads.submit(compile_it)
+            self._threads.submit(self._compile, file, traced, key, found)
         return traced.blank
 
-    def _entered(self, key: bytes) -> "tuple[concurrent.futures.Future[Program] | None, bool]":
-        """What will be the program, and whether it is for the caller to make; None if nothing is kept any more."""
-        with self._entering:
-            found = self.loaded.get(key)
-            if found is not None:
-                return found, False
-            if not _as_imported():
-                return None, False
-            return self.loaded.setdefault(key, concurrent.futures.Future()), True
+    def _compile(self, file: Path, traced: "_Traced", key: bytes, found: "concurrent.futures.Future[Program]") -> None:
+        with contextlib.suppress(Exception), self._settling(key, found):  # whoever waits for it is told
+            found.set_result(_made(file, traced))
+
+    @contextlib.contextmanager
+    def _entered(self, key: bytes) -> "Iterator[tuple[concurrent.futures.Future[Program] | None, bool]]":
+        """What will be the program, and whether it is for the caller to see to it; None if nothing is kept any more."""
+        mine = concurrent.futures.Future()
+        with self._settling(key, mine):
+            with self._entering:
+                found = self.loaded.get(key)
+                if found is None and _as_imported():
+                    found = self.loaded[key] = mine
+            yield found, found is mine
 
     @contextlib.contextmanager
     def _settling(self, key: bytes, found: "concurrent.futures.Future[Program]") -> Iterator[None]:
@@ -144,8 +140,10 @@ class Store:
         try:
             yield
         except BaseException as error:
-            self.loaded.pop(key, None)
-            found.set_exception(error)
+            if self.loaded.get(key) is found:
+                del self.loaded[key]
+            if not found.done():
+                found.set_exception(error)
             raise
 
     def _file(self, asked: "_Asked", key: bytes) -> Path:

@@ -124,9 +124,9 @@ def ahead(work: Callable[[], Any]) -> None:
 
     The work is traced, not computed: one after the other its programs are traced while those before them are being compiled. That
     ends at the first one that is there already, as all are if the same has been done before, and where the work looks at a number that
-    a program has computed. Nothing happens unless programs are kept ([`keep`][]), or as a part of other such work.
+    a program has computed. Nothing happens unless programs are kept ([`keep`][]), nor within anything else that is being traced.
     """
-    if _store is None or _looking.now is not None:
+    if _store is None or trace_state() != _NO_TRACE:
         return
 
     def looked() -> None:

@@ -151,9 +151,17 @@ def escape_law(
         starts = min(max(_ROWS // rank, _FEWEST), _MOST) // _dearer(problem)
     require("starts", starts, "at least 2", lambda n: n >= 2)
     normals = real_array(start_normals(starts, rank, problem.frame_size, problem.units[0]))
-    options = (problem, Escape() if escape is None else escape, normals, adjoint)
-    ahead(lambda: _law(*options))
-    return _law(*options)
+    escape = Escape() if escape is None else escape
+    modes = escape_modes(problem)
+    fast = _too_fast(problem, modes)
+    iterated = concrete(fast) and bool(fast)
+
+    def law() -> EscapeLaw:
+        runs = _runs(problem, modes, escape, normals, adjoint, iterated)
+        return _law_of(runs, problem, modes, fast, escape, iterated)
+
+    ahead(law)
+    return law()
 
 
 @program
@@ -175,17 +183,6 @@ class _Runs(eqx.Module):
     final: Overlaps
     given_up: Bool[Array, "*n"]
     logs: Float[Array, "*n"]
-
-
-def _law(
-    problem: Problem, escape: Escape, normals: Float[Array, "n r k"], adjoint: diffrax.AbstractAdjoint | None
-) -> EscapeLaw:
-    """The law, by two programs: the runs are compiled while what follows from them is traced."""
-    modes = escape_modes(problem)
-    fast = _too_fast(problem, modes)
-    iterated = concrete(fast) and bool(fast)
-    runs = _runs(problem, modes, escape, normals, adjoint, iterated)
-    return _law_of(runs, problem, modes, fast, escape, iterated)
 
 
 @program

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import equinox as eqx
@@ -313,6 +314,27 @@ def test_what_is_computed_for_many_is_not_begun_for_one(folder, traced):
 
 def test_nothing_is_begun_where_nothing_is_kept():
     programs.ahead(lambda: pytest.fail("called"))
+
+
+def test_nothing_is_begun_by_what_is_traced_itself(folder, traced):
+    """It is compiled as a part of the whole."""
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+
+    def change(u):
+        programs.ahead(lambda: pytest.fail("called"))
+        return flow(problem, eqx.tree_at(lambda o: o.up, pretrained(problem), u)).cross.sum()
+
+    u = pretrained(problem).up
+    for made in (jax.jit(change), jax.grad(change), jax.jacfwd(change)):
+        assert np.isfinite(made(u)).all()
+    assert np.isfinite(jax.vmap(change)(u[None])).all() and not traced
+
+
+def test_without_threads_all_is_compiled_where_it_is_called(folder, monkeypatch):
+    problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
+    monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no more threads")))
+    programs.ahead(lambda: flow(problem, pretrained(problem)))
+    assert np.isfinite(flow(problem, pretrained(problem)).up).all()
 
 
 def test_a_program_that_cannot_be_compiled_says_so_where_it_is_called(folder, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from odes import Adapter, Escape, Overlaps, Problem, random_overlaps
+from odes import Adapter, Escape, Overlaps, Problem, programs, random_overlaps
 from odes.arguments import ArgumentError
 from tests.helpers import central_slopes, largest_z
 from tests.problems import PARAMETERS, of_parameters, single
@@ -117,6 +117,18 @@ def test_a_traced_law_does_not_iterate_large_steps():
     problem = single("linear", strength=0.1, eta=1.5)
     traced = eqx.filter_jit(lambda some: escape_law(some).validity)(problem)
     assert Validity(int(traced)) == Validity.coarse and escape_law(problem).doubt == ""
+
+
+def test_only_what_is_needed_is_compiled(tmp_path):
+    """Where programs are kept they are begun ahead, once it is known whether the mean step is iterated."""
+    programs.keep(tmp_path)
+    try:
+        for eta, kept in ((0.2, 1), (1.5, 2)):
+            assert np.isfinite(escape_law(single("linear", strength=0.1, eta=eta), starts=2).mean)
+            for name in ("runs", "law_of"):
+                assert len(list(tmp_path.glob(f"program-{name}-*-cache"))) == kept
+    finally:
+        programs.keep(None)
 
 
 def test_law_works_under_vmap():

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -89,7 +90,7 @@ def _run(args: list[str], name: str | None, *, own_process: bool) -> int:
         chosen = parsed(args)
         require_device(device)
         if own_process:
-            if getattr(chosen, "brief", False):
+            if hasattr(type(chosen), "brief") and chosen.brief:
                 compile_barely(flags)
             if programs.configured("jax_enable_compilation_cache"):
                 programs.keep(programs.configured("jax_compilation_cache_dir"))
@@ -115,6 +116,8 @@ def _run(args: list[str], name: str | None, *, own_process: bool) -> int:
     except OSError as error:
         message = str(error)
     except KeyboardInterrupt:
+        if own_process:  # which ends once nothing more is being compiled: another Ctrl-C would abort that
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         kept = getattr(chosen, "interrupted", None)
         message, code = f"interrupted{f'; {kept()}' if kept else ''}", _INTERRUPTED
     return _say(name, message, code)

@@ -80,6 +80,7 @@ def test_what_a_short_command_computes_is_compiled_without_optimisations(setting
         (False, "solve --teacher tanh"),
         (True, "checkpoints --cosine 0.8"),
         (False, "checkpoints --source tanh"),
+        (False, "checkpoints --cosine 0.8 0.5"),
         (True, "simulate"),
         (False, "simulate --plot flow.png"),
         (False, "phase-diagram"),

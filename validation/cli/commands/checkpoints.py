@@ -27,8 +27,8 @@ _CLOSE = 0.3
 """Weights nearer than this to the target show how the fine-tuning time diverges."""
 
 
-_FEW = 4
-"""So many transfers are judged sooner than what judges them is compiled with care."""
+_FEW = 32
+"""So many checkpoints are judged sooner than what judges them is compiled with care."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,11 @@ class Checkpoints(ResumeOptions, EscapeOptions, ConfirmOptions, TransferOptions)
     def brief(self) -> bool:
         student, target = self.links
         links = (target, self.link("source", student))
-        return self.problem is None and len(self.cosine) <= _FEW and all(has_closed_form(student, f) for f in links)
+        return (
+            self.problem is None
+            and len(self.cosine) * self.points <= _FEW
+            and all(has_closed_form(student, f) for f in links)
+        )
 
     def compute(self) -> list[Judged]:
         self.check_confirm()

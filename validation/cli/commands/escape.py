@@ -17,7 +17,6 @@ from odes.arguments import ArgumentError
 from odes.gaussian import has_closed_form
 from odes.programs import ahead
 from theory import (
-    EscapeLaw,
     EscapeModes,
     SearchPhase,
     critical_points,
@@ -84,11 +83,12 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         families, places, points = self.families(), np.asarray(self.pretrained()), []
         problems = [[family.at(*place) for place in places.tolist()] for family in families]
         if self.gives_law:
-            ahead(lambda: _escape_law(problems[0][0], escape))
+            ahead(lambda: escape_modes(problems[0][0]))
+        at = {"strength": places[:, 0], "alignment": places[:, 1]}
+        ahead(lambda: sweep(families[0], **at))
         ahead(lambda: self.critical(families[0], places))
         for family, some in zip(families, problems, strict=True):
-            phase = sweep(family, strength=places[:, 0], alignment=places[:, 1])
-            points += self.points(some, phase, escape)
+            points += self.points(some, sweep(family, **at), escape)
         return Found(points, self.critical(families[0], places))
 
     def around(self, problem: Problem, escape: Criterion) -> Found:
@@ -113,7 +113,6 @@ class Escape(OutputOptions, EscapeOptions, SweepOptions, FileOptions):
         ranks = [int(rank) for rank in self.rank] or [problem.adapter.rank]
         places = [(factor, rank) for rank in ranks for factor in self.factor or (1.0,)]
         problems = [times(factor).replace(rank=rank) for factor, rank in places]
-        ahead(lambda: _escape_law(problems[0], escape))
         modes = [escape_modes(some) for some in problems]
         points = self.points(problems, jax.tree.map(lambda *x: jnp.stack(x), *map(leading_phase, modes)), escape)
         for point, some, found, (factor, _) in zip(points, problems, modes, places, strict=True):
@@ -327,13 +326,9 @@ def settled(problem: Problem) -> dict[str, float] | None:
     return {name: float(getattr(found, name)) for name in _PLATEAU} if np.isfinite(found.up) else None
 
 
-def _escape_law(problem: Problem, escape: Criterion) -> EscapeLaw:
-    return escape_law(problem, escape, adjoint=diffrax.ForwardMode())
-
-
 def law_of(problem: Problem, escape: Criterion) -> dict[str, Any]:
     """The law of the escape time: its moments, quantiles, and why it is not given where it is not."""
-    law = jax.device_get(_escape_law(problem, escape))
+    law = jax.device_get(escape_law(problem, escape, adjoint=diffrax.ForwardMode()))
     times = np.asarray(law.quantile(np.array(_QUANTILES)))
     quantiles = dict(zip(map(str, _QUANTILES), times.tolist(), strict=True))
     moments = {name: float(getattr(law, name)) for name in _MOMENTS}

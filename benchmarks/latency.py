@@ -33,6 +33,15 @@ HERE = Path(__file__).resolve().parent.parent
 
 _IMPORT = "import jax, diffrax"
 
+_AS_COMMANDS = """
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+from validation.cli.compilation import set_up
+
+set_up()
+"""
+
 _GRADIENT = """
 import jax
 
@@ -80,6 +89,7 @@ _JOBS = (
     _command("simulate --method chain --until-escape --seeds 64", 5, 3),
     _command("checkpoints --cosine 0.8", 12, 7),
     Job("gradient of an escape time", ("-c", _GRADIENT)),
+    Job("gradient, set up as short commands are", ("-c", _AS_COMMANDS + _GRADIENT)),
 )
 _FIGURES = _command("figures --quick --folder {folder}", 300, once=True)
 

@@ -109,8 +109,7 @@ class Store:
             return None
         if key in before:
             return before[key].blank
-        file = self._file(asked, key)
-        if file.exists():
+        if key in self.loaded or (file := self._file(asked, key)).exists():
             raise IsThere
         with self._entered(key) as (found, mine):
             if not mine:

@@ -82,7 +82,9 @@ def test_what_a_short_command_computes_is_compiled_without_optimisations(setting
         (False, "checkpoints --source tanh"),
         (False, "checkpoints --cosine 0.8 0.5"),
         (True, "simulate"),
-        (False, "simulate --plot flow.png"),
+        (True, "simulate --plot flow.png"),
+        (False, "simulate --activation tanh"),
+        (False, "simulate --problem examples/committee.toml"),
         (False, "phase-diagram"),
     ],
 )

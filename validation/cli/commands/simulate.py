@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from odes import Problem, solve
+from odes.gaussian import has_closed_form
 from validation.cli.options import FileOptions, RunOptions, SweepOptions, noise_forbids, place_of
 from validation.cli.report import lines_of, print_sample, table
 from validation.cli.units import of_units, scalars
@@ -75,7 +76,7 @@ class Simulate(ResumeOptions, RunOptions, SweepOptions, FileOptions):
 
     @property
     def brief(self) -> bool:
-        return self.plot is None  # but for its loops
+        return self.problem is None and has_closed_form(*self.links)  # but for its loops
 
     def compute(self) -> Seen:
         check("records", self.records, "at least 1", self.records >= 1)

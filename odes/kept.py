@@ -62,6 +62,9 @@ class Program:
         return eqx.combine(jax.tree.unflatten(self._structure, self._executable(*arrays)), self._static)
 
 
+_Future = concurrent.futures.Future[Program]
+
+
 class IsThere(Exception):
     """A program that was to be begun is there already."""
 
@@ -71,7 +74,7 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.loaded: dict[bytes, concurrent.futures.Future[Program]] = {}
+        self.loaded: dict[bytes, _Future] = {}
         self._entering = threading.Lock()
 
     @functools.cached_property
@@ -90,9 +93,9 @@ class Store:
         if key is None:
             return None
         with self._entered(key) as (found, mine):
-            if mine:
+            if mine is not None:
                 file = self._file(asked, key)
-                found.set_result(_read(file) or _made(file, _Traced(asked)))
+                mine.set_result(_read(file) or _made(file, _Traced(asked)))
         return None if found is None else functools.partial(found.result(), asked.arrays)
 
     def begun(
@@ -111,30 +114,30 @@ class Store:
             return before[key].blank
         if key in self.loaded or (file := self._file(asked, key)).exists():
             raise IsThere
-        with self._entered(key) as (found, mine):
-            if not mine:
+        with self._entered(key) as (_, mine):
+            if mine is None:
                 raise IsThere
             before[key] = traced = _Traced(asked)
-            self._threads.submit(self._compile, file, traced, key, found)
+            self._threads.submit(self._compile, file, traced, key, mine)
         return traced.blank
 
-    def _compile(self, file: Path, traced: "_Traced", key: bytes, found: "concurrent.futures.Future[Program]") -> None:
+    def _compile(self, file: Path, traced: "_Traced", key: bytes, found: _Future) -> None:
         with contextlib.suppress(Exception), self._settling(key, found):  # whoever waits for it is told
             found.set_result(_made(file, traced))
 
     @contextlib.contextmanager
-    def _entered(self, key: bytes) -> "Iterator[tuple[concurrent.futures.Future[Program] | None, bool]]":
-        """What will be the program, and whether it is for the caller to see to it; None if nothing is kept any more."""
-        mine = concurrent.futures.Future()
+    def _entered(self, key: bytes) -> "Iterator[tuple[_Future | None, _Future | None]]":
+        """What will be the program, None if nothing is kept any more; and the same if it is for the caller to see to it, else None."""
+        mine: _Future = concurrent.futures.Future()
         with self._settling(key, mine):
             with self._entering:
                 found = self.loaded.get(key)
                 if found is None and _as_imported():
                     found = self.loaded[key] = mine
-            yield found, found is mine
+            yield found, mine if found is mine else None
 
     @contextlib.contextmanager
-    def _settling(self, key: bytes, found: "concurrent.futures.Future[Program]") -> Iterator[None]:
+    def _settling(self, key: bytes, found: _Future) -> Iterator[None]:
         """What goes wrong goes wrong for all who wait for the program too; the next one who asks for it tries again."""
         try:
             yield

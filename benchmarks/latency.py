@@ -156,12 +156,10 @@ def main() -> None:
         for job in (_HELP, *_JOBS):
             seconds(checkout, job.words, cache)
         units, rows = [], []
-        jobs = [_HELP, *_JOBS, *([_FIGURES] if options.figures else [])]
-        shown = tqdm(total=len(jobs), unit="command", disable=None)
-        for job in jobs:
+        jobs: list[Job] = [_HELP, *_JOBS, *([_FIGURES] if options.figures else [])]
+        for job in tqdm(jobs, unit="command", disable=None):
             units.append(medians([seconds(checkout, ("-c", _IMPORT), cache) for _ in range(options.repeat)]))
             rows.append(row(checkout, job, options.repeat, units[-1][0]))
-            shown.update()
         unit, cpu = medians(units)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the start; jax {jax.__version__}; {checkout}\n"

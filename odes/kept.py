@@ -211,8 +211,7 @@ class _Traced:
 
     def blank(self) -> Any:
         """The result with zeros for numbers."""
-        results = jax.tree.unflatten(jax.tree.structure(self.order), map(_zeros, self._results))
-        return eqx.combine(results, self.static)
+        return Program(lambda: [_zeros(kind) for kind in self._results], self.order, self.static)([])
 
 
 def configured(name: str) -> Any:

@@ -119,7 +119,7 @@ def checkpoints(
     or more, $\theta_s\int_0^T\max_kN_{kk}dt$ in units of the rows' squared length over d, the time is not trusted either.
     """
     grid = np.asarray(times, jnp.result_type(float))
-    begin(transfer, grid.size, goal, end=float(grid.max()), start=start)
+    begin(transfer, goal, end=float(grid.max()), start=start)
     run = pretrained_until(transfer, float(grid.max()), start=start)
     return tuned_from(
         transfer, run, grid, goal, others=None if start is not None else random_pretrainings(transfer, run)
@@ -127,21 +127,16 @@ def checkpoints(
 
 
 def begin(
-    transfer: Transfer,
-    n: int,
-    goal: Escape | None = None,
-    *,
-    end: float | None = None,
-    start: Overlaps | None = None,
+    transfer: Transfer, goal: Escape | None = None, *, end: float | None = None, start: Overlaps | None = None
 ) -> None:
-    """Begins to compile what fine-tuning from n [`checkpoints`][] needs ([`odes.programs.ahead`][]), of a pretraining until `end`.
+    """Begins to compile what fine-tuning from any number of [`checkpoints`][] needs ([`odes.programs.ahead`][]), of a pretraining until
+    `end`.
 
     Unless that is given it is a tenth of the longest: then, and if the end turns out to be another, what was begun is right as long as
     both are iterated or neither is.
     """
     end = _longest(transfer) / 10 if end is None else end
-    grid = np.linspace(0, end, n)
-    ahead(lambda: tuned_from(transfer, pretrained_until(transfer, end, start=start), grid, goal))
+    ahead(lambda: tuned_from(transfer, pretrained_until(transfer, end, start=start), np.array([end]), goal))
 
 
 def pretrained_until(

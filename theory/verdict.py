@@ -88,7 +88,7 @@ def judge(
     grid = np.asarray(times, float)
     require("times", grid, "at least one number", lambda x: x.ndim == 1 and x.size >= 1)
     require("times", grid, "increasing, from 0 or later", lambda x: x[0] >= 0 and bool(np.all(np.diff(x) > 0)))
-    begin(transfer, grid.size, goal, end=float(grid[-1]))
+    begin(transfer, goal, end=float(grid[-1]))
     run = pretrained_until(transfer, float(grid[-1]))
     others = random_pretrainings(transfer, run)
 

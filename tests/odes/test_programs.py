@@ -337,7 +337,7 @@ def test_without_threads_all_is_compiled_where_it_is_called(folder, monkeypatch)
     assert np.isfinite(flow(problem, pretrained(problem)).up).all()
 
 
-def test_a_program_that_cannot_be_compiled_says_so_where_it_is_called(folder, monkeypatch):
+def test_a_program_that_cannot_be_compiled_says_so_where_it_is_called(folder):
     problem = Problem.single_index("erf", strength=0.4, alignment=0.6)
     start = pretrained(problem)
     with pytest.MonkeyPatch.context() as wrong:

@@ -48,15 +48,26 @@ class WorkOptions(DeviceOptions):
         with self._executor() as executor:
             yield {"executor": executor, "retries": self.retries, "progress": True}
 
+    def alone(self, jobs: int) -> bool:
+        """Whether this process does so many jobs itself."""
+        return self.scheduler is None and (self._count == 1 or jobs < self._least)
+
+    @property
+    def _count(self) -> int:
+        """How many processes of this machine do the work."""
+        if self.workers is not None:
+            return self.workers
+        return usable_cores() if jax.default_backend() == "cpu" else 1
+
+    @property
+    def _least(self) -> int:
+        """For how many jobs they are started."""
+        return 2 if self.workers else _WORTH_PROCESSES
+
     def _executor(self) -> contextlib.AbstractContextManager[Executor | None]:
         if self.scheduler is not None:
             return cluster(self.scheduler)
-        count = self.workers
-        if count is None:
-            count = usable_cores() if jax.default_backend() == "cpu" else 1
-        if count == 1:
-            return contextlib.nullcontext()
-        return processes(count, least=2 if self.workers else _WORTH_PROCESSES)
+        return contextlib.nullcontext() if self._count == 1 else processes(self._count, least=self._least)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

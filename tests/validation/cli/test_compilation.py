@@ -5,6 +5,7 @@ import os
 import jax
 import pytest
 
+from validation.cli import work
 from validation.cli.compilation import compile_barely, own_folder, set_up
 from validation.cli.main import parsed
 from validation.jobs.remote import Surroundings
@@ -90,6 +91,14 @@ def test_what_a_short_command_computes_is_compiled_without_optimisations(setting
 )
 def test_commands_are_short_where_they_compute_little(brief, words):
     assert parsed(words.split()).brief == brief
+
+
+@pytest.mark.parametrize("cores, flags, alone", [(1, "", 9), (2, "", 3), (2, "--workers 1", 9), (2, "--workers 2", 1)])
+def test_how_many_jobs_a_process_does_itself(monkeypatch, cores, flags, alone):
+    """What is compiled for jobs that others do is compiled there."""
+    monkeypatch.setattr(work, "usable_cores", lambda: cores)
+    command = parsed(f"checkpoints {flags}".split())
+    assert [command.alone(jobs) for jobs in range(1, 10)] == [jobs <= alone for jobs in range(1, 10)]
 
 
 def old_program(folder, name):

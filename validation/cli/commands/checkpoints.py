@@ -27,6 +27,9 @@ _CLOSE = 0.3
 """Weights nearer than this to the target show how the fine-tuning time diverges."""
 
 
+_GOALS = 2
+"""Every transfer is judged by the escape and by an absolute loss."""
+
 _FEW = 32
 """So many checkpoints are judged sooner than what judges them is compiled with care."""
 
@@ -106,7 +109,8 @@ class Checkpoints(ResumeOptions, EscapeOptions, ConfirmOptions, TransferOptions)
             raise ArgumentError("plot", "needs a --pretraining-time above 0")
         check("points", self.points, "at least 3", self.points >= 3)
         transfers = self.transfers(self.sgd)
-        begin(transfers[0], self.points, self.escape, end=end)
+        if self.alone(_GOALS * len(transfers)):
+            begin(transfers[0], self.escape, end=end)
         loss = self.goal
         if loss is None:
             loss = untrained_loss(transfers[0]) / 10
